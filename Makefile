@@ -1,0 +1,32 @@
+# Each target does its own set-up: nothing but Python 3.11 or newer is needed.
+PYTHON ?= python3
+VENV ?= .venv
+RUN = TF_CPP_MIN_LOG_LEVEL=3 $(VENV)/bin/python
+
+.PHONY: demo test format clean
+
+demo: $(VENV)/.installed
+	$(RUN) examples/digits.py --workdir=runs/digits --overwrite
+
+test: $(VENV)/.installed-test
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(RUN) -m pytest -n 2
+	KERAS_BACKEND=jax $(RUN) -m pytest -n 2 -m "not tensorflow"
+
+format: $(VENV)/.installed-test
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+$(VENV)/.installed: setup.py
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)/bin/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(VENV)/bin/python -m pip install --quiet --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info

@@ -1,0 +1,18 @@
+"""See what the layers of a Keras network do, from the entropy of their activation patterns."""
+
+from keras_layer_entropy import measures, plots
+from keras_layer_entropy.analyzer import EntropyAnalyzer, analyze_model
+from keras_layer_entropy.monitor import EntropyMonitor
+from keras_layer_entropy.probe import ActivationProbe
+from keras_layer_entropy.profile import EntropyProfile
+
+__all__ = [
+    "ActivationProbe",
+    "EntropyAnalyzer",
+    "EntropyMonitor",
+    "EntropyProfile",
+    "analyze_model",
+    "measures",
+    "plots",
+]
+__version__ = "0.1.0"

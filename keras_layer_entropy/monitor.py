@@ -1,0 +1,322 @@
+"""EntropyMonitor: entropies of the layers while `fit` runs."""
+
+import dataclasses
+import functools
+import sys
+
+import keras
+
+from keras_layer_entropy import plots
+from keras_layer_entropy.analyzer import EntropyAnalyzer, ModelStatistics
+from keras_layer_entropy.probe import Recorder, replaced_attributes
+
+
+class EntropyMonitor(keras.callbacks.Callback):
+    """Measures the layers of a model in every epoch of `fit`.
+
+    Without `data` it costs no forward pass of its own: it records inside the validation pass that
+    `fit` runs anyway or, without validation data, inside the training pass (where dropout is on
+    and weights move). The entropies, normalised and averaged over the classes, go into the logs
+    as `val_<layer>_entropy` or `<layer>_entropy`, where History, CSVLogger, TensorBoard and
+    EarlyStopping find them: list this callback before those that read its keys. The model is left
+    as it was found.
+
+    Args:
+        data: held-out data to measure on after each epoch, as for `analyze_model` (not a
+            generator); None to record inside `fit`'s own passes (TensorFlow backend only). The
+            keys of such a measurement are `val_<layer>_entropy`.
+        layers, num_classes, measures: as for `EntropyAnalyzer`.
+        every: measure each `every`-th epoch only, counted like `validation_freq`.
+        log_dir: folder for TensorBoard: scalars per layer and per class, and the heat map; None
+            for none. Needs the `tensorboard` package.
+
+    Attributes:
+        profiles: one `EntropyProfile` per measured epoch of the last `fit`.
+
+    Raises:
+        RuntimeError: without `data` on another backend than TensorFlow.
+        ValueError: bad arguments, at once; labels that are no class, after the epoch.
+
+    Example:
+
+    >>> import numpy as np
+    >>> dense = keras.layers.Dense
+    >>> model = keras.Sequential([dense(8, "relu", name="hidden"), dense(3, name="logits")])
+    >>> model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    >>> x, y = np.random.normal(size=(90, 4)), np.arange(90) % 3
+    >>> monitor = EntropyMonitor(data=(x, y))
+    >>> history = model.fit(x, y, epochs=2, verbose=0, callbacks=[monitor])
+    >>> sorted(history.history), [profile.epoch for profile in monitor.profiles]
+    (['loss', 'val_hidden_entropy', 'val_logits_entropy'], [0, 1])
+    """
+
+    def __init__(
+        self,
+        data=None,
+        *,
+        layers=None,
+        num_classes=None,
+        measures=("activation_entropy",),
+        every=1,
+        log_dir=None,
+    ):
+        super().__init__()
+        if not isinstance(every, int) or every < 1:
+            raise ValueError(f"every={every!r}; expected a positive int.")
+        if hasattr(data, "__next__"):
+            raise ValueError(
+                f"data is a {type(data).__name__}, which can be read only once, but is needed in "
+                "every epoch: pass arrays, a tf.data.Dataset or a PyDataset."
+            )
+        if data is None and keras.backend.backend() != "tensorflow":
+            raise RuntimeError(
+                "EntropyMonitor() records inside fit's own passes, which only the TensorFlow "
+                f"backend allows; on {keras.backend.backend()} give it the data to measure on: "
+                "EntropyMonitor(data=(x, y))."
+            )
+        self._data = data
+        self._layers = layers
+        self._options = {"num_classes": num_classes, "measures": measures}
+        self._every = every
+        self._log_dir = log_dir
+        self._source = None
+        self._summaries = None
+        self.profiles = []
+
+    def on_train_begin(self, logs=None):
+        if self._source is not None:  # an earlier fit ended with an exception
+            self._source.close()
+        source = _FitPass if self._data is None else functools.partial(_OwnPass, self._data)
+        self._source = source(self.model, self._layers, self._options)
+        self.profiles = []
+        if self._log_dir is not None:
+            self._summaries = _Summaries(self._log_dir)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._source.begin_epoch(measured=(epoch + 1) % self._every == 0)
+
+    def on_test_begin(self, logs=None):
+        if self._source is not None:
+            self._source.begin_validation()
+
+    def on_test_end(self, logs=None):
+        if self._source is not None:
+            self._source.end_validation(logs or {})
+
+    def on_epoch_end(self, epoch, logs=None):
+        profile = self._source.end_epoch(epoch, logs or {})
+        if profile is None:
+            return
+        self.profiles.append(profile)
+        if logs is not None and "activation_entropy" in profile.values:
+            for layer, value in zip(profile.layers, profile.mean, strict=True):
+                logs[f"{self._source.prefix}{layer}_entropy"] = float(value)
+        if self._summaries is not None:
+            self._summaries.write(profile)
+
+    def on_train_end(self, logs=None):
+        self._source.close()
+        self._source = None
+        if self._summaries is not None:
+            self._summaries.close()
+            self._summaries = None
+
+
+class _OwnPass:
+    """Measures on data of its own after each epoch."""
+
+    prefix = "val_"
+
+    def __init__(self, data, model, layers, options):
+        self._data = data
+        self._analyzer = EntropyAnalyzer(model, layers, **options)
+        self._measured = False
+
+    def begin_epoch(self, measured):
+        self._measured = measured
+
+    def begin_validation(self):
+        pass
+
+    def end_validation(self, logs):
+        pass
+
+    def end_epoch(self, epoch, logs):
+        if not self._measured:
+            return None
+        profile = self._analyzer.analyze(self._data, verbose=0)
+        return dataclasses.replace(profile, epoch=epoch)
+
+    def close(self):
+        pass
+
+
+class _FitPass:
+    """Records inside the validation pass of `fit` or, if it has none, inside the training pass."""
+
+    def __init__(self, model, layers, options):
+        self._validates = _fit_validates(model)
+        self.prefix = "val_" if self._validates else ""
+        self._statistics = ModelStatistics(model, **options)
+        self._function = _RecordingFunction(
+            model, "test" if self._validates else "train", Recorder(model, layers), self._statistics
+        )
+        self._measured = False
+        self._metrics = None
+
+    def begin_epoch(self, measured):
+        self._measured = measured
+        self._metrics = None
+        if measured and not self._validates:
+            self._begin()
+
+    def begin_validation(self):
+        if self._measured and self._validates:
+            self._begin()
+
+    def end_validation(self, logs):
+        if self._function.recording:
+            self._function.recording = False
+            self._metrics = dict(logs)
+
+    def end_epoch(self, epoch, logs):
+        if not self._validates:
+            self._function.recording = False
+            self._metrics = {k: v for k, v in logs.items() if not k.startswith("val_")}
+        if not self._measured or self._metrics is None:  # validation_freq left this epoch out
+            return None
+        return self._statistics.profile(self._metrics, epoch)
+
+    def close(self):
+        self._function.remove()
+
+    def _begin(self):
+        self._function.recording = True
+        if self._statistics.built:
+            self._statistics.reset()
+
+
+class _RecordingFunction:
+    """Stands in for `model.train_function` or `test_function` and records when it is told to.
+
+    `fit` looks the function up at every step, so that no other attribute of the model is touched,
+    and what stood there comes back when training ends or a step fails. Where something else in
+    `fit` fails no callback is told: then this gives way to the next `fit`, which brings a new
+    History.
+    """
+
+    def __init__(self, model, kind, recorder, statistics):
+        self._model = model
+        self._name = f"{kind}_function"
+        self._make = getattr(model, f"make_{kind}_function")
+        self._history = getattr(model, "history", None)
+        standing = getattr(model, self._name)
+        if isinstance(standing, _RecordingFunction):
+            if standing._history is self._history:
+                raise ValueError(
+                    "Two EntropyMonitors without data in one fit: give all layers and measures to "
+                    "one of them, or data of its own to the other."
+                )
+            standing.remove()
+        self._before = getattr(model, self._name)
+        self._make()
+        self._plain = getattr(model, self._name)
+        step = _recording_step(getattr(model, f"{kind}_step"), recorder, statistics)
+        with replaced_attributes(model, {f"{kind}_step": step}):
+            self._make(force=True)
+        self._recorded = getattr(model, self._name)
+        setattr(model, self._name, self)
+        self.recording = False
+
+    def __call__(self, iterator):
+        if getattr(self._model, "history", None) is not self._history:
+            self.remove()
+            self._make()
+            return getattr(self._model, self._name)(iterator)
+        try:
+            return (self._recorded if self.recording else self._plain)(iterator)
+        except BaseException as error:
+            if type(error).__name__ not in ("StopIteration", "OutOfRangeError"):  # end of data
+                self.remove()
+            raise
+
+    def remove(self):
+        if getattr(self._model, self._name) is self:
+            setattr(self._model, self._name, self._before)
+
+
+def _recording_step(step, recorder, statistics):
+    """`step` of the model, with the statistics updated from what its layers do in it."""
+
+    def recording_step(data):
+        with recorder.recording() as recording:
+            logs = step(data)
+        _, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        if not statistics.built:
+            recorder.check(recording.activations)
+            _across_replicas(
+                functools.partial(statistics.build, recording.activations, recording.outputs, y)
+            )
+        features = [activation.features() for activation in recording.activations]
+        statistics.update(features, y, sample_weight)
+        return logs
+
+    return recording_step
+
+
+def _across_replicas(build):
+    """Calls `build`, which makes variables, where a distribution strategy lets variables be made."""
+    import tensorflow as tf
+
+    replica = tf.distribute.get_replica_context()
+    if not tf.distribute.has_strategy() or replica is None:
+        build()
+        return
+
+    def merged(strategy):
+        with tf.init_scope(), strategy.scope():
+            build()
+
+    replica.merge_call(merged)
+
+
+def _fit_validates(model):
+    """Whether the running `fit` was given validation data.
+
+    Keras does not tell its callbacks before the first validation, which is too late: without
+    validation the training pass has to be recorded from the start. So this looks at `fit` itself.
+    """
+    frame = sys._getframe()
+    while frame is not None:
+        there = frame.f_locals
+        is_fit = frame.f_code.co_name == "fit" and there.get("self") is model
+        if is_fit and "validation_data" in there:
+            return there["validation_data"] is not None
+        frame = frame.f_back
+    return False
+
+
+class _Summaries:
+    """TensorBoard event files: scalars per layer and per class, and the heat map."""
+
+    def __init__(self, log_dir):
+        import tensorflow as tf
+
+        self._summary = tf.summary
+        self._writer = tf.summary.create_file_writer(str(log_dir))
+
+    def write(self, profile):
+        with self._writer.as_default(step=profile.epoch):
+            for measure, values in profile.values.items():
+                for layer, row, mean in zip(
+                    profile.layers, values, profile.mean_of(measure), strict=True
+                ):
+                    self._summary.scalar(f"{measure}/{layer}", mean)
+                    for name, value in zip(profile.classes, row, strict=True):
+                        self._summary.scalar(f"{measure}_by_class/{layer}/{name}", value)
+                heatmap = plots.pixels(plots.heatmap(profile, measure))
+                self._summary.image(f"{measure}/heatmap", heatmap[None])
+        self._writer.flush()
+
+    def close(self):
+        self._writer.close()

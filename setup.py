@@ -1,0 +1,39 @@
+"""All package metadata."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+HERE = pathlib.Path(__file__).parent
+VERSION = re.search(
+    r'__version__ = "(.+)"', (HERE / "keras_layer_entropy" / "__init__.py").read_text()
+).group(1)
+
+setup(
+    name="keras_layer_entropy",
+    version=VERSION,
+    description="See what the Dense layers of a Keras network do, and which ones it can lose.",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["keras_layer_entropy", "keras_layer_entropy.*"]),
+    python_requires=">=3.11",
+    install_requires=[
+        "absl-py>=2.1",
+        # Several advisories on opening model files are fixed only from here on.
+        "keras>=3.15.1",
+        "matplotlib>=3.8",
+        "ml_collections>=1.0",
+        "numpy>=1.26",
+        "pillow>=10",
+        "rich>=13",
+        "scikit-learn>=1.4",
+        "tensorflow>=2.21",
+        "tensorflow-datasets>=4.9.7",
+    ],
+    extras_require={
+        "tensorboard": ["tensorboard>=2.19"],
+        "test": ["jax>=0.6", "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.12", "tensorboard>=2.19"],
+    },
+)

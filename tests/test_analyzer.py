@@ -1,0 +1,458 @@
+"""Every kind of model, data and option against NumPy written from the formulas."""
+
+import keras
+import models
+import numpy as np
+import pytest
+import reference
+from keras import layers
+
+from keras_layer_entropy import ActivationProbe, EntropyAnalyzer, analyze_model
+
+ALL_MEASURES = ("activation_entropy", "instability", "state_entropy")
+# float32 activations of size 10 carry errors of 1e-6, which the entropy multiplies by a few.
+FLOAT32 = dict(rtol=0, atol=1e-5)
+
+
+def check_profile(profile, case, expected, **tolerance):
+    classes = len(profile.classes)
+    assert profile.layers == tuple(expected)
+    for row, (pattern, pre) in enumerate(expected.values()):
+        given = (case.y % classes, classes)
+        for name, want in (
+            (
+                "activation_entropy",
+                reference.by_class(reference.activation_entropy, pattern, *given),
+            ),
+            ("instability", reference.by_class(reference.instability, pattern, *given)),
+            ("state_entropy", reference.by_class(reference.state_entropy, pre, *given)),
+        ):
+            np.testing.assert_allclose(profile.values[name][row], want, **tolerance, err_msg=name)
+
+
+@pytest.mark.parametrize("make", models.FLOAT32, ids=lambda f: f.__name__)
+def test_every_kind_of_model(make):
+    case = make()
+    expected = case.expected()
+    before = {id(layer): dict(vars(layer)) for layer in case.model._flatten_layers()}
+
+    y = case.y % (2 if make is models.single_sigmoid else models.CLASSES)
+    profile = analyze_model(
+        case.model, (case.x, y), measures=ALL_MEASURES, batch_size=16, verbose=0
+    )
+
+    check_profile(profile, case, expected, **FLOAT32)
+    assert profile.outputs == (*[False] * (len(expected) - 1), True)
+    np.testing.assert_array_equal(profile.count, np.bincount(y))
+    for layer in case.model._flatten_layers():
+        assert vars(layer).keys() == before[id(layer)].keys()
+        assert vars(layer).get("call") is None
+
+
+@pytest.mark.parametrize("make", models.HALF, ids=lambda f: f.__name__)
+def test_half_precision(make):
+    case = make()
+    expected = case.expected()
+
+    profile = analyze_model(case.model, (case.x, case.y), measures=ALL_MEASURES, verbose=0)
+
+    # The layers themselves round to 8 (bfloat16) or 11 bits: 1 % of activations of size 10.
+    check_profile(profile, case, expected, rtol=0, atol=0.06)
+    assert {v.dtype for v in profile.values.values()} == {np.dtype("float64")}
+
+
+@pytest.mark.parametrize("make", models.FLOAT32, ids=lambda f: f.__name__)
+def test_probe_predicts_outputs(make):
+    case = make()
+    expected = case.expected()
+
+    outputs = ActivationProbe(case.model).predict(case.x, verbose=0)
+
+    assert set(outputs) == set(expected)
+    # The last layer's output is the model's: probabilities where the pattern is made of logits.
+    expected["out"] = (case.model.predict(case.x, verbose=0), None)
+    for path, (want, _) in expected.items():
+        # float32 sums of some ten products of size 10.
+        np.testing.assert_allclose(outputs[path], want, rtol=1e-4, atol=1e-4)
+
+
+def test_patterns_and_normalizations():
+    case = models.nested()
+    expected = case.expected()
+    for pattern in ("mean_then_softmax", "softmax_then_mean", "per_sample"):
+        for normalization, divisor in (
+            ("log", np.log),
+            ("none", np.ones_like),
+            (lambda n: 2.0 * n, lambda n: 2.0 * n),
+        ):
+            profile = analyze_model(
+                case.model,
+                (case.x, case.y),
+                pattern=pattern,
+                normalization=normalization,
+                verbose=0,
+            )
+            for row, (values, _) in enumerate(expected.values()):
+                nats = reference.by_class(
+                    reference.activation_entropy,
+                    values,
+                    case.y,
+                    models.CLASSES,
+                    pattern=pattern,
+                    normalize=False,
+                )
+                np.testing.assert_allclose(profile.entropy_nats[row], nats, **FLOAT32)
+                units = np.float64(values.shape[-1])
+                np.testing.assert_allclose(profile.entropy[row], nats / divisor(units), **FLOAT32)
+
+
+def test_softmax_output_is_read_through_its_logits():
+    model = keras.Sequential([keras.Input((10,)), layers.Dense(10, "softmax", name="out")])
+    model.layers[-1].set_weights([40.0 * np.eye(10), np.zeros(10)])
+    x, y = np.eye(10, dtype="float32"), np.arange(10)
+
+    profile = analyze_model(model, (x, y), verbose=0)
+
+    np.testing.assert_allclose(profile.entropy, 0.0, atol=1e-9)
+    # The trap: the entropy of the same one-hot outputs, taken as activations.
+    trap = reference.activation_entropy(model.predict(x, verbose=0)[:1])
+    assert trap == pytest.approx(0.968, abs=5e-4)
+
+
+def test_labels_in_every_form_agree():
+    case = models.sequential()
+    x, y = case.x, case.y
+    want = analyze_model(case.model, (x, y), verbose=0).entropy
+    one_hot = np.eye(models.CLASSES)[y]
+    soft = 0.9 * one_hot + 0.1 / models.CLASSES
+    for form in (y[:, None], y.astype("float32"), one_hot, one_hot.astype("int64"), soft):
+        profile = analyze_model(case.model, (x, form), verbose=0)
+        np.testing.assert_array_equal(profile.entropy, want)
+        assert profile.classes == ("0", "1", "2")
+
+
+def test_without_labels_everything_is_one_class():
+    case = models.sequential()
+    expected = case.expected()
+    for data in (case.x, (case.x,), (case.x, None)):
+        profile = analyze_model(case.model, data, verbose=0)
+        assert profile.classes == ("all",)
+        assert profile.count.tolist() == [50]
+        want = [reference.activation_entropy(a) for a, _ in expected.values()]
+        np.testing.assert_allclose(profile.entropy[:, 0], want, **FLOAT32)
+
+
+def test_sample_weights(random):
+    case = models.sequential()
+    expected = case.expected()
+    weight = random.uniform(0, 2, size=50)
+    weight[:10] = 0
+
+    profile = analyze_model(case.model, (case.x, case.y, weight), verbose=0)
+
+    for row, (pattern, _) in enumerate(expected.values()):
+        want = [
+            reference.activation_entropy(pattern[case.y == c], weight=weight[case.y == c])
+            for c in range(models.CLASSES)
+        ]
+        np.testing.assert_allclose(profile.entropy[row], want, **FLOAT32)
+    np.testing.assert_array_equal(profile.count, np.bincount(case.y[10:]))
+
+
+def test_masked_positions_do_not_count(random):
+    inputs = keras.Input((4,), dtype="int32")
+    x = layers.Embedding(9, 8, mask_zero=True, name="embed")(inputs)
+    x = layers.Dense(6, "relu", name="a")(x)
+    outputs = layers.Dense(3, name="out")(layers.GlobalAveragePooling1D()(x))
+    model = keras.Model(inputs, outputs)
+    tokens, y = random.integers(0, 3, (50, 4)), np.arange(50) % 3
+    tokens[:, 0] = 1  # an empty row would have no mean
+
+    profile = analyze_model(model, (tokens, y), verbose=0)
+
+    a = models.relu(models.linear(model.get_layer("a"), model.get_layer("embed")(tokens)))
+    want = [reference.activation_entropy(a[y == c][tokens[y == c] != 0]) for c in range(3)]
+    np.testing.assert_allclose(profile.entropy[0], want, **FLOAT32)
+
+
+def test_labels_per_position(random):
+    inputs = keras.Input((4, 8))
+    model = keras.Model(
+        inputs, layers.Dense(3, name="out")(layers.Dense(6, "relu", name="a")(inputs))
+    )
+    x = random.normal(size=(50, 4, 8)).astype("float32")
+    y = random.integers(0, 3, (50, 4))
+
+    profile = analyze_model(model, (x, y), verbose=0)
+
+    a = models.relu(models.linear(model.get_layer("a"), x))
+    want = [reference.activation_entropy(a[y == c]) for c in range(3)]
+    np.testing.assert_allclose(profile.entropy[0], want, **FLOAT32)
+    np.testing.assert_array_equal(profile.count, np.bincount(y.ravel()))
+
+
+def test_convolution_channels_are_units(random):
+    case = models.convolutional()
+    profile = analyze_model(
+        case.model, (case.x, case.y), layers=keras.layers.Conv2D, measures=ALL_MEASURES, verbose=0
+    )
+
+    maps = np.asarray(case.model.get_layer("conv")(case.x))
+    assert (profile.layers, profile.units) == (("conv",), (4,))
+    want = reference.by_class(reference.activation_entropy, maps, case.y, 3)
+    np.testing.assert_allclose(profile.entropy[0], want, **FLOAT32)
+
+
+def test_several_outputs_are_chosen_by_key():
+    inputs = keras.Input((8,))
+    x = layers.Dense(6, "relu", name="a")(inputs)
+    model = keras.Model(
+        inputs,
+        {"kind": layers.Dense(3, name="kind")(x), "size": layers.Dense(1, name="size")(x)},
+    )
+    x, y = models.inputs_like(8), np.arange(50) % 3
+    labels = {"kind": y, "size": np.ones((50, 1), "float32")}
+
+    with pytest.raises(ValueError, match=r"labels for 2 outputs.*num_classes=\{'kind': None\}"):
+        analyze_model(model, (x, labels), verbose=0)
+    by_key = analyze_model(model, (x, labels), num_classes={"kind": None}, verbose=0)
+    model.compile("sgd", {"kind": "sparse_categorical_crossentropy", "size": "mse"})
+    by_loss = analyze_model(model, (x, labels), verbose=0)
+
+    a = models.relu(models.linear(model.get_layer("a"), x))
+    want = reference.by_class(reference.activation_entropy, a, y, 3)
+    for profile in (by_key, by_loss):
+        np.testing.assert_allclose(profile.entropy[0], want, **FLOAT32)
+        assert profile.outputs == (False, True, True)
+
+
+def test_model_metrics_are_those_of_evaluate():
+    case = models.sequential()
+    case.model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+
+    profile = analyze_model(case.model, (case.x, case.y), batch_size=16, verbose=0)
+
+    want = case.model.evaluate(case.x, case.y, verbose=0, return_dict=True)
+    assert profile.metrics == pytest.approx(want, rel=1e-5)  # another order of float32 sums
+
+
+def test_regression_targets_are_no_classes():
+    model = keras.Sequential([keras.Input((8,)), layers.Dense(4, name="a"), layers.Dense(1)])
+    model.compile("sgd", "mse")
+    with pytest.warns(UserWarning, match="regression loss"):
+        profile = analyze_model(model, (models.inputs_like(8), np.ones(50)), verbose=0)
+    assert profile.classes == ("all",)
+
+
+def test_analyzer_is_used_again_and_parts_add_up():
+    case = models.nested()
+    analyzer = EntropyAnalyzer(case.model)
+    first = analyzer.analyze((case.x[:20], case.y[:20]), verbose=0)
+    whole = analyzer.analyze((case.x, case.y), verbose=0)
+    again = analyzer.analyze((case.x[:20], case.y[:20]), verbose=0)
+    np.testing.assert_array_equal(first.entropy, again.entropy)
+    assert (whole.count.sum(), first.count.sum()) == (50, 20)
+
+
+def test_batch_size_does_not_matter():
+    case = models.subclassed()
+    case.expected()
+    values = [
+        analyze_model(case.model, (case.x, case.y), batch_size=size, verbose=0).entropy
+        for size in (1, 7, 50)
+    ]
+    # Only the order of float32 additions differs.
+    np.testing.assert_allclose(values[0], values[1], atol=1e-6)
+    np.testing.assert_allclose(values[0], values[2], atol=1e-6)
+
+
+@pytest.mark.tensorflow
+def test_every_kind_of_data():
+    import tensorflow as tf
+
+    class Batches(keras.utils.PyDataset):
+        def __len__(self):
+            return 5
+
+        def __getitem__(self, i):
+            return case.x[i * 10 : i * 10 + 10], case.y[i * 10 : i * 10 + 10]
+
+    case = models.sequential()
+    dataset = tf.data.Dataset.from_tensor_slices((case.x, case.y)).batch(16)
+    want = analyze_model(case.model, (case.x, case.y), verbose=0)
+    for data in (dataset, Batches(), (batch for batch in dataset.as_numpy_iterator())):
+        profile = analyze_model(case.model, data, verbose=0)
+        np.testing.assert_allclose(profile.entropy, want.entropy, atol=1e-6)
+        np.testing.assert_array_equal(profile.count, want.count)
+    some = analyze_model(case.model, dataset.repeat(), steps=2, verbose=0)
+    assert some.count.sum() == 32
+
+
+def test_generator_is_read_once():
+    case = models.sequential()
+    batches = ((case.x[i : i + 10], case.y[i : i + 10]) for i in range(0, 50, 10))
+    assert analyze_model(case.model, batches, verbose=0).count.sum() == 50
+    with pytest.raises(ValueError, match="can be read only once"):
+        analyze_model(case.model, iter([(case.x, case.y)]), baseline=True, verbose=0)
+
+
+@pytest.mark.parametrize("make", models.FLOAT32, ids=lambda f: f.__name__)
+def test_baseline_is_the_untrained_twin(make):
+    case = make()
+    case.expected()
+    weights = case.model.get_weights()
+    y = case.y % (2 if make is models.single_sigmoid else models.CLASSES)
+
+    def measure(seed):
+        return analyze_model(case.model, (case.x, y), baseline=True, seed=seed, verbose=0)
+
+    profile, same, other = measure(0), measure(0), measure(1)
+
+    np.testing.assert_array_equal(profile.baseline.entropy, same.baseline.entropy)
+    assert (profile.baseline.entropy != other.baseline.entropy).any()
+    assert (profile.baseline.entropy != profile.entropy).any()
+    assert profile.settings["baseline_seed"] == 0
+    for before, after in zip(weights, case.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+def test_baseline_weights_have_the_initial_distribution():
+    model = keras.Sequential([keras.Input((300,)), layers.Dense(200, name="a")])
+    model.layers[0].set_weights([np.full((300, 200), 7.0), np.full(200, 7.0)])
+    from keras_layer_entropy.analyzer import untrained
+
+    with untrained(model, seed=3):
+        kernel, bias = model.get_weights()
+    limit = np.sqrt(6 / 500)  # Glorot uniform
+    assert np.abs(kernel).max() <= limit
+    # 60,000 draws: the standard error of the deviation is 0.2 %.
+    assert kernel.std() == pytest.approx(limit / np.sqrt(3), rel=0.02)
+    assert not bias.any()
+
+
+def test_baseline_keeps_what_was_not_trained():
+    normalize = layers.Normalization()
+    normalize.adapt(5 + models.inputs_like(8))
+    model = keras.Sequential([normalize, layers.BatchNormalization(), layers.Dense(3, name="out")])
+    x = models.inputs_like(8)
+    model(x)
+    from keras_layer_entropy.analyzer import untrained
+
+    mean = np.asarray(normalize.mean).copy()
+    model.layers[1].moving_mean.assign(np.full(8, 3.0))
+    with untrained(model):
+        np.testing.assert_array_equal(normalize.mean, mean)
+        assert not np.asarray(model.layers[1].moving_mean).any()
+    assert np.asarray(model.layers[1].moving_mean).all()
+
+
+def test_absent_class_is_nan_and_named():
+    case = models.sequential()
+    keep = case.y != 1
+    with pytest.warns(UserWarning, match=r"No sample belongs to 1 of 3 classes \(1\)"):
+        profile = analyze_model(case.model, (case.x[keep], case.y[keep]), verbose=0)
+    assert np.isnan(profile.entropy[:, 1]).all()
+    np.testing.assert_allclose(profile.mean, profile.entropy[:, [0, 2]].mean(axis=1), rtol=1e-12)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_activations_that_are_not_finite_are_named(bad):
+    case = models.nested()
+    x = case.x.copy()
+    x[np.flatnonzero(case.y == 2)[0], 0] = bad
+    with pytest.warns(UserWarning, match="Layer 'block/a' has NaN or infinite activations.*2:"):
+        profile = analyze_model(case.model, (x, case.y), verbose=0)
+    assert np.isnan(profile.entropy[0]).tolist() == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.full(50, 3), "50 labels are no class 0..2, for example 3"),
+        (np.full(50, -1), "for example -1"),
+        (np.full(50, 0.5), "for example 0.5"),
+    ],
+)
+def test_labels_out_of_range(labels, message):
+    case = models.sequential()
+    with pytest.raises(ValueError, match=message):
+        analyze_model(case.model, (case.x, labels), verbose=0)
+
+
+def test_weightless_samples_may_have_any_label():
+    case = models.sequential()
+    y, weight = case.y.copy(), np.ones(50)
+    y[:5], weight[:5] = 255, 0
+    assert analyze_model(case.model, (case.x, y, weight), verbose=0).count.sum() == 45
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(layers="dens"), "There is no layer 'dens'.*It has"),
+        (dict(layers=["a", "outt"]), "did you mean 'out'"),
+        (dict(layers=keras.layers.Conv1D), "fits no layer"),
+        (dict(layers=lambda layer: False), "fits no layer"),
+        (dict(measures=("entropy",)), r"measures=\('entropy',\); expected some of"),
+        (dict(measures=()), "expected some of"),
+        (dict(pattern="median"), "Unknown pattern 'median'"),
+        (dict(normalization="max"), "Unknown normalization 'max'"),
+        (dict(num_classes=0), "num_classes=0; expected a positive int"),
+        (dict(num_classes={"a": 1, "b": 2}), "expected exactly one"),
+    ],
+)
+def test_bad_options(options, message):
+    case = models.sequential()
+    with pytest.raises(ValueError, match=message):
+        analyze_model(case.model, (case.x, case.y), verbose=0, **options)
+
+
+def test_bad_data():
+    case = models.sequential()
+    for empty in ((case.x[:0], case.y[:0]), iter([])):
+        with pytest.raises(ValueError, match="hold no samples"):
+            analyze_model(case.model, empty, verbose=0)
+    with pytest.raises(ValueError, match="the data have no labels"):
+        analyze_model(case.model, case.x, num_classes=3, verbose=0)
+    with pytest.raises(ValueError, match="has no Dense layer"):
+        analyze_model(keras.Sequential([layers.Flatten()]), (case.x, case.y), verbose=0)
+
+
+@pytest.mark.tensorflow
+def test_function_inside_the_model_is_explained():
+    import tensorflow as tf
+
+    class Decorated(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = layers.Dense(3)
+
+        @tf.function
+        def call(self, x):
+            return self.dense(x)
+
+    with pytest.raises(ValueError, match="take @tf.function off"):
+        analyze_model(Decorated(), models.inputs_like(8), verbose=0)
+
+
+@pytest.mark.tensorflow
+@pytest.mark.parametrize("scale", ["one", "varied"])
+def test_a_million_samples_do_not_drift(scale, random):
+    """float32 sums of 1e6 samples with mean 1e4 against float64."""
+    model = keras.Sequential([keras.Input((8,)), layers.Identity()])
+    spread = np.ones(8) if scale == "one" else np.linspace(0.5, 3, 8)
+    blocks = [
+        (1e4 + np.linspace(-1, 1, 8) + spread * random.normal(size=(1000, 8))).astype("float32")
+        for _ in range(1000)
+    ]
+    profile = analyze_model(
+        model, iter(blocks), layers=keras.layers.Identity, measures=ALL_MEASURES, verbose=0
+    )
+
+    mean = np.mean([block.astype(np.float64).mean(axis=0) for block in blocks], axis=0)
+    want = reference.activation_entropy(mean[None])
+    np.testing.assert_allclose(profile.entropy, want, rtol=0, atol=1e-5)
+    soft = np.mean([reference.softmax(b.astype(np.float64)).mean(axis=0) for b in blocks], axis=0)
+    own = np.mean([reference.activation_entropy(b, "per_sample") for b in blocks])
+    want = reference.entropy(soft) / np.log(8) - own
+    np.testing.assert_allclose(profile.values["instability"], want, rtol=0, atol=1e-5)

@@ -1,0 +1,409 @@
+"""EntropyMonitor inside a real `fit`, in every way that people call it."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+
+import keras
+import models
+import numpy as np
+import pytest
+import reference
+from keras import layers
+
+from keras_layer_entropy import EntropyMonitor, analyze_model
+
+pytestmark = pytest.mark.tensorflow
+
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def build(compile_with=None, dropout=0.0):
+    model = keras.Sequential(
+        [
+            keras.Input((8,)),
+            layers.Dense(6, "relu", name="a"),
+            layers.Dropout(dropout),
+            layers.Dense(3, name="out"),
+        ]
+    )
+    model.compile("adam", LOSS, metrics=["accuracy"], **(compile_with or {}))
+    return model
+
+
+def data(samples=90, seed=0):
+    random = np.random.default_rng(seed)
+    return random.normal(size=(samples, 8)).astype("float32"), random.permutation(
+        np.arange(samples) % 3
+    )
+
+
+def assert_as_found(model, before, tmp_path):
+    """The model has the attributes it had, saves, loads and clones."""
+    keras_own = {"history", "stop_evaluating", "stop_predicting", "_eval_epoch_iterator"}
+    assert vars(model).keys() - keras_own == before.keys() - keras_own
+    for layer in model._flatten_layers():
+        assert not {"call", "train_step", "test_step"} & vars(layer).keys()
+    assert not type(model.train_function).__module__.startswith("keras_layer_entropy")
+    assert not type(model.test_function).__module__.startswith("keras_layer_entropy")
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    x = data()[0]
+    np.testing.assert_allclose(model.predict(x, verbose=0), loaded.predict(x, verbose=0), atol=1e-6)
+    keras.models.clone_model(model)
+
+
+def fit(model, tmp_path, monitor=None, **kwargs):
+    """Fits with a monitor, checks that the model is as it was found; monitor and history."""
+    x, y = data()
+    monitor = monitor or EntropyMonitor()
+    arguments = dict(x=x, y=y, epochs=2, verbose=0, batch_size=16) | kwargs
+    callbacks = [monitor, *arguments.pop("callbacks", [])]
+    model.fit(**arguments | {"epochs": 1, "callbacks": None})  # whatever fit itself leaves behind
+    before = dict(vars(model))
+    history = model.fit(**arguments, callbacks=callbacks)
+    assert_as_found(model, before, tmp_path)
+    return monitor, history.history
+
+
+VALIDATION = data(60, seed=1)
+
+
+@pytest.mark.parametrize(
+    "compile_with",
+    [
+        {},
+        {"run_eagerly": True},
+        {"jit_compile": True},
+        {"jit_compile": False},
+        {"steps_per_execution": 4},
+    ],
+    ids=str,
+)
+def test_validation_pass_equals_analysis(compile_with, tmp_path):
+    model = build(compile_with, dropout=0.5)
+    monitor, history = fit(model, tmp_path, validation_data=VALIDATION)
+
+    want = analyze_model(model, VALIDATION, verbose=0)
+    last = monitor.profiles[-1]
+    # The same float32 sums in another order.
+    np.testing.assert_allclose(last.entropy, want.entropy, atol=1e-6)
+    np.testing.assert_array_equal(last.count, want.count)
+    assert last.metrics == pytest.approx(want.metrics, rel=1e-5)
+    assert [p.epoch for p in monitor.profiles] == [0, 1]
+    assert last.outputs == (False, True)
+    assert {k for k in history if "entropy" in k} == {"val_a_entropy", "val_out_entropy"}
+    assert history["val_a_entropy"] == [p.mean[0] for p in monitor.profiles]
+
+
+@pytest.mark.parametrize(
+    "compile_with", [{}, {"run_eagerly": True}, {"jit_compile": True}], ids=str
+)
+def test_training_pass_without_validation(compile_with, tmp_path):
+    model = build(compile_with)
+    model.optimizer.learning_rate = 0.0  # so that the weights at the end are those of the pass
+    monitor, history = fit(model, tmp_path)
+
+    want = analyze_model(model, data(), verbose=0)
+    np.testing.assert_allclose(monitor.profiles[-1].entropy, want.entropy, atol=1e-6)
+    assert monitor.profiles[-1].count.sum() == 90
+    assert {k for k in history if "entropy" in k} == {"a_entropy", "out_entropy"}
+    assert monitor.profiles[-1].metrics.keys() == {"loss", "accuracy"}
+
+
+def test_validation_split(tmp_path):
+    model = build()
+    monitor, _ = fit(model, tmp_path, validation_split=1 / 3)
+    x, y = data()
+    want = analyze_model(model, (x[60:], y[60:]), verbose=0)
+    np.testing.assert_allclose(monitor.profiles[-1].entropy, want.entropy, atol=1e-6)
+
+
+def test_validation_freq_and_every(tmp_path):
+    model = build()
+    monitor, history = fit(model, tmp_path, validation_data=VALIDATION, validation_freq=2, epochs=5)
+    assert [p.epoch for p in monitor.profiles] == [1, 3]
+    assert len(history["val_a_entropy"]) == 2
+
+    monitor, _ = fit(model, tmp_path, EntropyMonitor(every=2), epochs=5)
+    assert [p.epoch for p in monitor.profiles] == [1, 3]
+    monitor, history = fit(
+        model, tmp_path, EntropyMonitor(every=3), epochs=7, validation_data=VALIDATION
+    )
+    assert [p.epoch for p in monitor.profiles] == [2, 5]
+    assert (len(history["val_loss"]), len(history["val_a_entropy"])) == (7, 2)
+
+
+def test_custom_steps(tmp_path):
+    import tensorflow as tf
+
+    @keras.saving.register_keras_serializable("tests")
+    class Custom(keras.Model):
+        def train_step(self, batch):
+            x, y = batch
+            with tf.GradientTape() as tape:
+                loss = self.compute_loss(y=y, y_pred=self(x, training=True))
+            gradients = tape.gradient(loss, self.trainable_variables)
+            self.optimizer.apply(gradients, self.trainable_variables)
+            return {"my_loss": loss}
+
+        def test_step(self, batch):
+            x, y = batch
+            return {"my_loss": self.compute_loss(y=y, y_pred=self(x, training=False))}
+
+    inputs = keras.Input((8,))
+    hidden = layers.Dense(6, "relu", name="a")(inputs)
+    model = Custom(inputs, layers.Dense(3, name="out")(hidden))
+    model.compile("adam", LOSS)
+    monitor, history = fit(model, tmp_path, validation_data=VALIDATION)
+    want = analyze_model(model, VALIDATION, verbose=0)
+    np.testing.assert_allclose(monitor.profiles[-1].entropy, want.entropy, atol=1e-6)
+    assert history.keys() >= {"my_loss", "val_my_loss", "val_a_entropy"}
+    assert monitor.profiles[-1].metrics.keys() == {"my_loss"}
+
+    monitor, _ = fit(model, tmp_path)
+    assert len(monitor.profiles) == 2
+
+
+def test_class_weight_and_sample_weight(tmp_path):
+    model = build()
+    model.optimizer.learning_rate = 0.0
+    monitor, _ = fit(model, tmp_path, class_weight={0: 1.0, 1: 2.0, 2: 5.0})
+    want = analyze_model(model, data(), verbose=0)
+    np.testing.assert_allclose(monitor.profiles[-1].entropy, want.entropy, atol=1e-6)
+
+    weight = np.random.default_rng(2).uniform(size=90)
+    monitor, _ = fit(model, tmp_path, sample_weight=weight)
+    want = analyze_model(model, (*data(), weight), verbose=0)
+    np.testing.assert_allclose(monitor.profiles[-1].entropy, want.entropy, atol=1e-6)
+
+
+def test_datasets_and_generators(tmp_path):
+    import tensorflow as tf
+
+    def batches():
+        while True:
+            yield VALIDATION
+
+    model = build()
+    x, y = data()
+    dataset = tf.data.Dataset.from_tensor_slices((x, y)).batch(16).repeat()
+    monitor, _ = fit(
+        model,
+        tmp_path,
+        x=dataset,
+        y=None,
+        batch_size=None,
+        steps_per_epoch=4,
+        validation_data=batches(),
+        validation_steps=1,
+    )
+    assert [p.count.sum() for p in monitor.profiles] == [60, 60]
+    want = analyze_model(model, VALIDATION, verbose=0)
+    np.testing.assert_allclose(monitor.profiles[-1].entropy, want.entropy, atol=1e-6)
+
+    monitor, _ = fit(model, tmp_path, x=batches(), y=None, batch_size=None, steps_per_epoch=3)
+    assert [p.count.sum() for p in monitor.profiles] == [180, 180]
+
+
+def test_beside_other_callbacks(tmp_path):
+    model = build()
+    _, history = fit(
+        model,
+        tmp_path,
+        validation_data=VALIDATION,
+        epochs=6,
+        callbacks=[
+            keras.callbacks.ModelCheckpoint(str(tmp_path / "best.keras")),
+            keras.callbacks.BackupAndRestore(str(tmp_path / "backup")),
+            keras.callbacks.CSVLogger(str(tmp_path / "log.csv")),
+            keras.callbacks.TensorBoard(str(tmp_path / "board")),
+            # Stops at the second epoch, because no entropy falls by that much.
+            keras.callbacks.EarlyStopping("val_a_entropy", min_delta=10.0, mode="min", patience=1),
+        ],
+    )
+    assert len(history["val_a_entropy"]) == 2
+    with open(tmp_path / "log.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["val_a_entropy"]) for row in rows] == history["val_a_entropy"]
+
+
+def test_second_fit_starts_afresh(tmp_path):
+    model, monitor = build(), EntropyMonitor()
+    fit(model, tmp_path, monitor, validation_data=VALIDATION, epochs=3)
+    fit(model, tmp_path, monitor, epochs=2)
+    assert len(monitor.profiles) == 2
+    assert monitor.profiles[-1].count.sum() == 90
+
+
+class Failing(keras.callbacks.Callback):
+    def __init__(self, hook):
+        super().__init__()
+        setattr(self, hook, self.fail)
+
+    def fail(self, *args, **kwargs):
+        raise KeyboardInterrupt("stop")
+
+
+@pytest.mark.parametrize("validates", [False, True])
+@pytest.mark.parametrize("hook", ["on_train_batch_end", "on_test_batch_end", "on_epoch_end"])
+def test_interrupted_fit_leaves_the_model_usable(hook, validates, tmp_path):
+    if hook == "on_test_batch_end" and not validates:
+        hook = "on_epoch_begin"
+    model = build()
+    x, y = data()
+    arguments = dict(x=x, y=y, verbose=0, validation_data=VALIDATION if validates else None)
+    model.fit(**arguments)
+    before = dict(vars(model))
+    monitor = EntropyMonitor()
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(**arguments, callbacks=[monitor, Failing(hook)])
+
+    assert vars(model).keys() - before.keys() <= {"_eval_epoch_iterator"}  # Keras's own
+    assert not any("step" in name for name in vars(model).keys() - before.keys())
+    model.save(tmp_path / "model.keras")
+    keras.models.clone_model(model)
+    model.fit(**arguments)
+    assert_as_found(model, before, tmp_path)
+    model.fit(**arguments, callbacks=[monitor])
+    assert len(monitor.profiles) == 1
+    assert_as_found(model, before, tmp_path)
+
+
+def test_failing_data_leaves_the_model_as_found(tmp_path):
+    def batches():
+        x, y = data()
+        yield x[:16], y[:16]
+        raise RuntimeError("the disk is gone")
+
+    model = build()
+    model.fit(*data(), verbose=0)
+    before = dict(vars(model))
+    with pytest.raises(Exception, match="the disk is gone"):
+        model.fit(batches(), steps_per_epoch=3, verbose=0, callbacks=[EntropyMonitor()])
+    assert_as_found(model, before, tmp_path)
+
+
+def test_unbuilt_and_subclassed_models(tmp_path):
+    for case in (models.unbuilt_sequential(), models.subclassed()):
+        case.model.compile("adam", LOSS)
+        monitor = EntropyMonitor(measures=("activation_entropy", "instability", "state_entropy"))
+        case.model.fit(
+            case.x, case.y, validation_data=(case.x, case.y), verbose=0, callbacks=[monitor]
+        )
+        want = analyze_model(case.model, (case.x, case.y), verbose=0)
+        np.testing.assert_allclose(monitor.profiles[0].entropy, want.entropy, atol=1e-6)
+        assert monitor.profiles[0].layers == want.layers
+        kernels = [w.path for w in case.model.weights if w.path.endswith("kernel")]
+        assert not any("probe" in path or "analyzer" in path for path in kernels)
+
+
+def test_own_data(tmp_path):
+    model = build()
+    monitor, history = fit(model, tmp_path, EntropyMonitor(data=VALIDATION, every=2), epochs=2)
+    want = analyze_model(model, VALIDATION, verbose=0)
+    np.testing.assert_allclose(monitor.profiles[-1].entropy, want.entropy, atol=1e-6)
+    assert [p.epoch for p in monitor.profiles] == [1]
+    assert len(history["val_a_entropy"]) == 1
+
+
+def test_options_and_errors():
+    model = build()
+    x, y = data()
+    with pytest.raises(ValueError, match="every=0"):
+        EntropyMonitor(every=0)
+    with pytest.raises(ValueError, match="can be read only once"):
+        EntropyMonitor(data=iter([]))
+    with pytest.raises(ValueError, match="There is no layer 'b'"):
+        model.fit(x, y, verbose=0, callbacks=[EntropyMonitor(layers="b")])
+    with pytest.raises(ValueError, match="expected some of"):
+        model.fit(x, y, verbose=0, callbacks=[EntropyMonitor(measures=["x"])])
+    with pytest.raises(ValueError, match="Two EntropyMonitors"):
+        model.fit(x, y, verbose=0, callbacks=[EntropyMonitor(), EntropyMonitor()])
+    monitor = EntropyMonitor(layers="a", measures=["state_entropy"])
+    history = model.fit(x, y, verbose=0, callbacks=[monitor]).history
+    assert monitor.profiles[0].layers == ("a",)
+    assert not any("entropy" in key for key in history)
+
+
+def test_tensorboard_summaries(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.util import tensor_util
+
+    model = build()
+    monitor = EntropyMonitor(log_dir=tmp_path / "log")
+    fit(model, tmp_path, monitor, validation_data=VALIDATION)
+
+    events = EventAccumulator(str(tmp_path / "log"), size_guidance={"tensors": 0})
+    events.Reload()
+    tags = events.Tags()["tensors"]
+    assert "activation_entropy/heatmap" in tags
+    for row, layer in enumerate(("a", "out")):
+        found = [
+            float(tensor_util.make_ndarray(e.tensor_proto))
+            for e in events.Tensors(f"activation_entropy/{layer}")
+        ]
+        want = [p.mean[row] for p in monitor.profiles]
+        np.testing.assert_allclose(found, want, rtol=1e-6)
+        assert f"activation_entropy_by_class/{layer}/2" in tags
+
+
+def test_several_devices(tmp_path):
+    """Two replicas add up their sums; in a process of its own, because devices are fixed early."""
+    script = tmp_path / "mirrored.py"
+    script.write_text(
+        """
+import json, sys
+import keras, numpy as np, tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+from keras_layer_entropy import EntropyMonitor, analyze_model
+x = np.random.default_rng(0).normal(size=(96, 8)).astype("float32")
+y = np.arange(96) % 3
+with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+    model = keras.Sequential([
+        keras.Input((8,)), keras.layers.Dense(6, name="a"),
+        keras.layers.BatchNormalization(synchronized=True), keras.layers.ReLU(),
+        keras.layers.Dense(3, "softmax", name="out")])
+    model.compile("adam", "sparse_categorical_crossentropy")
+monitor, training = EntropyMonitor(), EntropyMonitor()
+model.fit(x, y, batch_size=32, validation_data=(x, y), verbose=0, callbacks=[monitor])
+model.fit(x, y, batch_size=32, verbose=0, callbacks=[training])
+assert not {"call", "train_step", "test_step"} & set(vars(model))
+live = analyze_model(model, (x, y), verbose=0)
+alone = keras.models.clone_model(model)
+alone.set_weights(model.get_weights())
+last = EntropyMonitor()
+model.fit(x, y, batch_size=32, initial_epoch=0, epochs=1, validation_data=(x, y), verbose=0,
+          callbacks=[last])
+alone.set_weights(model.get_weights())
+want = analyze_model(alone, (x, y), verbose=0)
+print(json.dumps({
+    "count": last.profiles[0].count.tolist(), "training": training.profiles[0].count.tolist(),
+    "live": last.profiles[0].entropy.tolist(), "want": want.entropy.tolist(),
+    "analysis": analyze_model(model, (x, y), verbose=0).entropy.tolist()}))
+"""
+    )
+    result = subprocess.run(
+        [sys.executable, script],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    found = json.loads(result.stdout.splitlines()[-1])
+    assert found["count"] == found["training"] == [32, 32, 32]
+    np.testing.assert_allclose(found["live"], found["want"], atol=1e-6)
+    np.testing.assert_allclose(found["analysis"], found["want"], atol=1e-6)
+
+
+def test_live_entropies_are_the_formula():
+    model = build()
+    monitor = EntropyMonitor()
+    x, y = VALIDATION
+    model.fit(*data(), validation_data=VALIDATION, verbose=0, callbacks=[monitor])
+    a = models.relu(models.linear(model.get_layer("a"), x))
+    want = reference.by_class(reference.activation_entropy, a, y, 3)
+    np.testing.assert_allclose(monitor.profiles[0].entropy[0], want, rtol=0, atol=1e-5)
