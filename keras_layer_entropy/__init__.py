@@ -2,6 +2,7 @@
 
 from keras_layer_entropy import measures, plots
 from keras_layer_entropy.analyzer import EntropyAnalyzer, analyze_model
+from keras_layer_entropy.model_files import load_model, save_model
 from keras_layer_entropy.monitor import EntropyMonitor
 from keras_layer_entropy.probe import ActivationProbe
 from keras_layer_entropy.profile import EntropyProfile
@@ -12,7 +13,9 @@ __all__ = [
     "EntropyMonitor",
     "EntropyProfile",
     "analyze_model",
+    "load_model",
     "measures",
     "plots",
+    "save_model",
 ]
 __version__ = "0.1.0"

@@ -108,6 +108,7 @@ class EntropyAnalyzer:
             )
         if self._pass is None:
             self._pass = self._prepare(*keras.utils.unpack_x_y_sample_weight(batch))
+            self._compile(jit=again and _gains_from_jit(self.model))
         profile = self._measure(keywords)
         if baseline:
             with untrained(self.model, seed):
@@ -116,9 +117,20 @@ class EntropyAnalyzer:
             profile = dataclasses.replace(profile, baseline=twin, settings=settings)
         return profile
 
+    def _compile(self, jit):
+        self._pass.compile(run_eagerly=self.model.run_eagerly, jit_compile=jit or "auto")
+        self._jit = jit
+
     def _measure(self, keywords):
         self._statistics.reset()
-        metrics = self._pass.evaluate(return_dict=True, **keywords)
+        try:
+            metrics = self._pass.evaluate(return_dict=True, **keywords)
+        except Exception:
+            if not self._jit:
+                raise
+            # Perhaps XLA does not know one of the model's operations; if not, it fails again.
+            self._compile(jit=False)
+            return self._measure(keywords)
         return self._statistics.profile(metrics if self._pass.measures_model else {})
 
     def _prepare(self, x, y, sample_weight):
@@ -130,12 +142,6 @@ class EntropyAnalyzer:
             self._statistics.build(activations, outputs, y)
             runner = _Pass(self._probe, self._statistics)
         runner.measures_model = self._model_can_be_measured(x, y, outputs, sample_weight)
-        eager = self.model.run_eagerly
-        # On CPUs, Keras leaves XLA off; with it a graph of many outputs runs much faster.
-        jit = not eager and keras.backend.backend() == "tensorflow" and _supports_jit(self.model)
-        runner.compile(run_eagerly=eager, jit_compile=jit or "auto")
-        if jit:
-            self._fall_back_from_jit(runner, x, y, sample_weight)
         return runner
 
     def _model_can_be_measured(self, x, y, outputs, sample_weight):
@@ -154,16 +160,6 @@ class EntropyAnalyzer:
             )
             return False
         return True
-
-    @staticmethod
-    def _fall_back_from_jit(runner, *batch):
-        """Runs a batch to see whether XLA can compile the model; without XLA if it cannot."""
-        import tensorflow as tf
-
-        try:
-            runner.test_on_batch(*batch)
-        except (tf.errors.OpError, ValueError, TypeError):
-            runner.compile(jit_compile=False)
 
 
 class ModelStatistics:
@@ -203,6 +199,7 @@ class ModelStatistics:
 
     def build(self, activations, outputs, y):
         """Makes the state for layers and classes as seen in a first batch."""
+        self._accumulate = self._compiled(self._accumulate)
         self._labels = find_labels(
             y,
             outputs,
@@ -238,10 +235,27 @@ class ModelStatistics:
         membership, label, misfit = self._labels.membership(y, sample_weight)
         if membership is None:
             membership = ops.ones((ops.shape(features[0]["pattern"])[0], 1))
+        self._accumulate(features, membership, label, misfit)
+
+    def _accumulate(self, features, membership, label, misfit):
         self._label_statistic.update_state(membership, label, misfit)
         for tensors, (_, row) in zip(features, self._rows, strict=True):
             for statistic in row.values():
                 statistic.update_state(tensors[statistic.reads], membership, tensors.get("mask"))
+
+    def _compiled(self, function):
+        """`function` compiled by XLA where the step around it is a TensorFlow graph.
+
+        Keras leaves XLA off on CPUs. It is faster for these many small operations, but may be
+        slower for the model's own (convolutions), so that only the statistics are compiled.
+        """
+        if keras.backend.backend() != "tensorflow" or self._model.run_eagerly:
+            return function
+        if _strategy(self._model) is not None:
+            return function
+        import tensorflow as tf
+
+        return tf.function(function, autograph=False, jit_compile=True)
 
     def reset(self):
         """Forgets what was accumulated."""
@@ -447,13 +461,28 @@ def _first(batches):
     raise ValueError("The data hold no samples: they yielded no batch.")
 
 
-def _supports_jit(model):
-    strategy = getattr(model, "_distribute_strategy", None)
-    return strategy is None and all(layer.supports_jit for layer in model._flatten_layers())
+def _gains_from_jit(model):
+    """Whether XLA makes the model faster where Keras leaves it off.
+
+    That is on CPUs, for matrix products with element-wise functions between them; convolutions
+    and recurrent layers run slower.
+    """
+    if keras.backend.backend() != "tensorflow" or model.run_eagerly or _strategy(model):
+        return False
+    slower = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D, keras.layers.RNN)
+    slower += (keras.layers.SeparableConv2D, keras.layers.DepthwiseConv2D)
+    return all(
+        layer.supports_jit and not isinstance(layer, slower) for layer in model._flatten_layers()
+    )
+
+
+def _strategy(model):
+    """The TensorFlow distribution strategy that the model was made under, or None."""
+    return getattr(model, "_distribute_strategy", None)
 
 
 def _strategy_scope(model):
-    strategy = getattr(model, "_distribute_strategy", None)
+    strategy = _strategy(model)
     return contextlib.nullcontext() if strategy is None else strategy.scope()
 
 

@@ -265,7 +265,7 @@ def _recording_step(step, recorder, statistics):
 
 
 def _across_replicas(build):
-    """Calls `build`, which makes variables, where a distribution strategy lets variables be made."""
+    """Calls `build`, which makes variables, where a distribution strategy allows it."""
     import tensorflow as tf
 
     replica = tf.distribute.get_replica_context()

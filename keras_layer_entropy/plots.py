@@ -141,10 +141,7 @@ def _layer_labels(profile):
 def _axis_label(profile, measure):
     if measure == "state_entropy":
         return "state entropy (bits)"
-    unit = {"log": "normalised, 0 to 1", "none": "nats"}.get(
-        profile.settings.get("normalization", "log"), "normalised"
-    )
-    return f"{measure.replace('_', ' ')} ({unit})"
+    return f"{measure.replace('_', ' ')} ({profile.unit})"
 
 
 def _short(value):

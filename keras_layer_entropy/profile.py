@@ -92,6 +92,12 @@ class EntropyProfile:
         return self.values["activation_entropy"]
 
     @property
+    def unit(self):
+        """The unit of `entropy`, in words."""
+        known = {"log": "normalised, 0 to 1", "none": "nats"}
+        return known.get(self.settings.get("normalization", "log"), "normalised")
+
+    @property
     def entropy_nats(self):
         """Activation entropy `[layers, classes]`, in nats."""
         return self.entropy * self.normalizer[:, None]
@@ -131,6 +137,11 @@ class EntropyProfile:
     def is_monotone(self, tolerance=0.0):
         """Whether the mean entropy never rises by more than `tolerance` from layer to layer."""
         return bool(np.all(self.gradient[1:] >= -tolerance))
+
+    def with_classes(self, classes):
+        """The same profile with other names for the classes."""
+        baseline = self.baseline and self.baseline.with_classes(classes)
+        return dataclasses.replace(self, classes=tuple(classes), baseline=baseline)
 
     def to_records(self):
         """One dict per layer and class: layer, units, output, class, count, every measure."""

@@ -5,6 +5,8 @@ layer add up (`merge_state`), and `result` applies the measure to the sums of th
 a mean of the batches' entropies would be biased low.
 """
 
+import math
+
 import keras
 import numpy as np
 from keras import ops
@@ -12,55 +14,37 @@ from keras import ops
 from keras_layer_entropy.measures import entropy as formulas
 
 
-class CompensatedSum:
+class _SumStatistic(keras.metrics.Metric):
     """A sum of float32 tensors that does not drift: each addition's rounding error is kept.
 
     TwoSum (Knuth, TAOCP vol. 2, 4.2.2, theorem B): the error of a + b is itself a float and is
-    added up beside the sum. float64 would do too, but JAX has none by default.
+    added up beside the sum. float64 would do too, but JAX has none by default. Both parts are one
+    variable, because every variable that a step writes costs time.
     """
 
-    def __init__(self, metric, shape, name):
-        self._high = metric.add_variable(shape, "zeros", "float32", name=name)
-        self._low = metric.add_variable(shape, "zeros", "float32", name=f"{name}_error")
-
-    def add(self, value):
-        """Adds a tensor."""
-        high = ops.convert_to_tensor(self._high)
-        total = high + value
-        rest = total - high
-        error = (high - (total - rest)) + (value - rest)
-        self._high.assign(total)
-        self._low.assign(self._low + error)
-
-    def merge(self, other):
-        """Adds another sum."""
-        self.add(ops.convert_to_tensor(other._high))
-        self._low.assign(self._low + other._low)
-
-    def numpy(self):
-        """The sum, float64."""
-        return sum(np.asarray(ops.convert_to_numpy(v), np.float64) for v in (self._high, self._low))
-
-
-class _Statistic(keras.metrics.Metric):
-    """A set of named compensated sums."""
-
-    def __init__(self, name):
+    def __init__(self, shape, name):
         super().__init__(name=name, dtype="float32")
-        self._sums = {}
+        self._parts = self.add_variable((2, *shape), "zeros", "float32", name="sum_and_error")
 
-    def _add_sum(self, name, shape):
-        self._sums[name] = CompensatedSum(self, shape, name)
-        return self._sums[name]
+    def _add(self, value):
+        total, error = self._parts[0], self._parts[1]
+        new = total + value
+        rest = new - total
+        error = error + ((total - (new - rest)) + (value - rest))
+        self._parts.assign(ops.stack([new, error]))
+
+    def _sum(self):
+        """The sum, float64."""
+        return np.asarray(ops.convert_to_numpy(self._parts), np.float64).sum(axis=0)
 
     def merge_state(self, statistics):
         """Adds the states of other statistics of the same layer (other devices, other parts)."""
         for other in statistics:
-            for name, total in self._sums.items():
-                total.merge(other._sums[name])
+            self._add(other._parts[0])
+            self._add(other._parts[1])
 
 
-class LabelStatistic(_Statistic):
+class LabelStatistic(_SumStatistic):
     """Samples per class, and labels that are no class.
 
     Args:
@@ -68,9 +52,7 @@ class LabelStatistic(_Statistic):
     """
 
     def __init__(self, num_classes, name="labels"):
-        super().__init__(name)
-        self._count = self._add_sum("count", (num_classes,))
-        self._misfits = self._add_sum("misfits", ())
+        super().__init__((num_classes + 1,), name)  # the last entry counts the misfits
         # One misfit, to name it: (1, value), or (0, 0) while there is none.
         self._example = self.add_variable(
             (2,), "zeros", "float32", aggregation="only_first_replica", name="example"
@@ -78,26 +60,24 @@ class LabelStatistic(_Statistic):
 
     def update_state(self, membership, label=None, misfit=None):
         """Adds a batch, as `labels.Labels.membership` returns it."""
-        inside = ops.cast(membership > 0, "float32")
-        self._count.add(ops.sum(inside, axis=tuple(range(len(inside.shape) - 1))))
+        count = _sum_samples(ops.cast(membership > 0, "float32"))
         if misfit is None:
+            self._add(ops.pad(count, [[0, 1]]))
             return
-        wrong = ops.cast(misfit, "float32")
-        self._misfits.add(ops.sum(wrong))
-        first = ops.argmax(ops.reshape(wrong, (-1,)))
-        value = ops.take(ops.cast(ops.reshape(label, (-1,)), "float32"), first)
-        example = ops.convert_to_tensor(self._example)
-        new = ops.logical_and(ops.any(misfit), example[0] == 0)
-        self._example.assign(ops.where(new, ops.stack([ops.ones_like(value), value]), example))
+        misfits = ops.sum(ops.cast(misfit, "float32"))
+        self._add(ops.append(count, misfits))
+        value = ops.max(ops.where(misfit, ops.cast(label, "float32"), -np.inf))
+        example = ops.stack([ops.ones_like(value), value])
+        self._example.assign(ops.where(misfits > 0, example, self._example[:]))
 
     def result(self):
         """`(count, misfits, example)`: int64 `[classes]`, an int, a misfitting label or None."""
         there, value = ops.convert_to_numpy(self._example)
-        count = np.rint(self._count.numpy()).astype(np.int64)
-        return count, int(self._misfits.numpy()), float(value) if there else None
+        counts = np.rint(self._sum()).astype(np.int64)
+        return counts[:-1], int(counts[-1]), float(value) if there else None
 
 
-class LayerStatistic(_Statistic):
+class LayerStatistic(_SumStatistic):
     """One measure of one layer: a weighted mean per class of some features of its activations.
 
     Subclasses say of which tensor (`reads`, a key of `probe.Activation.features()`), which
@@ -114,13 +94,11 @@ class LayerStatistic(_Statistic):
     def __init__(
         self, units, num_classes, pattern="mean_then_softmax", normalization="log", name=None
     ):
-        super().__init__(name)
         self.units = units
         self.pattern = pattern
         self.normalizer = formulas.maximum_entropy(units, normalization)
-        self._weight = self._add_sum("weight", (num_classes,))
-        self._bad = self._add_sum("not_finite", (num_classes,))
-        self._total = self._add_sum("total", (num_classes, self._width()))
+        # Weight of a class first, then its features, which are NaN where one was not finite.
+        super().__init__((num_classes, 1 + self._width()), name)
 
     def update_state(self, values, membership, mask=None):
         """Adds a batch.
@@ -138,27 +116,34 @@ class LayerStatistic(_Statistic):
         centre = ops.mean(values, axis=-1, keepdims=True)
         finite = ops.isfinite(centre)
         features = self._features(values, centre, finite)
-        weight = ops.ones_like(centre, dtype="float32")
-        if mask is not None:
-            missing = len(weight.shape) - len(mask.shape)
-            mask = ops.reshape(mask, (*ops.shape(mask), *[1] * missing))
-            weight = weight * ops.cast(mask, "float32")
-            features = features * weight
-        bad = weight * ops.cast(ops.logical_not(finite), "float32")
-        self._weight.add(_per_class(weight, membership)[:, 0])
-        self._bad.add(_per_class(bad, membership)[:, 0])
-        self._total.add(_per_class(features, membership))
+        bad = ops.logical_not(finite)
+        if mask is None:
+            weight = _sum_samples(membership) * _shared_positions(values, membership)
+            weight = ops.expand_dims(weight, axis=-1)
+        else:
+            mask = ops.reshape(
+                mask, (*ops.shape(mask), *[1] * (len(values.shape) - len(mask.shape)))
+            )
+            bad = ops.logical_and(bad, mask)
+            mask = ops.cast(mask, "float32")
+            features = features * mask
+            weight = _per_class(mask * ops.ones_like(centre), membership)
+        total = _per_class(features, membership)
+        # Zero times NaN is NaN: kept out of the product, it spoils only the classes it is in.
+        total = ops.where(_any_per_class(bad, membership), np.nan, total)
+        self._add(ops.concatenate([weight, total], axis=-1))
 
     def result(self):
         """float64 `[classes]`; NaN for a class without samples or with values not finite."""
-        weight, total = self._weight.numpy(), self._total.numpy()
-        known = (weight > 0) & (self._bad.numpy() == 0)
-        mean = total / np.where(known, weight, 1.0)[:, None]
+        total = self._sum()
+        weight, total = total[:, 0], total[:, 1:]
+        known = (weight > 0) & ~np.isnan(total).any(axis=1)
+        mean = np.where(known[:, None], total, 0.0) / np.where(known, weight, 1.0)[:, None]
         return np.where(known, np.asarray(self._measure(mean), np.float64), np.nan)
 
     def not_finite(self):
         """Boolean `[classes]`: where activations were NaN or infinite."""
-        return self._bad.numpy() > 0
+        return np.isnan(self._sum()).any(axis=1)
 
     def _width(self):
         return max(self.units, 2)
@@ -240,10 +225,30 @@ def check_measures(measures):
 
 def _per_class(values, membership):
     """Sums of `[batch, ..., k]` over the samples of each class, `[classes, k]`."""
-    extra = tuple(range(len(membership.shape) - 1, len(values.shape) - 1))
-    if extra:  # positions that share their sample's label
-        values = ops.sum(values, axis=extra)
+    values = ops.sum(values, axis=_extra_axes(values, membership))
     values = ops.reshape(values, (-1, values.shape[-1]))
     membership = ops.reshape(membership, (-1, membership.shape[-1]))
     # A matrix product, because XLA compiles neither boolean masks nor counts of unique values.
     return ops.matmul(ops.transpose(membership), values)
+
+
+def _any_per_class(flags, membership):
+    """For which classes a flag `[batch, ..., 1]` is raised, `[classes, 1]`."""
+    flags = ops.any(flags, axis=_extra_axes(flags, membership))
+    flags = ops.logical_and(flags, membership > 0)
+    return ops.expand_dims(ops.any(flags, axis=tuple(range(len(flags.shape) - 1))), axis=-1)
+
+
+def _sum_samples(membership):
+    return ops.sum(membership, axis=tuple(range(len(membership.shape) - 1)))
+
+
+def _extra_axes(values, membership):
+    """The axes of positions that share one entry of `membership`."""
+    return tuple(range(len(membership.shape) - 1, len(values.shape) - 1))
+
+
+def _shared_positions(values, membership):
+    """How many positions share one entry of `membership`."""
+    shape = ops.shape(values)
+    return math.prod(ops.cast(shape[axis], "float32") for axis in _extra_axes(values, membership))

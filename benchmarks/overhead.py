@@ -1,0 +1,277 @@
+"""What measuring costs: time over a plain `evaluate` and `fit`, and peak memory.
+
+    python benchmarks/overhead.py
+
+Two commands are timed in turn, pair by pair, in one process after a warm-up of each, and the ratio
+of each pair is taken: machines drift, ratios less so. Prints median, min and max over the pairs,
+for wall time and for CPU time.
+"""
+
+import resource
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+from absl import app, flags
+
+from keras_layer_entropy import EntropyAnalyzer, EntropyMonitor
+
+_PAIRS = flags.DEFINE_integer("pairs", 9, "Pairs per comparison.", lower_bound=7)
+_ONLY = flags.DEFINE_list("only", None, "Some of analyze, hand, fit, memory (default: all).")
+_STREAM = flags.DEFINE_integer("stream", None, "(Used by itself, for the memory of one process.)")
+BATCH = 256
+
+
+class Tower(keras.layers.Layer):
+    """Two Dense layers inside a layer."""
+
+    def __init__(self, units):
+        super().__init__()
+        self.steps = [keras.layers.Dense(units, "relu") for _ in range(2)]
+
+    def call(self, x):
+        for step in self.steps:
+            x = step(x)
+        return x
+
+
+class Towers(keras.Model):
+    """A subclassed model with nested layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.towers = [Tower(512) for _ in range(3)]
+        self.head = keras.layers.Dense(10, "softmax")
+
+    def call(self, x):
+        for tower in self.towers:
+            x = tower(x)
+        return self.head(x)
+
+    def outputs_by_hand(self, x):
+        """What a user would add to the model to get at its activations."""
+        outputs = []
+        for tower in self.towers:
+            for step in tower.steps:
+                x = step(x)
+                outputs.append(x)
+        return [*outputs, self.head(x)]
+
+
+class ByHand(keras.Model):
+    """The activations of `Towers` as a model."""
+
+    def __init__(self, towers):
+        super().__init__()
+        self.towers = towers
+
+    def call(self, x):
+        return self.towers.outputs_by_hand(x)
+
+
+def mlp():
+    """An 8 x 512 MLP on 784 inputs, as a functional model."""
+    hidden = [keras.layers.Dense(512, "relu") for _ in range(8)]
+    head = keras.layers.Dense(10, "softmax")
+    return keras.Sequential([keras.Input((784,)), *hidden, head]), (784,), 20_000
+
+
+def cnn():
+    """A small CNN with 6 Dense layers on 32 x 32 x 3."""
+    layers = [keras.Input((32, 32, 3))]
+    for filters in (32, 64, 64):
+        layers += [keras.layers.Conv2D(filters, 3, activation="relu"), keras.layers.MaxPooling2D()]
+    layers += [keras.layers.Flatten()] + [keras.layers.Dense(256, "relu") for _ in range(5)]
+    return keras.Sequential([*layers, keras.layers.Dense(10, "softmax")]), (32, 32, 3), 5_000
+
+
+def towers():
+    """A subclassed nested model."""
+    return Towers(), (784,), 20_000
+
+
+MODELS = {"MLP 8 x 512": mlp, "CNN, 6 Dense": cnn, "subclassed, nested": towers}
+
+
+def prepared(make):
+    """A compiled model with data."""
+    keras.utils.set_random_seed(0)
+    model, shape, samples = make()
+    random = np.random.default_rng(0)
+    x = random.normal(size=(samples, *shape)).astype("float32")
+    y = random.integers(0, 10, samples)
+    model(x[:1])
+    compile_like_a_user(model)
+    return model, x, y
+
+
+def compile_like_a_user(model):
+    """Adam, cross-entropy, accuracy."""
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+
+
+def uncompiled_twin(model, x):
+    """The same network without loss and metrics."""
+    twin = Towers() if isinstance(model, Towers) else keras.models.clone_model(model)
+    twin(x[:1])
+    twin.set_weights(model.get_weights())
+    return twin
+
+
+def hand_loop(model, x, y):
+    """The best loop a careful person writes: one compiled sub-model, only class sums are kept."""
+    if isinstance(model, Towers):
+        inside = ByHand(model)
+    else:
+        dense = [layer for layer in model.layers if isinstance(layer, keras.layers.Dense)]
+        inside = keras.Model(model.inputs, [layer.output for layer in dense])
+    inside.compile(jit_compile=True)
+
+    def run():
+        sums, counts = None, np.zeros(10)
+        for start in range(0, len(x), BATCH):
+            one_hot = np.eye(10, dtype="float32")[y[start : start + BATCH]]
+            outputs = inside.predict_on_batch(x[start : start + BATCH])
+            parts = [one_hot.T @ output for output in outputs]
+            sums = parts if sums is None else [a + b for a, b in zip(sums, parts, strict=True)]
+            counts += one_hot.sum(axis=0)
+        return [pattern_entropy(total / counts[:, None]) for total in sums]
+
+    return run
+
+
+def usual_answer(model, x, y):
+    """What is usually answered: a sub-model, `predict` class by class, then NumPy."""
+    if isinstance(model, Towers):
+        inside = ByHand(model)
+    else:
+        dense = [layer for layer in model.layers if isinstance(layer, keras.layers.Dense)]
+        inside = keras.Model(model.inputs, [layer.output for layer in dense])
+
+    def run():
+        found = []
+        for c in range(10):
+            outputs = inside.predict(x[y == c], batch_size=BATCH, verbose=0)
+            found.append([pattern_entropy(output.mean(axis=0)) for output in outputs])
+        return found
+
+    return run
+
+
+def pattern_entropy(mean):
+    """The measure in NumPy."""
+    p = np.exp(mean - mean.max(axis=-1, keepdims=True))
+    p /= p.sum(axis=-1, keepdims=True)
+    return -(p * np.log(p + 1e-30)).sum(axis=-1) / np.log(p.shape[-1])
+
+
+def compare(name, run, against, pairs):
+    """Runs both in turn and prints the ratios run / against."""
+    for warm_up in (run, against, run, against):
+        warm_up()
+    ratios = []
+    for _ in range(pairs):
+        times = []
+        for function in (run, against):
+            wall, cpu = time.perf_counter(), time.process_time()
+            function()
+            times.append((time.perf_counter() - wall, time.process_time() - cpu))
+        ratios.append(np.divide(*times))
+    cells = [
+        f"{np.median(r):.3f} ({r.min():.3f} to {r.max():.3f})" for r in np.transpose(ratios)
+    ]
+    print(f"| {name} | {cells[1]} | {cells[0]} |", flush=True)
+
+
+def analyze(pairs):
+    """`analyze_model`, warm, over `evaluate`, and the usual answer over it."""
+    for name, make in MODELS.items():
+        model, x, y = prepared(make)
+        analyzer = EntropyAnalyzer(model)
+
+        def evaluate(model=model, x=x, y=y):
+            model.evaluate(x, y, batch_size=BATCH, verbose=0)
+
+        def measure(analyzer=analyzer, x=x, y=y):
+            analyzer.analyze((x, y), batch_size=BATCH, verbose=0)
+
+        compare(f"analysis / evaluate, {name}", measure, evaluate, pairs)
+        compare(f"usual answer / evaluate, {name}", usual_answer(model, x, y), evaluate, pairs)
+
+
+def hand(pairs):
+    """`analyze_model` without the model's metrics over the best loop by hand."""
+    for name, make in MODELS.items():
+        model, x, y = prepared(make)
+        analyzer = EntropyAnalyzer(uncompiled_twin(model, x))
+
+        def measure(analyzer=analyzer, x=x, y=y):
+            analyzer.analyze((x, y), batch_size=BATCH, verbose=0)
+
+        compare(f"analysis / loop by hand, {name}", measure, hand_loop(model, x, y), pairs)
+
+
+def fit(pairs):
+    """`fit` with `EntropyMonitor()` over `fit` without, from a fresh model each time."""
+    for name, make in MODELS.items():
+        _, x, y = prepared(make)
+        held_out = len(x) // 5
+
+        def run(callbacks, x=x, y=y, make=make, held_out=held_out):
+            model, _, _ = make()
+            compile_like_a_user(model)
+            validation = (x[:held_out], y[:held_out])
+            model.fit(
+                x, y, batch_size=BATCH, epochs=3, validation_data=validation, verbose=0,
+                callbacks=callbacks(),
+            )  # fmt: skip
+
+        compare(
+            f"fit with monitor / without, {name}",
+            lambda run=run: run(lambda: [EntropyMonitor()]),
+            lambda run=run: run(list),
+            pairs,
+        )
+
+
+def memory():
+    """Peak memory of a process that streams many samples over one that streams few."""
+    peaks = {}
+    for samples in (10_000, 1_000_000):
+        command = [sys.executable, __file__, f"--stream={samples}"]
+        found = subprocess.run(command, check=True, capture_output=True, text=True)
+        peaks[samples] = int(found.stdout.split()[-1])
+    few, many = peaks.values()
+    print(f"| peak memory, 1,000,000 / 10,000 samples | {many / few:.3f} ({few} and {many} KiB) | |")
+
+
+def stream(samples):
+    """Streams samples and prints the peak memory of this process in KiB."""
+
+    def batches():
+        random = np.random.default_rng(0)
+        for _ in range(0, samples, 1000):
+            yield random.normal(size=(1000, 64)).astype("float32"), random.integers(0, 10, 1000)
+
+    model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(256, "relu")])
+    model.add(keras.layers.Dense(10))
+    EntropyAnalyzer(model).analyze(batches(), verbose=0)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+def main(argv):
+    """Prints the table."""
+    del argv
+    if _STREAM.value is not None:
+        stream(_STREAM.value)
+        return
+    print("| what | CPU time: median (min to max) | wall time: median (min to max) |\n|---|---|---|")
+    parts = {"analyze": analyze, "hand": hand, "fit": fit, "memory": lambda pairs: memory()}
+    for name in _ONLY.value or parts:
+        parts[name](_PAIRS.value)
+
+
+if __name__ == "__main__":
+    app.run(main)

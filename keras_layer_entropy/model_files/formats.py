@@ -1,0 +1,52 @@
+"""Which format a model file has, told from its content, never from its name."""
+
+import pathlib
+import zipfile
+
+_HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+EXPECTED = (
+    "a .keras file, a directory written by model.save(path, zipped=False), or a Keras .h5 file"
+)
+
+
+def model_format(path):
+    """The format of a saved model: `"keras"`, `"directory"` or `"h5"`.
+
+    Args:
+        path: file or directory.
+
+    Raises:
+        FileNotFoundError: there is nothing at `path`.
+        ValueError: it is no saved model of these formats.
+
+    Example:
+
+    >>> import tempfile
+    >>> file = pathlib.Path(tempfile.mkdtemp()) / "model.bin"
+    >>> _ = file.write_bytes(_HDF5_SIGNATURE + b"...")
+    >>> model_format(file)
+    'h5'
+    """
+    path = pathlib.Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"There is no model at {path}; expected {EXPECTED}.")
+    if path.is_dir():
+        if (path / "config.json").is_file():
+            return "directory"
+        if (path / "saved_model.pb").is_file():
+            raise ValueError(
+                f"{path} is a TensorFlow SavedModel; expected {EXPECTED}. Load it where it was "
+                "made and save it again with model.save(path)."
+            )
+        raise ValueError(f"{path} is a directory without config.json; expected {EXPECTED}.")
+    with open(path, "rb") as file:
+        start = file.read(len(_HDF5_SIGNATURE))
+    if start == _HDF5_SIGNATURE:
+        return "h5"
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if "config.json" in archive.namelist():
+                return "keras"
+        raise ValueError(f"{path} is a zip archive without config.json; expected {EXPECTED}.")
+    what = "an empty file" if not start else "no zip archive and no HDF5 file"
+    raise ValueError(f"{path} is {what}; expected {EXPECTED}.")

@@ -1,0 +1,118 @@
+"""Load a model whatever its file is called; save it whole, with the data set it was made for."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import tempfile
+
+import keras
+
+from keras_layer_entropy.files import replacing
+from keras_layer_entropy.model_files.formats import model_format
+
+_SUFFIXES = {"keras": ".keras", "h5": ".h5"}
+
+
+def load_model(path):
+    """Opens a Keras model.
+
+    Args:
+        path: a `.keras` file, a Keras directory or an `.h5` file; told apart by content.
+
+    Returns:
+        `keras.Model`.
+
+    Raises:
+        FileNotFoundError: there is nothing at `path`.
+        ValueError: it is no such model, or Keras cannot make the model it describes.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    >>> save_model(model, tempfile.mkdtemp() + "/saved_model")
+    PosixPath('...saved_model')
+    >>> load_model(_).output_shape
+    (None, 2)
+    """
+    path = pathlib.Path(path)
+    kind = model_format(path)
+    try:
+        if kind == "directory" or path.suffix == _SUFFIXES[kind]:
+            return keras.saving.load_model(path)
+        # Keras goes by the name.
+        with tempfile.TemporaryDirectory() as directory:
+            link = pathlib.Path(directory) / f"model{_SUFFIXES[kind]}"
+            os.symlink(path.resolve(), link)
+            return keras.saving.load_model(link)
+    except Exception as error:
+        raise ValueError(f"Keras cannot open the {kind} model {path}: {error}") from error
+
+
+def save_model(model, path, dataset=None, overwrite=False):
+    """Saves a Keras model, whole or not at all.
+
+    Args:
+        model: `keras.Model`.
+        path: a name that ends in `.keras` or `.h5`, or a directory.
+        dataset: the data the model was made for, recorded beside it (`dataset.json` in a
+            directory, `<name>.dataset.json` beside a file), so that the command lines need no
+            `--dataset`: a name, a mapping, or a `datasets.DatasetSpec`.
+        overwrite: replace what is at `path`.
+
+    Returns:
+        `pathlib.Path` of what was written.
+
+    Raises:
+        FileExistsError: there is something at `path` and `overwrite` is False.
+
+    Example: see `load_model`.
+    """
+    path = pathlib.Path(path)
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists: choose another path, or overwrite=True.")
+    is_file = path.suffix in (".keras", ".h5", ".hdf5")
+    record = _record(dataset)
+    with replacing(path) as temporary:
+        if is_file:
+            model.save(temporary)
+        else:
+            temporary.mkdir()
+            model.save(temporary, zipped=False)
+            if record is not None:
+                _record_path(temporary).write_text(record)
+    if is_file and record is not None:
+        with replacing(_record_path(path)) as temporary:
+            temporary.write_text(record)
+    return path
+
+
+def dataset_record(path):
+    """What `save_model` recorded of the data, a dict; None if nothing was recorded.
+
+    Raises ValueError when the record is damaged.
+    """
+    file = _record_path(pathlib.Path(path))
+    if not file.is_file():
+        return None
+    try:
+        record = json.loads(file.read_text())
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{file}, the record of the data, is not JSON: {error}.") from error
+    if not isinstance(record, dict) or "name" not in record:
+        raise ValueError(f"{file}, the record of the data, has no name of a data set.")
+    return record
+
+
+def _record(dataset):
+    if dataset is None:
+        return None
+    if isinstance(dataset, str):
+        dataset = {"name": dataset}
+    elif dataclasses.is_dataclass(dataset):
+        dataset = dataclasses.asdict(dataset)
+    return json.dumps(dict(dataset), indent=1) + "\n"
+
+
+def _record_path(path):
+    return path / "dataset.json" if path.is_dir() else path.with_name(f"{path.name}.dataset.json")
