@@ -96,6 +96,7 @@ class EntropyAnalyzer:
         with _strategy_scope(model):
             self._probe = ActivationProbe(model, layers)
         self._pass = None
+        self._jit = False
 
     def analyze(self, data, *, batch_size=256, steps=None, baseline=False, seed=0, verbose="auto"):
         """Measures the model on data; arguments, result and errors as for `analyze_model`."""
@@ -118,7 +119,8 @@ class EntropyAnalyzer:
         return profile
 
     def _compile(self, jit):
-        self._pass.compile(run_eagerly=self.model.run_eagerly, jit_compile=jit or "auto")
+        with _strategy_scope(self.model):
+            self._pass.compile(run_eagerly=self.model.run_eagerly, jit_compile=jit or "auto")
         self._jit = jit
 
     def _measure(self, keywords):
@@ -135,8 +137,6 @@ class EntropyAnalyzer:
 
     def _prepare(self, x, y, sample_weight):
         """Builds everything on a batch, so that the pass itself only compiles and runs."""
-        if not all(layer.built for layer in self.model._flatten_layers()):
-            self.model(x)
         outputs, activations = self._probe.record(x)
         with _strategy_scope(self.model):
             self._statistics.build(activations, outputs, y)
@@ -199,7 +199,6 @@ class ModelStatistics:
 
     def build(self, activations, outputs, y):
         """Makes the state for layers and classes as seen in a first batch."""
-        self._accumulate = self._compiled(self._accumulate)
         self._labels = find_labels(
             y,
             outputs,
@@ -235,27 +234,10 @@ class ModelStatistics:
         membership, label, misfit = self._labels.membership(y, sample_weight)
         if membership is None:
             membership = ops.ones((ops.shape(features[0]["pattern"])[0], 1))
-        self._accumulate(features, membership, label, misfit)
-
-    def _accumulate(self, features, membership, label, misfit):
         self._label_statistic.update_state(membership, label, misfit)
         for tensors, (_, row) in zip(features, self._rows, strict=True):
             for statistic in row.values():
                 statistic.update_state(tensors[statistic.reads], membership, tensors.get("mask"))
-
-    def _compiled(self, function):
-        """`function` compiled by XLA where the step around it is a TensorFlow graph.
-
-        Keras leaves XLA off on CPUs. It is faster for these many small operations, but may be
-        slower for the model's own (convolutions), so that only the statistics are compiled.
-        """
-        if keras.backend.backend() != "tensorflow" or self._model.run_eagerly:
-            return function
-        if _strategy(self._model) is not None:
-            return function
-        import tensorflow as tf
-
-        return tf.function(function, autograph=False, jit_compile=True)
 
     def reset(self):
         """Forgets what was accumulated."""

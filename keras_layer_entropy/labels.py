@@ -48,33 +48,31 @@ class Labels:
         weight = _pick(sample_weight, self.key)
         if weight is not None:
             weight = ops.cast(ops.convert_to_tensor(weight), "float32")
+            if len(weight.shape) > 1 and weight.shape[-1] == 1:
+                weight = ops.squeeze(weight, axis=-1)
         if self.kind == "none":
-            return (None if weight is None else _column(weight)), None, None
+            return (None if weight is None else ops.expand_dims(weight, axis=-1)), None, None
         y = ops.convert_to_tensor(_pick(y, self.key))
         if self.kind == "one_hot":
             largest = ops.max(y, axis=-1, keepdims=True)
-            weights = ops.cast(ops.logical_and(y == largest, y > 0), "float32")
+            inside = ops.cast(ops.logical_and(y == largest, y > 0), "float32")
             label = ops.argmax(y, axis=-1)
             misfit = ops.zeros_like(label, dtype="bool")
         else:
             label = ops.squeeze(y, axis=-1) if self.squeeze else y
             index = ops.cast(label, "int32")
-            weights = ops.one_hot(index, self.num_classes, dtype="float32")
-            inside = ops.logical_and(index >= 0, index < self.num_classes)
-            misfit = ops.logical_not(ops.logical_and(inside, ops.cast(index, label.dtype) == label))
-        if weight is not None:
-            if len(weight.shape) == len(label.shape) + 1:
-                if weight.shape[-1] == 1:
-                    weight = ops.squeeze(weight, axis=-1)
-                else:  # a weight per position, a label per sample
-                    weights = ops.expand_dims(weights, axis=-2)
-            weight = ops.reshape(
-                weight, (*ops.shape(weight), *[1] * (len(weights.shape) - 1 - len(weight.shape)))
-            )
-            weights = weights * ops.expand_dims(weight, axis=-1)
-            if len(weight.shape) == len(label.shape):
-                misfit = ops.logical_and(misfit, weight != 0)
-        return weights, label, misfit
+            inside = ops.one_hot(index, self.num_classes, dtype="float32")
+            fits = ops.logical_and(index >= 0, index < self.num_classes)
+            misfit = ops.logical_not(ops.logical_and(fits, ops.cast(index, label.dtype) == label))
+        if weight is None:
+            return inside, label, misfit
+        if len(weight.shape) > len(label.shape):  # a weight per position, a label per sample
+            return ops.expand_dims(inside, axis=-2) * weight[..., None], label, misfit
+        # A weight per sample, perhaps a label per position.
+        weight = ops.reshape(
+            weight, (*ops.shape(weight), *[1] * (len(label.shape) - len(weight.shape)))
+        )
+        return inside * weight[..., None], label, ops.logical_and(misfit, weight != 0)
 
 
 def find_labels(y, outputs, num_classes=None, loss=None, output_names=None):
@@ -190,9 +188,10 @@ def _output(outputs, key, output_names):
     """The model's output that belongs to the labels `key`, or None."""
     if not isinstance(outputs, dict | list | tuple):
         return outputs
-    if isinstance(key, str) and key not in outputs and key in (output_names or ()):
-        key = list(output_names).index(key)
-    outputs = outputs if isinstance(outputs, dict) else dict(enumerate(outputs))
+    if not isinstance(outputs, dict):
+        outputs = dict(enumerate(outputs))
+        if isinstance(key, str) and key in (output_names or ()):
+            key = list(output_names).index(key)
     return next(iter(outputs.values())) if len(outputs) == 1 else outputs.get(key)
 
 
@@ -212,6 +211,3 @@ def _is_regression(loss, label):
 def _is_float(label):
     return keras.backend.is_float_dtype(keras.backend.standardize_dtype(label.dtype))
 
-
-def _column(weight):
-    return weight if len(weight.shape) > 1 and weight.shape[-1] == 1 else weight[..., None]

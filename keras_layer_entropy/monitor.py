@@ -1,5 +1,6 @@
 """EntropyMonitor: entropies of the layers while `fit` runs."""
 
+import contextlib
 import dataclasses
 import functools
 import sys
@@ -8,7 +9,7 @@ import keras
 
 from keras_layer_entropy import plots
 from keras_layer_entropy.analyzer import EntropyAnalyzer, ModelStatistics
-from keras_layer_entropy.probe import Recorder, replaced_attributes
+from keras_layer_entropy.probe import Recorder, build, replaced_attributes
 
 
 class EntropyMonitor(keras.callbacks.Callback):
@@ -249,9 +250,13 @@ def _recording_step(step, recorder, statistics):
     """`step` of the model, with the statistics updated from what its layers do in it."""
 
     def recording_step(data):
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        if not statistics.built:
+            # Some models are only called in parts, by a step of their own.
+            with contextlib.suppress(NotImplementedError):
+                build(recorder.model, x)
         with recorder.recording() as recording:
             logs = step(data)
-        _, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         if not statistics.built:
             recorder.check(recording.activations)
             _across_replicas(

@@ -122,6 +122,7 @@ class ActivationProbe(keras.Model):
     def record(self, inputs, training=False):
         """`(outputs of the model, list of Activation in the order of the forward pass)`."""
         kwargs = {"training": training} if self.model._call_has_training_arg else {}
+        build(self.model, inputs)
         with self.recorder.recording() as recording:
             outputs = self.model(inputs, **kwargs)
         self.recorder.check(recording.activations)
@@ -147,7 +148,7 @@ class Recorder:
     """
 
     def __init__(self, model, layers=None):
-        self._model = model
+        self.model = model
         self._layers = layers
         self._lock = threading.Lock()
         self._threads = 0
@@ -177,15 +178,15 @@ class Recorder:
     def check(self, activations):
         """Raises or warns where chosen layers were not called."""
         called = {activation.path.partition("#")[0] for activation in activations}
-        idle = [path for path in choose_layers(self._model, self._layers) if path not in called]
+        idle = [path for path in choose_layers(self.model, self._layers) if path not in called]
         if not activations:
             raise ValueError(
                 f"None of the chosen layers {idle} could be recorded in the forward pass of "
-                f"{self._model.name!r}: choose layers that its `call` runs, and {_UNDECORATE}."
+                f"{self.model.name!r}: choose layers that its `call` runs, and {_UNDECORATE}."
             )
         if idle:
             warnings.warn(
-                f"The layers {idle} do not run in the forward pass of {self._model.name!r} and "
+                f"The layers {idle} do not run in the forward pass of {self.model.name!r} and "
                 "are left out.",
                 stacklevel=3,
             )
@@ -193,14 +194,14 @@ class Recorder:
     def _wrap_layers(self):
         with contextlib.ExitStack() as stack:
             # An unbuilt Sequential already holds its layers, an unbuilt subclassed model may not.
-            for path, layer in _choose(self._model, self._layers).items():
+            for path, layer in _choose(self.model, self._layers).items():
                 if isinstance(layer, keras.layers.TimeDistributed):
                     self._wrap_time_distributed(stack, layer, path)
                 else:
                     self._wrap(stack, layer, functools.partial(_target, path=path, layer=layer))
-            for layer in _followers(self._model):
+            for layer in _followers(self.model):
                 self._wrap_follower(stack, layer)
-            self._wrap(stack, self._model, _outputs)
+            self._wrap(stack, self.model, _outputs)
             self._wrapped = stack.pop_all()
 
     def _wrap_time_distributed(self, stack, wrapper, path):
@@ -330,6 +331,15 @@ def _outputs(recording, original, *args, **kwargs):
                 f"loop or a tf.function of its own: {_UNDECORATE}, or choose other layers."
             )
     return outputs
+
+
+def build(model, inputs):
+    """Calls a model that is not built yet, so that its layers are.
+
+    To build, Keras runs a subclassed model in a scratch graph, whose tensors must not be recorded.
+    """
+    if not all(layer.built for layer in model._flatten_layers()):
+        model(inputs)
 
 
 def choose_layers(model, layers=None):

@@ -17,21 +17,23 @@ from keras_layer_entropy.measures import entropy as formulas
 class _SumStatistic(keras.metrics.Metric):
     """A sum of float32 tensors that does not drift: each addition's rounding error is kept.
 
-    TwoSum (Knuth, TAOCP vol. 2, 4.2.2, theorem B): the error of a + b is itself a float and is
-    added up beside the sum. float64 would do too, but JAX has none by default. Both parts are one
-    variable, because every variable that a step writes costs time.
+    The sum is the unevaluated sum of two floats (Dekker 1971): TwoSum gives the exact error of each
+    addition (Knuth, TAOCP vol. 2, 4.2.2, theorem B), FastTwoSum brings the two parts back in order.
+    float64 would do too, but JAX has none by default. Both parts are one variable, because every
+    variable that a step writes costs time.
     """
 
     def __init__(self, shape, name):
         super().__init__(name=name, dtype="float32")
-        self._parts = self.add_variable((2, *shape), "zeros", "float32", name="sum_and_error")
+        self._parts = self.add_variable((2, *shape), "zeros", "float32", name="sum")
 
     def _add(self, value):
-        total, error = self._parts[0], self._parts[1]
-        new = total + value
-        rest = new - total
-        error = error + ((total - (new - rest)) + (value - rest))
-        self._parts.assign(ops.stack([new, error]))
+        high, low = self._parts[0], self._parts[1]
+        total = high + value
+        rest = total - high
+        low = low + ((high - (total - rest)) + (value - rest))
+        high = total + low
+        self._parts.assign(ops.stack([high, low - (high - total)]))
 
     def _sum(self):
         """The sum, float64."""

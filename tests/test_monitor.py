@@ -286,6 +286,44 @@ def test_failing_data_leaves_the_model_as_found(tmp_path):
     assert_as_found(model, before, tmp_path)
 
 
+@pytest.mark.parametrize("eager", [False, True])
+def test_unbuilt_models_without_validation(eager):
+    for make in (models.unbuilt_sequential, models.subclassed):
+        case, monitor = make(), EntropyMonitor()
+        case.model.compile(keras.optimizers.SGD(0.0), LOSS, run_eagerly=eager)
+        case.model.fit(case.x, case.y, epochs=2, verbose=0, callbacks=[monitor])
+        want = analyze_model(case.model, (case.x, case.y), verbose=0)
+        assert monitor.profiles[1].layers == want.layers
+        # Batch normalisation uses the batch's own statistics in training.
+        tolerance = 1e-6 if make is models.unbuilt_sequential else 0.5
+        np.testing.assert_allclose(monitor.profiles[1].entropy, want.entropy, atol=tolerance)
+
+
+def test_model_that_is_called_in_parts():
+    import tensorflow as tf
+
+    class Parts(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.a, self.out = layers.Dense(6, "relu", name="a"), layers.Dense(3, name="out")
+
+        def train_step(self, batch):
+            x, y = batch
+            with tf.GradientTape() as tape:
+                loss = self.compute_loss(y=y, y_pred=self.out(self.a(x)))
+            gradients = tape.gradient(loss, self.trainable_variables)
+            self.optimizer.apply(gradients, self.trainable_variables)
+            return {"my_loss": loss}
+
+    model = Parts()
+    model.compile(keras.optimizers.SGD(0.0), LOSS)
+    monitor = EntropyMonitor(num_classes=3)
+    model.fit(*data(), verbose=0, callbacks=[monitor])
+    a = models.relu(models.linear(model.a, data()[0]))
+    want = reference.by_class(reference.activation_entropy, a, data()[1], 3)
+    np.testing.assert_allclose(monitor.profiles[0].entropy[0], want, rtol=0, atol=1e-5)
+
+
 def test_unbuilt_and_subclassed_models(tmp_path):
     for case in (models.unbuilt_sequential(), models.subclassed()):
         case.model.compile("adam", LOSS)

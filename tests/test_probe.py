@@ -1,0 +1,134 @@
+"""Choosing and recording layers."""
+
+import threading
+
+import keras
+import models
+import numpy as np
+import pytest
+from keras import layers, ops
+
+from keras_layer_entropy import ActivationProbe
+from keras_layer_entropy.probe import Recorder, choose_layers
+
+
+def test_choices():
+    model = models.convolutional().model
+    assert list(choose_layers(model)) == ["a", "out"]
+    assert list(choose_layers(model, "a")) == ["a"]
+    assert list(choose_layers(model, ["out", "a"])) == ["a", "out"]
+    assert list(choose_layers(model, keras.layers.Conv2D)) == ["conv"]
+    assert list(choose_layers(model, [keras.layers.Conv2D, "out"])) == ["conv", "out"]
+    assert list(choose_layers(model, lambda layer: layer.name.startswith("p"))) == ["pool"]
+    nested = models.nested().model
+    assert list(choose_layers(nested, "block/inner/b")) == ["block/inner/b"]
+    assert list(choose_layers(nested, "b")) == ["block/inner/b"]
+
+
+def test_layers_of_the_same_name_are_told_apart():
+    class Twins(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.pair = [layers.Dense(4, name="same"), layers.Dense(3, name="same")]
+
+        def call(self, x):
+            return self.pair[1](self.pair[0](x))
+
+    outputs = ActivationProbe(Twins()).predict(np.ones((2, 5)), verbose=0)
+    assert {path: value.shape[-1] for path, value in outputs.items()} == {"same": 4, "same@2": 3}
+
+
+def test_other_threads_are_not_recorded():
+    case = models.sequential()
+    recorder = Recorder(case.model)
+    with recorder.recording() as recording:
+        other = threading.Thread(target=case.model, args=(case.x,))
+        other.start()
+        other.join()
+        assert recording.activations == []
+        case.model(case.x)
+    assert [activation.path for activation in recording.activations] == ["a", "out"]
+
+
+def test_an_error_in_the_model_puts_everything_back():
+    class Broken(layers.Layer):
+        def call(self, x):
+            raise RuntimeError("broken")
+
+    model = keras.Sequential([layers.Dense(4, "relu", name="a"), layers.ReLU(), Broken()])
+    before = [dict(vars(layer)) for layer in model.layers]
+    with pytest.raises(RuntimeError, match="broken"), Recorder(model).recording():
+        model(np.ones((2, 3)))
+    for layer, attributes in zip(model.layers, before, strict=True):
+        assert "call" not in vars(layer)
+        assert layer._convert_input_args is attributes["_convert_input_args"]
+        assert getattr(layer, "activation", None) is attributes.get("activation")
+
+
+def test_activation_layer_given_to_dense():
+    model = keras.Sequential(
+        [keras.Input((3,)), layers.Dense(4, activation=layers.LeakyReLU(), name="a")]
+    )
+    x = models.inputs_like(3)
+    with Recorder(model).recording() as recording:
+        model(x)
+    (activation,) = recording.activations
+    pre = models.linear(model.layers[0], x)
+    np.testing.assert_allclose(activation.pre_activation, pre, atol=1e-5)
+    np.testing.assert_allclose(activation.output, np.where(pre > 0, pre, 0.3 * pre), atol=1e-5)
+
+
+def test_a_recurrent_layer_is_recorded_by_its_output():
+    model = keras.Sequential([keras.Input((4, 3)), layers.LSTM(5, name="lstm"), layers.Dense(2)])
+    x = models.inputs_like(4, 3)
+    outputs = ActivationProbe(model, "lstm").predict(x, verbose=0)
+    np.testing.assert_allclose(outputs["lstm"], model.layers[0](x), atol=1e-6)
+
+
+def test_dropout_between_layer_and_activation_in_training():
+    inputs = keras.Input((3,))
+    x = layers.ReLU()(layers.Dropout(0.5, seed=1)(layers.Dense(50, name="a")(inputs)))
+    model = keras.Model(inputs, x)
+    with Recorder(model).recording() as recording:
+        outputs = model(models.inputs_like(3), training=True)
+    (activation,) = recording.activations
+    np.testing.assert_array_equal(activation.output, outputs)
+    assert activation.is_output
+
+
+def test_quantized_layers_are_recorded():
+    model = models.sequential().model
+    model.quantize("int8")
+    x = models.inputs_like(8)
+    outputs = ActivationProbe(model).predict(x, verbose=0)
+    np.testing.assert_allclose(outputs["out"], model.predict(x, verbose=0), atol=1e-6)
+
+
+def test_layers_that_do_not_run():
+    class Idle(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.used, self.idle = layers.Dense(3, name="used"), layers.Dense(3, name="idle")
+
+        def call(self, x):
+            return self.used(x)
+
+    model = Idle()
+    with pytest.warns(UserWarning, match=r"\['idle'\] do not run"):
+        outputs = ActivationProbe(model).predict(np.ones((2, 3)), verbose=0)
+    assert set(outputs) == {"used"}
+    with pytest.raises(ValueError, match=r"None of the chosen layers \['idle'\]"):
+        ActivationProbe(model, "idle").predict(np.ones((2, 3)), verbose=0)
+
+
+def test_probe_is_a_model_of_its_own():
+    """Used inside a functional model, for example."""
+    case = models.nested()
+    case.expected()
+    inputs = keras.Input((8,))
+    outputs = ActivationProbe(case.model)(inputs)
+    pooled = keras.Model(inputs, ops.max(outputs["block/a"], axis=-1))
+    want = case.truth({x.name: x for x in case.model._flatten_layers()}, case.x)["block/a"][0]
+    np.testing.assert_allclose(
+        pooled.predict(case.x, verbose=0), want.max(axis=-1), rtol=1e-5, atol=1e-5
+    )

@@ -1,0 +1,128 @@
+"""The finished measurement."""
+
+import csv
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from keras_layer_entropy import EntropyProfile
+
+
+def make(**changes):
+    values = dict(
+        layers=("a", "b", "c", "out"),
+        units=(4, 4, 4, 3),
+        outputs=(False, False, False, True),
+        classes=("x", "y", "z"),
+        count=[5, 0, 7],
+        normalizer=np.log([4, 4, 4, 3]),
+        values={
+            "activation_entropy": [
+                [0.9, np.nan, 0.7],
+                [0.9, np.nan, 0.695],
+                [0.95, np.nan, 0.8],
+                [0.1, np.nan, 0.2],
+            ],
+            "state_entropy": np.full((4, 3), 0.5),
+        },
+        metrics={"loss": 0.5, "odd": float("nan")},
+        epoch=3,
+        settings={"pattern": "mean_then_softmax", "normalization": "log"},
+    )
+    return EntropyProfile(**values | changes)
+
+
+def test_derived_numbers():
+    profile = make()
+    np.testing.assert_allclose(profile.mean, [0.8, 0.7975, 0.875, 0.15])
+    np.testing.assert_allclose(profile.gradient, [np.nan, 0.0025, -0.0775, 0.725])
+    np.testing.assert_allclose(profile.entropy_nats[3], np.log(3) * np.array([0.1, np.nan, 0.2]))
+    assert profile.flat() == ("b", "c")
+    assert profile.flat(tolerance=0) == ("c",)
+    assert profile.flat(tolerance=1.0) == ("b", "c")  # neither the first nor the output
+    assert (profile.is_monotone(), profile.is_monotone(0.08)) == (False, True)
+    assert profile.unit == "normalised, 0 to 1"
+
+
+def test_a_layer_without_known_class_is_nan():
+    profile = make(values={"activation_entropy": np.full((4, 3), np.nan)})
+    assert np.isnan(profile.mean).all()
+    assert profile.flat() == ()
+
+
+def test_json_round_trip(tmp_path):
+    profile = make(baseline=make(epoch=None))
+    profile.save(tmp_path / "deep" / "profile.json")
+    loaded = EntropyProfile.load(tmp_path / "deep" / "profile.json")
+    for field in dataclasses.fields(profile):
+        if field.name not in ("baseline", "metrics", "values", "count", "normalizer"):
+            assert getattr(loaded, field.name) == getattr(profile, field.name)
+    for name, values in profile.values.items():
+        np.testing.assert_array_equal(loaded.values[name], values)
+        np.testing.assert_array_equal(loaded.baseline.values[name], values)
+    np.testing.assert_array_equal(loaded.count, profile.count)
+    np.testing.assert_array_equal(loaded.normalizer, profile.normalizer)
+    assert loaded.metrics["loss"] == 0.5
+    assert np.isnan(loaded.metrics["odd"])
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["profile.json"]
+    text = (tmp_path / "deep" / "profile.json").read_text()
+    assert "NaN" not in text
+    assert json.loads(text)["format_version"] == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("not json", "not JSON"),
+        ("[1]", "no profile"),
+        ('{"format_version": 2}', "format version 2; this library reads version 1"),
+        ('{"format_version": 1}', "damaged"),
+    ],
+)
+def test_other_files_are_refused(text, message, tmp_path):
+    (tmp_path / "p.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        EntropyProfile.load(tmp_path / "p.json")
+
+
+def test_csv_and_records(tmp_path):
+    profile = make()
+    profile.to_csv(tmp_path / "p.csv")
+    with open(tmp_path / "p.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(profile.to_records()) == 12
+    assert rows[0] == {
+        "layer": "a",
+        "units": "4",
+        "output": "False",
+        "class": "x",
+        "count": "5",
+        "activation_entropy": "0.9",
+        "state_entropy": "0.5",
+    }
+    assert rows[1]["activation_entropy"] == ""
+    assert np.isnan(profile.to_records()[1]["activation_entropy"])
+
+
+def test_immutable():
+    profile = make()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        profile.epoch = 4
+    with pytest.raises(ValueError, match="read-only"):
+        profile.entropy[0, 0] = 1
+
+
+def test_shapes_are_checked():
+    with pytest.raises(ValueError, match=r"count has shape \(2,\); expected \(3,\)"):
+        make(count=[1, 2])
+    with pytest.raises(ValueError, match="units has 1 entries for 4 layers"):
+        make(units=(4,))
+    with pytest.raises(ValueError, match="holds no activation_entropy, only"):
+        _ = make(values={"state_entropy": np.full((4, 3), 0.5)}).entropy
+
+
+def test_with_classes():
+    profile = make(baseline=make()).with_classes(["cat", "dog", "cow"])
+    assert profile.classes == profile.baseline.classes == ("cat", "dog", "cow")
