@@ -8,9 +8,10 @@ heatmap.png there. Without --dataset the data set recorded beside the model is u
 
 import dataclasses
 import sys
+import warnings
 
 import rich.console
-from absl import app, flags
+from absl import app, flags, logging
 
 from keras_layer_entropy import report
 from keras_layer_entropy.analyzer import analyze_model
@@ -50,7 +51,9 @@ _OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Replace files that exist 
 
 
 def main(argv):
-    """Parses the flags, runs, and turns errors into one line and exit code 2."""
+    """Runs what the flags say; an error is one message and exit code 2."""
+    logging.set_verbosity(logging.WARNING)  # TensorFlow Datasets tells a lot
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
         if len(argv) > 1:
             raise ValueError(f"Unknown arguments {argv[1:]}: every option is a --flag, see --help.")
@@ -64,8 +67,10 @@ def run():
     """Measures and writes what the flags say."""
     if _MODEL.value is None:
         raise ValueError("--model=PATH is missing: the model to analyse.")
+    if _OUTPUT.value is not None and not _OVERWRITE.value:
+        report.check_new(_OUTPUT.value)
     terminal = sys.stdout.isatty()
-    console = rich.console.Console(width=None if terminal else 120)
+    console = rich.console.Console(soft_wrap=True)
     model = load_model(_MODEL.value)
     dataset = load_dataset(_dataset_spec(model))
     spec = dataset.spec

@@ -16,6 +16,8 @@ from keras_layer_entropy.probe import ActivationProbe
 from keras_layer_entropy.profile import EntropyProfile
 from keras_layer_entropy.statistics import MEASURES, LabelStatistic, check_measures
 
+_MOST_STATE = 4 * 2**30  # bytes
+
 
 def analyze_model(
     model, data, *, batch_size=256, steps=None, baseline=False, seed=0, verbose="auto", **options
@@ -64,8 +66,9 @@ class EntropyAnalyzer:
     Args:
         model: any Keras model.
         layers: as for `ActivationProbe`; None for every `Dense`.
-        num_classes: number of classes, None to take it from the model's output;
-            `{key: number or None}` to choose whose labels count where there are several outputs.
+        num_classes: number of classes, None to take it from the model's output; 1 for one class
+            of everything; `{key: number or None}` to choose whose labels count where there are
+            several outputs.
         measures: names out of `statistics.MEASURES`.
         pattern, normalization: as for `measures.entropy.activation_entropy`.
 
@@ -100,7 +103,7 @@ class EntropyAnalyzer:
 
     def analyze(self, data, *, batch_size=256, steps=None, baseline=False, seed=0, verbose="auto"):
         """Measures the model on data; arguments, result and errors as for `analyze_model`."""
-        keywords, batch, again = _read(data, batch_size)
+        keywords, batches, again = _read(data, batch_size)
         keywords |= {"steps": steps, "verbose": verbose}
         if baseline and not again:
             raise ValueError(
@@ -108,7 +111,7 @@ class EntropyAnalyzer:
                 "once: pass arrays, a tf.data.Dataset or a PyDataset, or measure without it."
             )
         if self._pass is None:
-            self._pass = self._prepare(*keras.utils.unpack_x_y_sample_weight(batch))
+            self._pass = self._prepare(*keras.utils.unpack_x_y_sample_weight(_first(batches)))
             self._compile(jit=again and _gains_from_jit(self.model))
         profile = self._measure(keywords)
         if baseline:
@@ -120,7 +123,11 @@ class EntropyAnalyzer:
 
     def _compile(self, jit):
         with _strategy_scope(self.model):
-            self._pass.compile(run_eagerly=self.model.run_eagerly, jit_compile=jit or "auto")
+            self._pass.compile(
+                run_eagerly=self.model.run_eagerly,
+                steps_per_execution=self.model.steps_per_execution,
+                jit_compile=jit or "auto",
+            )
         self._jit = jit
 
     def _measure(self, keywords):
@@ -184,6 +191,7 @@ class ModelStatistics:
         self._pattern = pattern
         self._normalization = normalization
         self._labels = None
+        self._labelled = None
         self._label_statistic = None
         self._rows = []  # one per layer: (Activation without tensors, {measure: statistic})
 
@@ -199,6 +207,7 @@ class ModelStatistics:
 
     def build(self, activations, outputs, y):
         """Makes the state for layers and classes as seen in a first batch."""
+        self._labelled = y is not None
         self._labels = find_labels(
             y,
             outputs,
@@ -206,6 +215,14 @@ class ModelStatistics:
             loss=self._model.loss if self._model.compiled else None,
             output_names=getattr(self._model, "output_names", None),
         )
+        # Two float32 for each class and unit.
+        size = 8 * self._labels.num_classes * sum(a.units for a in activations)
+        if size > _MOST_STATE:
+            raise ValueError(
+                f"{self._labels.num_classes} classes and {sum(a.units for a in activations)} units "
+                f"need {size / 2**30:.1f} GiB: choose fewer layers with layers=, or pass "
+                "num_classes=1 to take all samples for one class."
+            )
         self._label_statistic = LabelStatistic(self._labels.num_classes)
         self._rows = [
             (
@@ -230,6 +247,11 @@ class ModelStatistics:
             raise ValueError(
                 f"{len(features)} layer calls were recorded in this batch and {len(self._rows)} "
                 "in the first: a model whose layers change from batch to batch cannot be measured."
+            )
+        if (y is None) == self._labelled:
+            raise ValueError(
+                f"The data have {'no ' if y is None else ''}labels, unlike those measured first: "
+                "make another EntropyAnalyzer for them."
             )
         membership, label, misfit = self._labels.membership(y, sample_weight)
         if membership is None:
@@ -417,24 +439,23 @@ def _seeded(config, random):
 
 
 def _read(data, batch_size):
-    """`(keywords for evaluate, a first batch, whether the data can be read again)`."""
+    """`(keywords for evaluate, batches to look at the first, whether they can be read again)`."""
     if isinstance(data, keras.utils.PyDataset):
-        return {"x": data}, _first(data[i] for i in range(data.num_batches or 1)), True
+        return {"x": data}, (data[i] for i in range(data.num_batches or 1)), True
     if hasattr(data, "element_spec"):  # tf.data.Dataset
-        return {"x": data}, _first(data), True
+        return {"x": data}, data, True
     if hasattr(data, "__next__"):
-        batch = _first(data)
+        first, rest = itertools.tee(itertools.islice(data, 1))
         # Keras takes generators of tuples, no other iterators.
-        tuples = (b if isinstance(b, tuple) else (b,) for b in itertools.chain([batch], data))
-        return {"x": tuples}, batch, False
+        batches = itertools.chain(rest, data)
+        return {"x": (b if isinstance(b, tuple) else (b,) for b in batches)}, first, False
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     batch = tree.map_structure(
         lambda array: None if array is None else array[:batch_size], (x, y, sample_weight)
     )
     if any(len(array) == 0 for array in tree.flatten(batch[0])):
         raise ValueError("The data hold no samples: x is empty.")
-    keywords = dict(x=x, y=y, sample_weight=sample_weight, batch_size=batch_size)
-    return keywords, batch, True
+    return dict(x=x, y=y, sample_weight=sample_weight, batch_size=batch_size), [batch], True
 
 
 def _first(batches):

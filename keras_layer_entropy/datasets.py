@@ -4,6 +4,7 @@ import dataclasses
 import math
 import os
 import pathlib
+import zipfile
 
 import keras
 import numpy as np
@@ -114,15 +115,20 @@ def _npz(spec, path):
     if not path.is_file():
         raise ValueError(f"There is no file {path}.")
     spec = _with_defaults(spec, scale=1.0)
-    with np.load(path, allow_pickle=False) as arrays:
-        names = list(arrays)
-        choices = [("x", "y"), ("x_test", "y_test")]
-        if spec.split is not None:
-            choices = [(f"x_{spec.split}", f"y_{spec.split}")]
-        for x, y in choices:
-            if x in names and y in names:
-                return _from_arrays(spec, arrays[x], arrays[y], None)
-    raise ValueError(f"{path} holds the arrays {names}; expected {choices[0]} (or others by split).")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = dict(archive)
+    except (ValueError, OSError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} cannot be read as .npz: {error}.") from error
+    choices = [("x", "y"), ("x_test", "y_test")]
+    if spec.split is not None:
+        choices = [(f"x_{spec.split}", f"y_{spec.split}")]
+    for x, y in choices:
+        if x in arrays and y in arrays:
+            return _from_arrays(spec, arrays[x], arrays[y], None)
+    raise ValueError(
+        f"{path} holds the arrays {list(arrays)}; expected {' or '.join(map(str, choices))}."
+    )
 
 
 def _image_folder(spec, path):

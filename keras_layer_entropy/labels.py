@@ -13,6 +13,10 @@ _REGRESSION_LOSSES = (
     *("huber", "Huber", "log_cosh", "LogCosh", "cosine_similarity", "CosineSimilarity"),
     *("poisson", "Poisson"),
 )
+_BINARY_LOSSES = (
+    *("binary_crossentropy", "BinaryCrossentropy"),
+    *("binary_focal_crossentropy", "BinaryFocalCrossentropy"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,10 +86,11 @@ def find_labels(y, outputs, num_classes=None, loss=None, output_names=None):
         y: labels of a batch, an array or a structure of them, or None. Only shapes and dtypes are
             looked at.
         outputs: what the model returns for that batch, likewise.
-        num_classes: number of classes; None to take it from the output's last dimension;
-            `{key: number or None}` to choose one of several outputs' labels.
-        loss: what the model was compiled with, or None: the targets of a regression are no
-            classes.
+        num_classes: number of classes; None to take it from the output's last dimension; 1 for
+            one class of everything, whatever the labels; `{key: number or None}` to choose one of
+            several outputs' labels.
+        loss: what the model was compiled with, or None: the targets of a regression or an
+            autoencoder are no classes.
         output_names: names of a functional model's outputs, for labels given by name.
 
     Returns:
@@ -109,6 +114,8 @@ def find_labels(y, outputs, num_classes=None, loss=None, output_names=None):
                 "one, whose labels tell the samples apart."
             )
         ((key, num_classes),) = num_classes.items()
+    if num_classes == 1 and key is None:
+        return Labels()
     if y is None:
         if num_classes is not None or key is not None:
             raise ValueError(
@@ -117,13 +124,15 @@ def find_labels(y, outputs, num_classes=None, loss=None, output_names=None):
             )
         return Labels()
     if key is None:
-        key = _only_labelled_output(y, loss)
-    label = _pick(y, key)
-    output = _output(outputs, key, output_names)
-    if num_classes is None and _is_regression(_loss_of(loss, key), label):
+        key = _only_labelled_output(y, outputs, loss, output_names)
+    label, output = _pick(y, key), _output(outputs, key, output_names)
+    if num_classes == 1:
+        return Labels(key=key)
+    if num_classes is None and _are_targets(_loss_of(loss, key), label, output):
         warnings.warn(
-            "The model is compiled with a regression loss, so that y is taken for targets, not "
-            "for classes, and all samples for one class: pass num_classes= if y holds classes.",
+            "The loss says that y holds targets of a regression or an autoencoder, not classes, so "
+            "that all samples count as one class: pass num_classes= if y holds classes, or 1 if "
+            "one class is what you want.",
             stacklevel=2,
         )
         return Labels(key=key)
@@ -157,12 +166,18 @@ def _from_shapes(label, output, num_classes, key):
     return Labels(num_classes, "sparse", key, len(shape) > 1 and last == 1 and not one_id_per_row)
 
 
-def _only_labelled_output(y, loss):
+def _only_labelled_output(y, outputs, loss, output_names):
     """The key of the only labels that are classes; None when `y` is no structure."""
     if not isinstance(y, dict | list | tuple):
         return None
     keys = list(y) if isinstance(y, dict) else list(range(len(y)))
-    classes = [key for key in keys if not _is_regression(_loss_of(loss, key), _pick(y, key))]
+    classes = [
+        key
+        for key in keys
+        if not _are_targets(
+            _loss_of(loss, key), _pick(y, key), _output(outputs, key, output_names)
+        )
+    ]
     if len(keys) == 1 or len(classes) == 1:
         return (classes or keys)[0]
     raise ValueError(
@@ -201,11 +216,14 @@ def _loss_of(loss, key):
     return (loss if isinstance(loss, dict) else dict(enumerate(loss))).get(key)
 
 
-def _is_regression(loss, label):
+def _are_targets(loss, label, output):
+    """Whether a loss says that labels are something to come close to, rather than classes."""
     if loss is None or label is None or not _is_float(label):
         return False
     loss = keras.losses.get(loss)
-    return getattr(loss, "__name__", type(loss).__name__) in _REGRESSION_LOSSES
+    name = getattr(loss, "__name__", type(loss).__name__)
+    one_choice = output is None or (len(output.shape) == 2 and output.shape[-1] == 1)
+    return name in _REGRESSION_LOSSES or (name in _BINARY_LOSSES and not one_choice)
 
 
 def _is_float(label):

@@ -39,17 +39,19 @@ def table(profile, tolerance=FLAT_TOLERANCE):
         title=f"Activation entropy ({profile.unit}) of {int(profile.count.sum())} samples",
         title_justify="left",
         box=rich.box.SIMPLE_HEAD,
+        show_edge=False,
         pad_edge=False,
-        collapse_padding=True,
+        padding=0,
     )
-    result.add_column("layer", overflow="fold")
+    result.add_column("layer", overflow="fold", min_width=8)
     for name in ("units", "mean", "min\n(class)", "max\n(class)", "gradient"):
         result.add_column(name, justify="right", no_wrap=True)
     result.add_column("flat?", no_wrap=True)
     if profile.baseline is not None:
-        result.add_column("mean,\nuntrained", justify="right", no_wrap=True)
+        result.add_column("un-\ntrained", justify="right", no_wrap=True)
     for name in others:
-        result.add_column(name.replace("_", "\n"), justify="right", no_wrap=True)
+        header = {"instability": "insta-\nbility"}.get(name, name.replace("_", "\n"))
+        result.add_column(header, justify="right", no_wrap=True)
     verdicts = verdict(profile, tolerance)
     for row, layer in enumerate(profile.layers):
         cells = [layer, str(profile.units[row]), _number(profile.mean[row])]
@@ -89,19 +91,25 @@ def save_profile(profile, directory, overwrite=False):
     Raises:
         FileExistsError: one of the files exists and `overwrite` is False; nothing is written.
     """
-    directory = pathlib.Path(directory)
-    paths = [directory / name for name in FILES]
-    existing = [str(path) for path in paths if path.exists()]
-    if existing and not overwrite:
-        raise FileExistsError(
-            f"{', '.join(existing)} would be overwritten: choose another folder, or overwrite."
-        )
+    if not overwrite:
+        check_new(directory)
+    paths = [pathlib.Path(directory, name) for name in FILES]
     profile.save(paths[0])
     profile.to_csv(paths[1])
     for path, draw in zip(paths[2:], (plots.entropy_curve, plots.heatmap), strict=True):
         with replacing(path) as temporary:
             draw(profile).savefig(temporary, dpi=150)
     return paths
+
+
+def check_new(directory):
+    """Raises FileExistsError where `save_profile` would overwrite a file."""
+    existing = [name for name in FILES if pathlib.Path(directory, name).exists()]
+    if existing:
+        raise FileExistsError(
+            f"{', '.join(existing)} in {directory} would be overwritten: choose another folder, or "
+            "pass --overwrite (overwrite=True)."
+        )
 
 
 def _extreme(profile, row, choose):

@@ -239,7 +239,7 @@ def test_model_metrics_are_those_of_evaluate():
 def test_regression_targets_are_no_classes():
     model = keras.Sequential([keras.Input((8,)), layers.Dense(4, name="a"), layers.Dense(1)])
     model.compile("sgd", "mse")
-    with pytest.warns(UserWarning, match="regression loss"):
+    with pytest.warns(UserWarning, match="targets of a regression"):
         profile = analyze_model(model, (models.inputs_like(8), np.ones(50)), verbose=0)
     assert profile.classes == ("all",)
 
@@ -252,6 +252,22 @@ def test_analyzer_is_used_again_and_parts_add_up():
     again = analyzer.analyze((case.x[:20], case.y[:20]), verbose=0)
     np.testing.assert_array_equal(first.entropy, again.entropy)
     assert (whole.count.sum(), first.count.sum()) == (50, 20)
+
+
+def test_analyzer_refuses_data_of_another_kind():
+    case = models.sequential()
+    analyzer = EntropyAnalyzer(case.model)
+    analyzer.analyze((case.x, case.y), verbose=0)
+    with pytest.raises(ValueError, match="The data have no labels, unlike those measured first"):
+        analyzer.analyze(case.x, verbose=0)
+
+
+def test_too_many_classes_are_refused():
+    case = models.sequential()
+    with pytest.raises(ValueError, match=r"need 67.1 GiB: choose fewer layers.*num_classes=1"):
+        analyze_model(case.model, (case.x, case.y), num_classes=10**9, verbose=0)
+    profile = analyze_model(case.model, (case.x, case.y), num_classes=1, verbose=0)
+    assert profile.classes == ("all",)
 
 
 def test_batch_size_does_not_matter():

@@ -58,10 +58,25 @@ def test_number_of_classes():
 
 @pytest.mark.parametrize("loss", ["mse", "huber", "mean_absolute_error"])
 def test_regression(loss):
-    with pytest.warns(UserWarning, match="regression loss"):
+    with pytest.warns(UserWarning, match="targets of a regression"):
         assert find_labels(zeros(9, 4), zeros(9, 4), loss=loss) == Labels()
     assert find_labels(zeros(9, dtype="int32"), zeros(9, 4), loss=loss).num_classes == 4
     assert find_labels(zeros(9, 4), zeros(9, 4), 4, loss=loss).num_classes == 4
+
+
+@pytest.mark.parametrize("loss", ["binary_crossentropy", "mse"])
+def test_autoencoders(loss):
+    with pytest.warns(UserWarning, match="pass num_classes= if y holds classes"):
+        assert find_labels(zeros(9, 784), zeros(9, 784), loss=loss) == Labels()
+    with pytest.warns(UserWarning, match="autoencoder"):
+        assert find_labels(zeros(9, 8, 8, 1), zeros(9, 8, 8, 1), loss=loss) == Labels()
+    assert find_labels(zeros(9), zeros(9, 1), loss="binary_crossentropy").num_classes == 2
+
+
+def test_one_class_of_everything():
+    assert find_labels(zeros(9), zeros(9, 4), 1) == Labels()
+    assert find_labels({"a": zeros(9), "b": zeros(9)}, {"a": zeros(9, 4)}, 1) == Labels()
+    assert find_labels(None, zeros(9, 4), 1) == Labels()
 
 
 def membership(labels, y, weight=None):

@@ -1,0 +1,135 @@
+"""Opening by content, saving whole."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import keras
+import models
+import numpy as np
+import pytest
+
+from keras_layer_entropy.datasets import DatasetSpec
+from keras_layer_entropy.files import replacing
+from keras_layer_entropy.model_files import dataset_record, load_model, model_format, save_model
+
+
+@pytest.fixture
+def case():
+    return models.sequential()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("m.keras", "keras"), ("m.h5", "h5"), ("saved_model", "directory")]
+)
+def test_round_trip(name, kind, case, tmp_path):
+    case.model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    path = save_model(case.model, tmp_path / name)
+    assert model_format(path) == kind
+    loaded = load_model(path)
+    np.testing.assert_array_equal(
+        loaded.predict(case.x, verbose=0), case.model.predict(case.x, verbose=0)
+    )
+    assert loaded.compiled
+    assert os.listdir(tmp_path) == [name]
+    assert dataset_record(path) is None
+
+
+@pytest.mark.parametrize(
+    ("saved", "found"), [("m.keras", "m.H5"), ("m.keras", "m"), ("m.h5", "m.KERAS"), ("m.h5", "m")]
+)
+def test_formats_are_told_apart_by_content(saved, found, case, tmp_path):
+    save_model(case.model, tmp_path / saved)
+    os.rename(tmp_path / saved, tmp_path / found)
+    loaded = load_model(tmp_path / found)
+    np.testing.assert_array_equal(
+        loaded.predict(case.x, verbose=0), case.model.predict(case.x, verbose=0)
+    )
+
+
+def test_dataset_is_recorded(case, tmp_path):
+    spec = DatasetSpec("digits", split="test", scale=0.5, shape=(8,))
+    directory = save_model(case.model, tmp_path / "model", dataset=spec)
+    assert json.loads((directory / "dataset.json").read_text())["scale"] == 0.5
+    file = save_model(case.model, tmp_path / "model.keras", dataset="mnist")
+    assert (tmp_path / "model.keras.dataset.json").is_file()
+    assert dataset_record(file) == {"name": "mnist"}
+    assert DatasetSpec(**dataset_record(directory)).name == "digits"
+    load_model(directory)
+    for text in ("{", "[]", "{}"):
+        (directory / "dataset.json").write_text(text)
+        with pytest.raises(ValueError, match="record of the data"):
+            dataset_record(directory)
+
+
+@pytest.mark.parametrize("name", ["m.keras", "m.h5", "saved_model"])
+def test_existing_models_are_kept(name, case, tmp_path):
+    path = save_model(case.model, tmp_path / name)
+    other = models.functional().model
+    with pytest.raises(FileExistsError, match="exists: choose another path, or overwrite=True"):
+        save_model(other, path)
+    assert load_model(path).layers[-1].activation is keras.activations.softmax
+    save_model(other, path, overwrite=True)
+    assert load_model(path).layers[-1].activation is keras.activations.linear
+    assert os.listdir(tmp_path) == [name]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p: None, "There is no model at"),
+        (lambda p: p.write_bytes(b""), "an empty file"),
+        (lambda p: p.write_text("hello"), "no zip archive and no HDF5 file"),
+        (lambda p: p.write_bytes(b"\x89HDF\r\n\x1a\n junk"), "Keras cannot open the h5 model"),
+        (lambda p: p.mkdir(), "a directory without config.json"),
+        (
+            lambda p: (p.mkdir(), (p / "saved_model.pb").write_text("")),
+            "a TensorFlow SavedModel; expected a .keras file",
+        ),
+    ],
+)
+def test_other_files_are_refused(make, message, tmp_path):
+    path = tmp_path / "model"
+    make(path)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        load_model(path)
+
+
+def test_failed_saving_leaves_the_old(case, tmp_path):
+    path = save_model(case.model, tmp_path / "saved_model")
+    with pytest.raises(RuntimeError, match="full"), replacing(path) as temporary:
+        temporary.mkdir()
+        (temporary / "half").write_text("")
+        raise RuntimeError("the disk is full")
+    load_model(path)
+    assert os.listdir(tmp_path) == ["saved_model"]
+
+
+def test_killed_saving_leaves_the_old(tmp_path):
+    """A process that rewrites one file again and again is killed; a whole file is left."""
+    script = tmp_path / "write.py"
+    script.write_text(
+        "import itertools, sys\n"
+        "from keras_layer_entropy.files import replacing\n"
+        "for i in itertools.count():\n"
+        "    with replacing(sys.argv[1]) as path:\n"
+        "        path.write_text(str(i % 10) * 1_000_000)\n"
+        "    print(i, flush=True)\n"
+    )
+    target = tmp_path / "target"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    for wait in (0.0, 0.003, 0.011):
+        process = subprocess.Popen(
+            [sys.executable, script, target], env=environment, stdout=subprocess.PIPE
+        )
+        process.stdout.readline()
+        time.sleep(wait)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        text = target.read_text()
+        assert len(text) == 1_000_000
+        assert len(set(text)) == 1

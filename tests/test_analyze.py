@@ -1,0 +1,130 @@
+"""The command line, in processes of its own, on real files."""
+
+import csv
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+from keras_layer_entropy import EntropyProfile, analyze_model, save_model
+from keras_layer_entropy.datasets import DatasetSpec, load_dataset
+
+pytestmark = pytest.mark.tensorflow
+
+
+def analyze(*arguments, **environment):
+    result = subprocess.run(
+        [sys.executable, "-m", "keras_layer_entropy.analyze", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | environment,
+    )
+    return result.returncode, result.stdout, result.stderr
+
+
+@pytest.fixture
+def saved(tmp_path):
+    model = keras.Sequential(
+        [
+            keras.Input((64,)),
+            keras.layers.Dense(16, "relu", name="a"),
+            keras.layers.Dense(10, "softmax", name="out"),
+        ]
+    )
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    spec = DatasetSpec("digits", split="validation", scale=1 / 16, shape=(64,))
+    return model, save_model(model, tmp_path / "saved_model", dataset=spec)
+
+
+def test_the_model_alone_is_enough(saved, tmp_path):
+    model, path = saved
+    code, out, err = analyze("--model", path, "--output", tmp_path / "result")
+    assert code == 0, err
+    data = load_dataset(DatasetSpec("digits", split="validation", shape=(64,))).arrays
+    want = analyze_model(model, data, baseline=True, verbose=0)
+    found = EntropyProfile.load(tmp_path / "result" / "profile.json")
+    np.testing.assert_allclose(found.entropy, want.entropy, atol=1e-6)
+    np.testing.assert_allclose(found.baseline.entropy, want.baseline.entropy, atol=1e-6)
+    assert found.metrics == pytest.approx(want.metrics, rel=1e-5)
+    assert found.classes == tuple("0123456789")
+    assert set(found.values) == {"activation_entropy", "instability", "state_entropy"}
+    assert "digits, split validation, inputs times 0.0625, as (64,)" in out
+    assert f"{want.mean[0]:.3f}" in out
+    assert "trained" in out
+    with open(tmp_path / "result" / "profile.csv") as file:
+        assert len(list(csv.DictReader(file))) == 20
+    assert sorted(os.listdir(tmp_path / "result")) == [
+        "entropy.png",
+        "heatmap.png",
+        "profile.csv",
+        "profile.json",
+    ]
+
+    code, _, err = analyze("--model", path, "--output", tmp_path / "result")
+    assert code == 2
+    assert "would be overwritten: choose another folder, or pass --overwrite" in err
+
+
+def test_options(saved, tmp_path):
+    model, path = saved
+    np.savez(tmp_path / "d.npz", x=np.ones((6, 8, 8)) / 3, y=[0, 1, 2, 3, 4, 5])
+    code, out, err = analyze(
+        *("--model", path, "--dataset", tmp_path / "d.npz", "--scale=2", "--nobaseline"),
+        *("--layers=a", "--measures=state_entropy", "--pattern=per_sample"),
+        *("--normalization=none", "--batch_size=2", "--output", tmp_path / "result"),
+    )
+    assert code == 0, err
+    found = EntropyProfile.load(tmp_path / "result" / "profile.json")
+    with pytest.warns(UserWarning, match="No sample belongs"):
+        want = analyze_model(
+            model,
+            (np.full((6, 64), 2 / 3), np.arange(6)),
+            layers="a",
+            pattern="per_sample",
+            normalization="none",
+            verbose=0,
+        )
+    np.testing.assert_allclose(found.entropy, want.entropy, atol=1e-6)
+    assert (found.layers, found.baseline) == (("a",), None)
+    assert "warning: No sample belongs to 4 of 10 classes (6, 7, 8, 9)" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--model=PATH is missing"),
+        (["--model=nowhere"], "There is no model at nowhere"),
+        (["--model=MODEL", "--dataset=nothing_like_it"], "digits            1,797"),
+        (["--model=MODEL", "--dataset=x.npz"], "There is no file x.npz"),
+        (["--model=MODEL", "--split=dev"], "digits has no split 'dev'"),
+        (["--model=MODEL", "--layers=b"], "There is no layer 'b'"),
+        (["--model=MODEL", "--measures=b"], "expected some of"),
+        (["--model=MODEL", "surplus"], "Unknown arguments ['surplus']"),
+        (["--model=MODEL", "--output=MODEL/config.json"], "config.json"),
+    ],
+)
+def test_errors_are_one_message_and_code_2(arguments, message, saved, tmp_path):
+    arguments = [argument.replace("MODEL", str(saved[1])) for argument in arguments]
+    code, out, err = analyze(*arguments)
+    assert code == 2
+    assert "error: " in err
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_no_data_set_anywhere(saved, tmp_path):
+    path = save_model(saved[0], tmp_path / "model.keras")
+    code, _, err = analyze("--model", path)
+    assert code == 2
+    assert "none is recorded beside the model" in err
+    assert "file.npz" in err
+
+
+def test_help_lists_sources():
+    code, out, _ = analyze("--help")
+    assert "handwritten digits" in out
+    assert "--model" in out
