@@ -179,9 +179,7 @@ def compare(name, run, against, pairs):
             function()
             times.append((time.perf_counter() - wall, time.process_time() - cpu))
         ratios.append(np.divide(*times))
-    cells = [
-        f"{np.median(r):.3f} ({r.min():.3f} to {r.max():.3f})" for r in np.transpose(ratios)
-    ]
+    cells = [f"{np.median(r):.3f} ({r.min():.3f} to {r.max():.3f})" for r in np.transpose(ratios)]
     print(f"| {name} | {cells[1]} | {cells[0]} |", flush=True)
 
 
@@ -244,7 +242,9 @@ def memory():
         found = subprocess.run(command, check=True, capture_output=True, text=True)
         peaks[samples] = int(found.stdout.split()[-1])
     few, many = peaks.values()
-    print(f"| peak memory, 1,000,000 / 10,000 samples | {many / few:.3f} ({few} and {many} KiB) | |")
+    print(
+        f"| peak memory, 1,000,000 / 10,000 samples | {many / few:.3f} ({few} and {many} KiB) | |"
+    )
 
 
 def stream(samples):
@@ -267,7 +267,9 @@ def main(argv):
     if _STREAM.value is not None:
         stream(_STREAM.value)
         return
-    print("| what | CPU time: median (min to max) | wall time: median (min to max) |\n|---|---|---|")
+    print(
+        "| what | CPU time: median (min to max) | wall time: median (min to max) |\n|---|---|---|"
+    )
     parts = {"analyze": analyze, "hand": hand, "fit": fit, "memory": lambda pairs: memory()}
     for name in _ONLY.value or parts:
         parts[name](_PAIRS.value)

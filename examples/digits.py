@@ -1,6 +1,6 @@
 """Train a deep MLP on real handwritten digits, watch its layers live, then analyse them.
 
-    python examples/digits.py --workdir=runs/digits
+python examples/digits.py --workdir=runs/digits
 """
 
 import keras

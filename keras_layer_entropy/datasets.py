@@ -164,7 +164,9 @@ def _tfds(spec):
         builder = tfds.builder(spec.name, data_dir=data_dir)
     except (tfds.core.registered.DatasetNotFoundError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
-        raise ValueError(f"There is no data set {spec.name!r} ({first}). Known:\n{SOURCES}") from error
+        raise ValueError(
+            f"There is no data set {spec.name!r} ({first}). Known:\n{SOURCES}"
+        ) from error
     try:
         builder.download_and_prepare()
     except Exception as error:
@@ -173,7 +175,9 @@ def _tfds(spec):
             f"({type(error).__name__}: {str(error).strip().splitlines()[0][:200]})."
         ) from error
     if spec.split not in builder.info.splits and "[" not in spec.split:
-        raise ValueError(f"{spec.name} has no split {spec.split!r}, only {list(builder.info.splits)}.")
+        raise ValueError(
+            f"{spec.name} has no split {spec.split!r}, only {list(builder.info.splits)}."
+        )
     if builder.info.supervised_keys is None:
         raise ValueError(f"{spec.name} does not say which of its features is the label.")
     stream = builder.as_dataset(split=spec.split, as_supervised=True, shuffle_files=False)

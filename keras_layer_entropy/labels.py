@@ -174,9 +174,7 @@ def _only_labelled_output(y, outputs, loss, output_names):
     classes = [
         key
         for key in keys
-        if not _are_targets(
-            _loss_of(loss, key), _pick(y, key), _output(outputs, key, output_names)
-        )
+        if not _are_targets(_loss_of(loss, key), _pick(y, key), _output(outputs, key, output_names))
     ]
     if len(keys) == 1 or len(classes) == 1:
         return (classes or keys)[0]
@@ -228,4 +226,3 @@ def _are_targets(loss, label, output):
 
 def _is_float(label):
     return keras.backend.is_float_dtype(keras.backend.standardize_dtype(label.dtype))
-

@@ -13,7 +13,9 @@ pytestmark = pytest.mark.tensorflow
 
 
 def test_digits():
-    parts = {s: load_dataset(DatasetSpec("digits", split=s)) for s in ("train", "validation", "test")}
+    parts = {
+        s: load_dataset(DatasetSpec("digits", split=s)) for s in ("train", "validation", "test")
+    }
     assert [len(part.arrays[1]) for part in parts.values()] == [1078, 359, 360]
     from sklearn.datasets import load_digits
 

@@ -105,9 +105,7 @@ def test_membership_with_weights_of_other_shapes():
     weights, _, _ = membership(sparse, [[1, 0], [0, 0]], [2.0, 3.0])
     np.testing.assert_array_equal(weights, [[[0, 2], [2, 0]], [[3, 0], [3, 0]]])
     weights, _, _ = membership(sparse, [1, 0], [[1.0, 2.0, 0.0], [3.0, 0.0, 1.0]])
-    np.testing.assert_array_equal(
-        weights, [[[0, 1], [0, 2], [0, 0]], [[3, 0], [0, 0], [1, 0]]]
-    )
+    np.testing.assert_array_equal(weights, [[[0, 1], [0, 2], [0, 0]], [[3, 0], [0, 0], [1, 0]]])
     assert membership(Labels(), [0, 1]) == [None, None, None]
     weights, _, _ = membership(Labels(), [0, 1], [0.5, 1.0])
     np.testing.assert_array_equal(weights, [[0.5], [1.0]])
