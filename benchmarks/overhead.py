@@ -242,9 +242,7 @@ def memory():
         found = subprocess.run(command, check=True, capture_output=True, text=True)
         peaks[samples] = int(found.stdout.split()[-1])
     few, many = peaks.values()
-    print(
-        f"| peak memory, 1,000,000 / 10,000 samples | {many / few:.3f} ({few} and {many} KiB) | |"
-    )
+    print(f"Peak memory, 1,000,000 over 10,000 samples: {many / few:.3f} ({many} over {few} KiB)")
 
 
 def stream(samples):
@@ -267,12 +265,13 @@ def main(argv):
     if _STREAM.value is not None:
         stream(_STREAM.value)
         return
-    print(
-        "| what | CPU time: median (min to max) | wall time: median (min to max) |\n|---|---|---|"
-    )
-    parts = {"analyze": analyze, "hand": hand, "fit": fit, "memory": lambda pairs: memory()}
-    for name in _ONLY.value or parts:
-        parts[name](_PAIRS.value)
+    print("| what | CPU time: median (min to max) | wall time: median (min to max) |")
+    print("|---|---|---|", flush=True)
+    for name, part in {"analyze": analyze, "hand": hand, "fit": fit}.items():
+        if _ONLY.value is None or name in _ONLY.value:
+            part(_PAIRS.value)
+    if _ONLY.value is None or "memory" in _ONLY.value:
+        memory()
 
 
 if __name__ == "__main__":

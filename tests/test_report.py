@@ -1,5 +1,6 @@
 """The table and the files."""
 
+import io
 import os
 
 import numpy as np
@@ -11,7 +12,7 @@ from keras_layer_entropy import EntropyProfile, report
 
 
 def rendered(table):
-    console = rich.console.Console(width=120, record=True, file=open(os.devnull, "w"))
+    console = rich.console.Console(width=120, record=True, file=io.StringIO())
     console.print(table)
     return [line.split() for line in console.export_text().splitlines() if line.strip()]
 
