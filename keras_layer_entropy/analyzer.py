@@ -1,22 +1,16 @@
 """Model + data -> EntropyProfile."""
 
 import contextlib
-import copy
 import dataclasses
 import itertools
 import warnings
 
 import keras
-import numpy as np
 from keras import ops, tree
 
-from keras_layer_entropy.labels import find_labels
-from keras_layer_entropy.measures.entropy import check_pattern, maximum_entropy
+from keras_layer_entropy.model_statistics import ModelStatistics
 from keras_layer_entropy.probe import ActivationProbe
-from keras_layer_entropy.profile import EntropyProfile
-from keras_layer_entropy.statistics import MEASURES, LabelStatistic, check_measures
-
-_MOST_STATE = 4 * 2**30  # bytes
+from keras_layer_entropy.untrained import untrained
 
 
 def analyze_model(
@@ -169,157 +163,6 @@ class EntropyAnalyzer:
         return True
 
 
-class ModelStatistics:
-    """The statistics of every chosen layer of a model, and of the labels.
-
-    Args: as for `EntropyAnalyzer`.
-    """
-
-    def __init__(
-        self,
-        model,
-        num_classes=None,
-        measures=("activation_entropy",),
-        pattern="mean_then_softmax",
-        normalization="log",
-    ):
-        check_pattern(pattern)
-        maximum_entropy(2, normalization)
-        self._model = model
-        self._num_classes = num_classes
-        self._measures = check_measures(measures)
-        self._pattern = pattern
-        self._normalization = normalization
-        self._labels = None
-        self._labelled = None
-        self._label_statistic = None
-        self._rows = []  # one per layer: (Activation without tensors, {measure: statistic})
-
-    @property
-    def built(self):
-        """Whether the layers and classes are known."""
-        return self._labels is not None
-
-    @property
-    def metrics(self):
-        """All statistics, as Keras metrics."""
-        return [self._label_statistic, *(s for _, row in self._rows for s in row.values())]
-
-    def build(self, activations, outputs, y):
-        """Makes the state for layers and classes as seen in a first batch."""
-        self._labelled = y is not None
-        self._labels = find_labels(
-            y,
-            outputs,
-            self._num_classes,
-            loss=self._model.loss if self._model.compiled else None,
-            output_names=getattr(self._model, "output_names", None),
-        )
-        # Two float32 for each class and unit.
-        size = 8 * self._labels.num_classes * sum(a.units for a in activations)
-        if size > _MOST_STATE:
-            raise ValueError(
-                f"{self._labels.num_classes} classes and {sum(a.units for a in activations)} units "
-                f"need {size / 2**30:.1f} GiB: choose fewer layers with layers=, or pass "
-                "num_classes=1 to take all samples for one class."
-            )
-        self._label_statistic = LabelStatistic(self._labels.num_classes)
-        self._rows = [
-            (
-                dataclasses.replace(a, output=None, pre_activation=None, mask=None),
-                {
-                    measure: MEASURES[measure](
-                        a.units,
-                        self._labels.num_classes,
-                        self._pattern,
-                        self._normalization,
-                        name=f"{a.path}_{measure}",
-                    )
-                    for measure in self._measures
-                },
-            )
-            for a in activations
-        ]
-
-    def update(self, features, y, sample_weight):
-        """Adds a batch: `features` is `Activation.features()` of each layer."""
-        if len(features) != len(self._rows):
-            raise ValueError(
-                f"{len(features)} layer calls were recorded in this batch and {len(self._rows)} "
-                "in the first: a model whose layers change from batch to batch cannot be measured."
-            )
-        if (y is None) == self._labelled:
-            raise ValueError(
-                f"The data have {'no ' if y is None else ''}labels, unlike those measured first: "
-                "make another EntropyAnalyzer for them."
-            )
-        membership, label, misfit = self._labels.membership(y, sample_weight)
-        if membership is None:
-            membership = ops.ones((ops.shape(features[0]["pattern"])[0], 1))
-        self._label_statistic.update_state(membership, label, misfit)
-        for tensors, (_, row) in zip(features, self._rows, strict=True):
-            for statistic in row.values():
-                statistic.update_state(tensors[statistic.reads], membership, tensors.get("mask"))
-
-    def reset(self):
-        """Forgets what was accumulated."""
-        for statistic in self.metrics:
-            statistic.reset_state()
-
-    def profile(self, metrics=None, epoch=None):
-        """What was accumulated, as an `EntropyProfile`; errors and warnings about the data."""
-        count, misfits, example = self._label_statistic.result()
-        if misfits:
-            raise ValueError(
-                f"{misfits} labels are no class 0..{len(count) - 1}"
-                + (f", for example {example:g}" if example is not None else "")
-                + ": pass num_classes= if there are more classes, data without y if the labels "
-                "are no classes, or a sample_weight of 0 for samples to leave out."
-            )
-        if not count.any():
-            raise ValueError("The data hold no samples: nothing was measured.")
-        names = ("all",) if self._labels.kind == "none" else tuple(map(str, range(len(count))))
-        profile = EntropyProfile(
-            layers=[a.path for a, _ in self._rows],
-            units=[s.units for s in self._first_of_each_layer()],
-            outputs=[a.is_output for a, _ in self._rows],
-            classes=names,
-            count=count,
-            normalizer=[s.normalizer for s in self._first_of_each_layer()],
-            values={m: [row[m].result() for _, row in self._rows] for m in self._measures},
-            metrics=dict(metrics or {}),
-            epoch=epoch,
-            settings={
-                "pattern": self._pattern,
-                "normalization": getattr(self._normalization, "__name__", self._normalization),
-            },
-        )
-        self._warn(profile)
-        return profile
-
-    def _first_of_each_layer(self):
-        return [next(iter(row.values())) for _, row in self._rows]
-
-    def _warn(self, profile):
-        absent = [name for name, n in zip(profile.classes, profile.count, strict=True) if not n]
-        if absent:
-            warnings.warn(
-                f"No sample belongs to {len(absent)} of {len(profile.classes)} classes "
-                f"({_some(absent)}): their entropies are NaN.",
-                stacklevel=4,
-            )
-        for activation, row in self._rows:
-            bad = np.any([statistic.not_finite() for statistic in row.values()], axis=0)
-            if bad.any():
-                names = [profile.classes[i] for i in np.flatnonzero(bad)]
-                warnings.warn(
-                    f"Layer {activation.path!r} has NaN or infinite activations for class "
-                    f"{_some(names)}: their entropies are NaN. Look at the weights and inputs of "
-                    "this layer and of those before it.",
-                    stacklevel=4,
-                )
-
-
 class _Pass(keras.Model):
     """Runs through Keras's own `evaluate`, accumulating instead of predicting."""
 
@@ -361,83 +204,6 @@ class _Pass(keras.Model):
         return contextlib.nullcontext()
 
 
-@contextlib.contextmanager
-def untrained(model, seed=0):
-    """Inside the block every layer of `model` that learns has fresh weights; afterwards its own.
-
-    Layers without trainable weights (an adapted `Normalization`, say) stay as they are.
-
-    Args:
-        model: a built model.
-        seed: seed of the initial weights.
-
-    Raises:
-        ValueError: a layer that cannot be made afresh from its configuration.
-
-    Example:
-
-    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
-    >>> before = model.get_weights()
-    >>> with untrained(model, seed=1):
-    ...     bool((model.get_weights()[0] != before[0]).all())
-    True
-    >>> bool((model.get_weights()[0] == before[0]).all())
-    True
-    """
-    random = np.random.default_rng(seed)
-    fresh = {}
-    for layer in model._flatten_layers():
-        if layer._trainable_variables:
-            for variable, value in zip(
-                _own_variables(layer), _fresh_values(layer, random), strict=True
-            ):
-                fresh[id(variable)] = (variable, value)
-    before = [(v, ops.convert_to_numpy(v)) for v, _ in fresh.values()]
-    try:
-        for variable, value in fresh.values():
-            variable.assign(value)
-        yield
-    finally:
-        for variable, value in before:
-            variable.assign(value)
-
-
-def _fresh_values(layer, random):
-    """Initial values of the layer's own variables, from a twin made from its configuration."""
-    try:
-        config = _seeded(copy.deepcopy(layer.get_config()), random)
-        twin = type(layer).from_config({**config, "trainable": True})
-        twin.build_from_config(layer.get_build_config())
-        values = [ops.convert_to_numpy(variable) for variable in _own_variables(twin)]
-        shapes = [variable.shape for variable in _own_variables(layer)]
-        if [value.shape for value in values] != [tuple(shape) for shape in shapes]:
-            raise ValueError("its weights have other shapes than those of a fresh twin")
-    except Exception as error:
-        raise ValueError(
-            f"The untrained twin needs a fresh {type(layer).__name__} {layer.name!r}, but it "
-            f"cannot be made from its get_config(): {error}. Implement get_config() and build(), "
-            "or measure without the baseline."
-        ) from error
-    return values
-
-
-def _own_variables(layer):
-    return [*layer._trainable_variables, *layer._non_trainable_variables]
-
-
-def _seeded(config, random):
-    """The configuration with a new seed for everything random in it."""
-    if isinstance(config, dict):
-        if "seed" in config:
-            config["seed"] = int(random.integers(2**31))
-        for value in config.values():
-            _seeded(value, random)
-    elif isinstance(config, list | tuple):
-        for value in config:
-            _seeded(value, random)
-    return config
-
-
 def _read(data, batch_size):
     """`(keywords for evaluate, batches to look at the first, whether they can be read again)`."""
     if isinstance(data, keras.utils.PyDataset):
@@ -449,6 +215,8 @@ def _read(data, batch_size):
         # Keras takes generators of tuples, no other iterators.
         batches = itertools.chain(rest, data)
         return {"x": (b if isinstance(b, tuple) else (b,) for b in batches)}, first, False
+    if not (isinstance(data, tuple | list | dict) or hasattr(data, "shape")):
+        return {"x": data}, data, True  # a loader that Keras knows, or complains of
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     batch = tree.map_structure(
         lambda array: None if array is None else array[:batch_size], (x, y, sample_weight)
@@ -487,7 +255,3 @@ def _strategy(model):
 def _strategy_scope(model):
     strategy = _strategy(model)
     return contextlib.nullcontext() if strategy is None else strategy.scope()
-
-
-def _some(names, most=10):
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

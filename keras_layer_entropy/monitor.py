@@ -8,7 +8,8 @@ import sys
 import keras
 
 from keras_layer_entropy import plots
-from keras_layer_entropy.analyzer import EntropyAnalyzer, ModelStatistics
+from keras_layer_entropy.analyzer import EntropyAnalyzer
+from keras_layer_entropy.model_statistics import ModelStatistics
 from keras_layer_entropy.probe import Recorder, build, replaced_attributes
 
 

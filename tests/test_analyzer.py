@@ -8,6 +8,7 @@ import reference
 from keras import layers
 
 from keras_layer_entropy import ActivationProbe, EntropyAnalyzer, analyze_model
+from keras_layer_entropy.untrained import untrained
 
 ALL_MEASURES = ("activation_entropy", "instability", "state_entropy")
 # float32 activations of size 10 carry errors of 1e-6, which the entropy multiplies by a few.
@@ -335,8 +336,6 @@ def test_baseline_is_the_untrained_twin(make):
 def test_baseline_weights_have_the_initial_distribution():
     model = keras.Sequential([keras.Input((300,)), layers.Dense(200, name="a")])
     model.layers[0].set_weights([np.full((300, 200), 7.0), np.full(200, 7.0)])
-    from keras_layer_entropy.analyzer import untrained
-
     with untrained(model, seed=3):
         kernel, bias = model.get_weights()
     limit = np.sqrt(6 / 500)  # Glorot uniform
@@ -352,8 +351,6 @@ def test_baseline_keeps_what_was_not_trained():
     model = keras.Sequential([normalize, layers.BatchNormalization(), layers.Dense(3, name="out")])
     x = models.inputs_like(8)
     model(x)
-    from keras_layer_entropy.analyzer import untrained
-
     mean = np.asarray(normalize.mean).copy()
     model.layers[1].moving_mean.assign(np.full(8, 3.0))
     with untrained(model):
