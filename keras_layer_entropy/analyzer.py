@@ -40,7 +40,7 @@ def analyze_model(
 
     Example:
 
-    >>> keras.utils.set_random_seed(0)
+    >>> import numpy as np
     >>> dense = keras.layers.Dense
     >>> model = keras.Sequential([dense(8, "relu", name="hidden"), dense(3, name="logits")])
     >>> x, y = np.random.normal(size=(90, 4)), np.arange(90) % 3
@@ -71,6 +71,7 @@ class EntropyAnalyzer:
 
     Example:
 
+    >>> import numpy as np
     >>> model = keras.Sequential([keras.layers.Dense(8, "relu"), keras.layers.Dense(3)])
     >>> analyzer = EntropyAnalyzer(model, measures=("activation_entropy", "state_entropy"))
     >>> x, y = np.random.normal(size=(90, 4)), np.arange(90) % 3

@@ -22,6 +22,7 @@ def untrained(model, seed=0):
 
     Example:
 
+    >>> import keras
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
     >>> before = model.get_weights()
     >>> with untrained(model, seed=1):
