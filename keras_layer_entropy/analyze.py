@@ -38,6 +38,9 @@ _PATTERN = flags.DEFINE_enum("pattern", PATTERNS[0], PATTERNS, "How a class is a
 _NORMALIZATION = flags.DEFINE_enum(
     "normalization", NORMALIZATIONS[0], NORMALIZATIONS, "What entropies are divided by."
 )
+_NUM_CLASSES = flags.DEFINE_integer(
+    "num_classes", None, "Number of classes (default: the model's outputs); 1 for all together."
+)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Samples per batch.", lower_bound=1)
 _BASELINE = flags.DEFINE_boolean(
     "baseline", True, "Also measure the same network freshly initialised."
@@ -82,6 +85,7 @@ def run():
         model,
         dataset.batches(_BATCH_SIZE.value),
         layers=_LAYERS.value,
+        num_classes=_NUM_CLASSES.value,
         measures=tuple(dict.fromkeys(["activation_entropy", *_MEASURES.value])),
         pattern=_PATTERN.value,
         normalization=_NORMALIZATION.value,

@@ -3,9 +3,11 @@
 import contextlib
 import dataclasses
 import itertools
+import numbers
 import warnings
 
 import keras
+import numpy as np
 from keras import ops, tree
 
 from keras_layer_entropy.model_statistics import ModelStatistics
@@ -107,7 +109,7 @@ class EntropyAnalyzer:
             )
         if self._pass is None:
             self._pass = self._prepare(*keras.utils.unpack_x_y_sample_weight(_first(batches)))
-            self._compile(jit=again and _gains_from_jit(self.model))
+            self._compile(jit=_has_one_shape(data) and _gains_from_jit(self.model))
         profile = self._measure(keywords)
         if baseline:
             with untrained(self.model, seed):
@@ -129,10 +131,10 @@ class EntropyAnalyzer:
         self._statistics.reset()
         try:
             metrics = self._pass.evaluate(return_dict=True, **keywords)
-        except Exception:
-            if not self._jit:
+        except Exception as error:
+            if not self._jit or "XLA" not in str(error):
                 raise
-            # Perhaps XLA does not know one of the model's operations; if not, it fails again.
+            # XLA does not know one of the model's operations.
             self._compile(jit=False)
             return self._measure(keywords)
         return self._statistics.profile(metrics if self._pass.measures_model else {})
@@ -143,6 +145,8 @@ class EntropyAnalyzer:
         with _strategy_scope(self.model):
             self._statistics.build(activations, outputs, y)
             runner = _Pass(self._probe, self._statistics)
+        if _strategy(self.model) is None:  # a first try, whose errors are easier to read
+            self._statistics.update([a.features() for a in activations], y, sample_weight)
         runner.measures_model = self._model_can_be_measured(x, y, outputs, sample_weight)
         return runner
 
@@ -215,16 +219,34 @@ def _read(data, batch_size):
         first, rest = itertools.tee(itertools.islice(data, 1))
         # Keras takes generators of tuples, no other iterators.
         batches = itertools.chain(rest, data)
-        return {"x": (b if isinstance(b, tuple) else (b,) for b in batches)}, first, False
+        tuples = (tuple(b) if isinstance(b, list | tuple) else (b,) for b in batches)
+        return {"x": tuples}, first, False
     if not (isinstance(data, tuple | list | dict) or hasattr(data, "shape")):
         return {"x": data}, data, True  # a loader that Keras knows, or complains of
-    x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+    x, y, sample_weight = map(_as_array, keras.utils.unpack_x_y_sample_weight(data))
     batch = tree.map_structure(
         lambda array: None if array is None else array[:batch_size], (x, y, sample_weight)
     )
     if any(len(array) == 0 for array in tree.flatten(batch[0])):
         raise ValueError("The data hold no samples: x is empty.")
     return dict(x=x, y=y, sample_weight=sample_weight, batch_size=batch_size), [batch], True
+
+
+def _as_array(values):
+    """A Python list of numbers as an array; everything else as it is."""
+    plain = isinstance(values, list) and values and isinstance(values[0], numbers.Number)
+    return np.asarray(values) if plain else values
+
+
+def _has_one_shape(data):
+    """Whether all batches surely have the same shape, but for their size.
+
+    XLA compiles anew for every shape.
+    """
+    spec = getattr(data, "element_spec", None)
+    if spec is None:
+        return isinstance(data, tuple | list | dict) or hasattr(data, "shape")
+    return all(None not in tuple(part.shape)[1:] for part in tree.flatten(spec))
 
 
 def _first(batches):

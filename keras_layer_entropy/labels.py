@@ -1,6 +1,7 @@
 """Which class each sample belongs to: found once from shapes, read batch by batch on the device."""
 
 import dataclasses
+import numbers
 import warnings
 
 import keras
@@ -29,12 +30,14 @@ class Labels:
             to the class of its largest entry, to each of them where several are equal).
         key: the output whose labels are used, by name or position; None when there is only one.
         squeeze: whether class ids carry a last dimension of 1.
+        ignored: a class id that the loss leaves out (`ignore_class`), or None.
     """
 
     num_classes: int = 1
     kind: str = "none"
     key: str | int | None = None
     squeeze: bool = False
+    ignored: int | None = None
 
     def membership(self, y, sample_weight=None):
         """Weight of each sample in each class, and which labels are no class.
@@ -57,6 +60,8 @@ class Labels:
         if self.kind == "none":
             return (None if weight is None else ops.expand_dims(weight, axis=-1)), None, None
         y = ops.convert_to_tensor(_pick(y, self.key))
+        if keras.backend.standardize_dtype(y.dtype) == "bool":
+            y = ops.cast(y, "int32")
         if self.kind == "one_hot":
             largest = ops.max(y, axis=-1, keepdims=True)
             inside = ops.cast(ops.logical_and(y == largest, y > 0), "float32")
@@ -68,6 +73,10 @@ class Labels:
             inside = ops.one_hot(index, self.num_classes, dtype="float32")
             fits = ops.logical_and(index >= 0, index < self.num_classes)
             misfit = ops.logical_not(ops.logical_and(fits, ops.cast(index, label.dtype) == label))
+            if self.ignored is not None:
+                counts = index != self.ignored
+                inside = inside * ops.cast(counts, "float32")[..., None]
+                misfit = ops.logical_and(misfit, counts)
         if weight is None:
             return inside, label, misfit
         if len(weight.shape) > len(label.shape):  # a weight per position, a label per sample
@@ -104,7 +113,7 @@ def find_labels(y, outputs, num_classes=None, loss=None, output_names=None):
 
     >>> import numpy as np
     >>> find_labels(np.zeros((32,), "int64"), np.zeros((32, 10)))
-    Labels(num_classes=10, kind='sparse', key=None, squeeze=False)
+    Labels(num_classes=10, kind='sparse', key=None, squeeze=False, ignored=None)
     """
     key = None
     if isinstance(num_classes, dict):
@@ -125,6 +134,8 @@ def find_labels(y, outputs, num_classes=None, loss=None, output_names=None):
         return Labels()
     if key is None:
         key = _only_labelled_output(y, outputs, loss, output_names)
+    elif isinstance(key, str) and isinstance(y, list | tuple) and key in (output_names or ()):
+        key = list(output_names).index(key)
     label, output = _pick(y, key), _output(outputs, key, output_names)
     if num_classes == 1:
         return Labels(key=key)
@@ -136,7 +147,9 @@ def find_labels(y, outputs, num_classes=None, loss=None, output_names=None):
             stacklevel=2,
         )
         return Labels(key=key)
-    return _from_shapes(label, output, num_classes, key)
+    labels = _from_shapes(label, output, num_classes, key)
+    ignored = getattr(_loss_of(loss, key), "ignore_class", None)
+    return dataclasses.replace(labels, ignored=ignored)
 
 
 def _from_shapes(label, output, num_classes, key):
@@ -146,7 +159,8 @@ def _from_shapes(label, output, num_classes, key):
     if shape == output_shape and last > 1:
         one_hot = True
     else:
-        one_hot = last > 1 and not one_id_per_row and _is_float(label)
+        wide = len(shape) == len(output_shape) == 2
+        one_hot = last > 1 and not one_id_per_row and (wide or _is_float(label))
     if one_hot:
         if num_classes not in (None, last):
             raise ValueError(
@@ -160,9 +174,10 @@ def _from_shapes(label, output, num_classes, key):
                 f"The number of classes cannot be told from labels of shape {shape}: pass "
                 "num_classes=."
             )
-        num_classes = max(output_shape[-1], 2)
-    if not isinstance(num_classes, int) or num_classes < 1:
+        num_classes = max(output_shape[-1], 2) if len(output_shape) > 1 else 2
+    if not isinstance(num_classes, numbers.Integral) or num_classes < 1:
         raise ValueError(f"num_classes={num_classes!r}; expected a positive int.")
+    num_classes = int(num_classes)
     return Labels(num_classes, "sparse", key, len(shape) > 1 and last == 1 and not one_id_per_row)
 
 
@@ -216,12 +231,17 @@ def _loss_of(loss, key):
 
 def _are_targets(loss, label, output):
     """Whether a loss says that labels are something to come close to, rather than classes."""
-    if loss is None or label is None or not _is_float(label):
+    if loss is None or label is None:
         return False
     loss = keras.losses.get(loss)
     name = getattr(loss, "__name__", type(loss).__name__)
-    one_choice = output is None or (len(output.shape) == 2 and output.shape[-1] == 1)
-    return name in _REGRESSION_LOSSES or (name in _BINARY_LOSSES and not one_choice)
+    if name in _REGRESSION_LOSSES:
+        return True
+    one_choice = output is None or len(output.shape) == 1 or tuple(output.shape[1:]) == (1,)
+    known = hasattr(keras.losses, name)
+    return _is_float(label) and (
+        (name in _BINARY_LOSSES and not one_choice) or (not known and one_choice)
+    )
 
 
 def _is_float(label):

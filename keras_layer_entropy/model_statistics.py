@@ -87,7 +87,8 @@ class ModelStatistics:
     def _new(self, activation):
         settings = (activation.units, self._labels.num_classes, self._pattern, self._normalization)
         return {
-            measure: MEASURES[measure](*settings, name=f"{activation.path}_{measure}")
+            # Paths make no names of variables: they may hold "#" or "@".
+            measure: MEASURES[measure](*settings, name=measure)
             for measure in self._measures
         }
 
@@ -104,12 +105,14 @@ class ModelStatistics:
                 "make another EntropyAnalyzer for them."
             )
         membership, label, misfit = self._labels.membership(y, sample_weight)
-        if membership is None:
-            membership = ops.ones((ops.shape(features[0]["pattern"])[0], 1))
-        self._label_statistic.update_state(membership, label, misfit)
+        self._label_statistic.update_state(
+            _all_samples(features[0]) if membership is None else membership, label, misfit
+        )
         for tensors, layer in zip(features, self._layers, strict=True):
+            samples = _all_samples(tensors) if membership is None else membership
+            _check_positions(layer.path, tensors["pattern"].shape, samples.shape)
             for statistic in layer.statistics.values():
-                statistic.update_state(tensors[statistic.reads], membership, tensors.get("mask"))
+                statistic.update_state(tensors[statistic.reads], samples, tensors.get("mask"))
 
     def reset(self):
         """Forgets what was accumulated."""
@@ -123,8 +126,8 @@ class ModelStatistics:
             raise ValueError(
                 f"{misfits} labels are no class 0..{len(count) - 1}"
                 + (f", for example {example:g}" if example is not None else "")
-                + ": pass num_classes= if there are more classes, data without y if the labels "
-                "are no classes, or a sample_weight of 0 for samples to leave out."
+                + ": pass num_classes= the number of classes, or num_classes=1 to take all samples "
+                "for one class; samples with a sample_weight of 0 may have any label."
             )
         if not count.any():
             raise ValueError("The data hold no samples: nothing was measured.")
@@ -141,7 +144,9 @@ class ModelStatistics:
             epoch=epoch,
             settings={
                 "pattern": self._pattern,
-                "normalization": getattr(self._normalization, "__name__", self._normalization),
+                "normalization": self._normalization
+                if isinstance(self._normalization, str)
+                else getattr(self._normalization, "__name__", type(self._normalization).__name__),
             },
         )
         self._warn(profile)
@@ -165,6 +170,25 @@ class ModelStatistics:
                     "this layer and of those before it.",
                     stacklevel=4,
                 )
+
+
+def _all_samples(tensors):
+    """The membership of samples without labels: one class."""
+    return ops.ones((ops.shape(tensors["pattern"])[0], 1))
+
+
+def _check_positions(path, values, membership):
+    """Raises where a layer's samples or positions are not those of the labels."""
+    expected, found = tuple(membership[:-1]), tuple(values[: len(membership) - 1])
+    if len(found) < len(expected) or len(values) <= len(expected):
+        found = tuple(values[:-1])
+    pairs = zip(found, expected, strict=False)
+    if len(found) != len(expected) or any(None not in p and p[0] != p[1] for p in pairs):
+        raise ValueError(
+            f"Layer {path!r} has activations of shape {tuple(values)}, but there are labels or "
+            f"weights for {expected}: choose other layers with layers=, or pass num_classes=1 to "
+            "take all samples for one class."
+        )
 
 
 def _some(names, most=10):

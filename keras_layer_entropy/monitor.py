@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import numbers
 import sys
 
 import keras
@@ -19,9 +20,9 @@ class EntropyMonitor(keras.callbacks.Callback):
     Without `data` it costs no forward pass of its own: it records inside the validation pass that
     `fit` runs anyway or, without validation data, inside the training pass (where dropout is on
     and weights move). The entropies, normalised and averaged over the classes, go into the logs
-    as `val_<layer>_entropy` or `<layer>_entropy`, where History, CSVLogger, TensorBoard and
-    EarlyStopping find them: list this callback before those that read its keys. The model is left
-    as it was found.
+    as `val_<layer>_entropy` or `<layer>_entropy` (other measures as `<layer>_<measure>`), where
+    History, CSVLogger, TensorBoard and EarlyStopping find them: list this callback before those
+    that read its keys. The model is left as it was found.
 
     Args:
         data: held-out data to measure on after each epoch, as for `analyze_model` (not a
@@ -63,7 +64,7 @@ class EntropyMonitor(keras.callbacks.Callback):
         log_dir=None,
     ):
         super().__init__()
-        if not isinstance(every, int) or every < 1:
+        if not isinstance(every, numbers.Integral) or every < 1:
             raise ValueError(f"every={every!r}; expected a positive int.")
         if hasattr(data, "__next__"):
             raise ValueError(
@@ -110,9 +111,10 @@ class EntropyMonitor(keras.callbacks.Callback):
         if profile is None:
             return
         self.profiles.append(profile)
-        if logs is not None and "activation_entropy" in profile.values:
-            for layer, value in zip(profile.layers, profile.mean, strict=True):
-                logs[f"{self._source.prefix}{layer}_entropy"] = float(value)
+        for measure in profile.values:
+            name = measure.removeprefix("activation_")
+            for layer, value in zip(profile.layers, profile.mean_of(measure), strict=True):
+                logs[f"{self._source.prefix}{layer}_{name}"] = float(value)
         if self._summaries is not None:
             self._summaries.write(profile)
 
@@ -203,8 +205,8 @@ class _RecordingFunction:
 
     `fit` looks the function up at every step, so that no other attribute of the model is touched,
     and what stood there comes back when training ends or a step fails. Where something else in
-    `fit` fails no callback is told: then this gives way to the next `fit`, which brings a new
-    History.
+    `fit` fails no callback is told: then this gives way as soon as it is called from outside of
+    `fit`, or from the next one, which brings a new History.
     """
 
     def __init__(self, model, kind, recorder, statistics):
@@ -231,7 +233,8 @@ class _RecordingFunction:
         self.recording = False
 
     def __call__(self, iterator):
-        if getattr(self._model, "history", None) is not self._history:
+        history = getattr(self._model, "history", None)
+        if history is not self._history or _running_fit(self._model) is None:
             self.remove()
             self._make()
             return getattr(self._model, self._name)(iterator)
@@ -292,14 +295,20 @@ def _fit_validates(model):
     Keras does not tell its callbacks before the first validation, which is too late: without
     validation the training pass has to be recorded from the start. So this looks at `fit` itself.
     """
+    fit = _running_fit(model)
+    return fit is not None and fit["validation_data"] is not None
+
+
+def _running_fit(model):
+    """The local variables of Keras's `fit` where it is running for `model`, else None."""
     frame = sys._getframe()
     while frame is not None:
-        there = frame.f_locals
-        is_fit = frame.f_code.co_name == "fit" and there.get("self") is model
-        if is_fit and "validation_data" in there:
-            return there["validation_data"] is not None
+        if frame.f_code.co_name == "fit":
+            there = frame.f_locals
+            if there.get("self") is model and "validation_data" in there:
+                return there
         frame = frame.f_back
-    return False
+    return None
 
 
 class _Summaries:

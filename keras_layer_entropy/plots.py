@@ -43,7 +43,10 @@ def entropy_curve(profile, measure="activation_entropy", title=None):
     axes = figure.add_subplot()
     for index, name in enumerate(profile.classes if len(profile.classes) > 1 else ()):
         label = "each class" if index == 0 else f"_class {name}"
-        axes.plot(depth, values[:, index], color=_CLASS, linewidth=0.9, label=label, zorder=2)
+        faint = min(1.0, 30 / len(profile.classes))
+        axes.plot(
+            depth, values[:, index], color=_CLASS, linewidth=0.9, alpha=faint, label=label, zorder=2
+        )
     mean = "mean of the classes" if len(profile.classes) > 1 else "all samples"
     axes.plot(
         depth, profile.mean_of(measure), "o-", color=_TRAINED, linewidth=2.6, label=mean, zorder=4
@@ -89,7 +92,8 @@ def heatmap(profile, measure="activation_entropy", title=None):
     values = profile.values[measure]
     rows, columns = values.shape
     figure = Figure(
-        figsize=(min(3.2 + 0.55 * columns, 16.0), 1.6 + 0.36 * rows), layout="constrained"
+        figsize=(min(max(4.6, 3.2 + 0.55 * columns), 16.0), max(3.4, 1.6 + 0.36 * rows)),
+        layout="constrained",
     )
     axes = figure.add_subplot()
     bounded = profile.settings.get("normalization", "log") == "log"
@@ -133,9 +137,8 @@ def pixels(figure):
 
 
 def _layer_labels(profile):
-    return [
-        f"{layer} ({units})" for layer, units in zip(profile.layers, profile.units, strict=True)
-    ]
+    short = [x if len(x) <= 24 else f"{x[:10]}...{x[-11:]}" for x in profile.layers]
+    return [f"{layer} ({units})" for layer, units in zip(short, profile.units, strict=True)]
 
 
 def _axis_label(profile, measure):

@@ -27,6 +27,8 @@ _NORMALIZATION_LAYERS = (
     *("BatchNormalization", "LayerNormalization", "GroupNormalization", "RMSNormalization"),
     "UnitNormalization",
 )
+# What comes out of these is still the output of the layer before, in another form.
+_PASSING_LAYERS = ("Reshape", "Flatten", "Permute", "Identity", "Lambda")
 _DROPOUT_LAYERS = ("Dropout", "AlphaDropout", "GaussianDropout", "GaussianNoise")
 # Element-wise operations of a functional model, `keras.ops.relu(x)` and the like.
 _ACTIVATION_OPERATIONS = (
@@ -95,7 +97,7 @@ class ActivationProbe(keras.Model):
         model: any Keras model. It is left as it is.
         layers: which layers; None for every `Dense`. A name (`"dense_1"`), a path
             (`"block/dense_1"`), a layer class (`keras.layers.Conv2D`), a predicate
-            `layer -> bool`, or a list of these.
+            `layer -> bool`, a layer itself, or a list of these.
 
     Raises:
         ValueError: no such layer.
@@ -111,6 +113,10 @@ class ActivationProbe(keras.Model):
     """
 
     def __init__(self, model, layers=None):
+        if not isinstance(model, keras.Model):
+            raise ValueError(
+                f"model is a {type(model).__name__}; expected a keras.Model (load_model opens one)."
+            )
         super().__init__(name="activation_probe")
         self.model = model
         self.recorder = Recorder(model, layers)
@@ -271,12 +277,15 @@ class Recording:
         # What the next layer may continue: id of a tensor -> (tensor, Activation). The tensor is
         # held because ids are used again.
         self.tails = {}
+        # Every output and what other layers only pass on of it: id -> (tensor, Activation).
+        self.ends = {}
 
     def add(self, activation, tensor):
         self._calls[activation.path] += 1
         if self._calls[activation.path] > 1:
             activation.path += f"#{self._calls[activation.path]}"
         self.activations.append(activation)
+        self.ends[id(tensor)] = (tensor, activation)
         if activation.function is None:
             self.tails[id(tensor)] = (tensor, activation)
 
@@ -299,23 +308,26 @@ def _target(recording, original, *args, path, layer, **kwargs):
 
 
 def _follow(recording, layer, tensor, original, args, kwargs):
-    """Lets a normalisation, dropout or activation that is called with `tensor` continue it."""
-    _, activation = recording.tails.pop(id(tensor), (None, None))
+    """Lets an activation that follows a recorded layer, perhaps after normalisation and dropout,
+    count as that layer's own."""
     inputs = args[0] if args else next(iter(kwargs.values()))
     output = original(*args, **kwargs)
+    _, ended = recording.ends.get(id(tensor), (None, None))
+    if isinstance(layer, _layer_classes(_PASSING_LAYERS)) or _is_linear(layer):
+        if ended is not None:
+            recording.ends[id(output)] = (output, ended)
+        if not _is_linear(layer):
+            return output
+    _, activation = recording.tails.pop(id(tensor), (None, None))
     if activation is None:
         return output
-    function = getattr(layer, "activation", None)
-    if isinstance(layer, _layer_classes(_NORMALIZATION_LAYERS)):
-        activation.pre_activation = activation.output = output
-    elif (
-        not isinstance(layer, _layer_classes(_DROPOUT_LAYERS))
-        and function is not keras.activations.linear
-    ):
+    between = _layer_classes((*_NORMALIZATION_LAYERS, *_DROPOUT_LAYERS))
+    if isinstance(layer, between) or _is_linear(layer):
+        recording.tails[id(output)] = (output, activation)
+    else:
         activation.pre_activation, activation.output = inputs, output
-        activation.function = _name(function or layer)
-        return output
-    recording.tails[id(output)] = (output, activation)
+        activation.function = _name(getattr(layer, "activation", None) or layer)
+        recording.ends[id(output)] = (output, activation)
     return output
 
 
@@ -324,12 +336,15 @@ def _outputs(recording, original, *args, **kwargs):
     outputs = recording.outputs = original(*args, **kwargs)
     flat = tree.flatten(outputs)
     for activation in recording.activations:
-        activation.is_output |= any(activation.output is output for output in flat)
         if _graph(activation.output) is not _graph(flat[0]):
             raise ValueError(
                 f"The outputs of {activation.path!r} cannot be recorded, because it runs inside a "
                 f"loop or a tf.function of its own: {_UNDECORATE}, or choose other layers."
             )
+    for output in flat:
+        tensor, activation = recording.ends.get(id(output), (None, None))
+        if tensor is output:
+            activation.is_output = True
     return outputs
 
 
@@ -375,6 +390,12 @@ def _choose(model, layers):
     elif isinstance(layers, str | type) or callable(layers):
         layers = [layers]
     chosen = {}
+    if not isinstance(layers, list | tuple | set) or not all(
+        isinstance(choice, str | type) or callable(choice) for choice in layers
+    ):
+        raise ValueError(
+            f"layers={layers!r}; expected names, paths, layers, layer classes or predicates."
+        )
     for choice in layers:
         fitting = [path for path, layer in everything.items() if _fits(choice, path, layer)]
         if not fitting and isinstance(choice, str):
@@ -393,6 +414,8 @@ def _fits(choice, path, layer):
         layer = layer.layer
     if isinstance(choice, str):
         return choice in (path, layer.name)
+    if isinstance(choice, keras.Layer):
+        return choice is layer
     if isinstance(choice, type):
         return isinstance(layer, choice)
     return bool(choice(layer))
@@ -416,7 +439,7 @@ def _walk(layer, prefix="", seen=None):
 
 def _followers(model):
     """Layers and operations that may belong to the layer before them."""
-    kinds = (*_ACTIVATION_LAYERS, *_NORMALIZATION_LAYERS, *_DROPOUT_LAYERS)
+    kinds = (*_ACTIVATION_LAYERS, *_NORMALIZATION_LAYERS, *_DROPOUT_LAYERS, *_PASSING_LAYERS)
     for layer in model._flatten_layers():
         if isinstance(layer, _layer_classes(kinds)):
             yield layer
@@ -433,7 +456,13 @@ def _layer_classes(names):
     return tuple(getattr(keras.layers, name) for name in names if hasattr(keras.layers, name))
 
 
+def _is_linear(layer):
+    return getattr(layer, "activation", None) is keras.activations.linear
+
+
 def _name(function):
+    while isinstance(function, functools.partial):
+        function = function.func
     return getattr(function, "__name__", type(function).__name__)
 
 

@@ -193,7 +193,7 @@ class EntropyProfile:
             )
         try:
             return cls._from_json(data)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{path} is a damaged profile: {error!r}.") from error
 
     def _to_json(self):

@@ -104,6 +104,8 @@ def save_profile(profile, directory, overwrite=False):
 
 def check_new(directory):
     """Raises FileExistsError where `save_profile` would overwrite a file."""
+    if pathlib.Path(directory).is_file():
+        raise FileExistsError(f"{directory} is a file; expected a folder to write to.")
     existing = [name for name in FILES if pathlib.Path(directory, name).exists()]
     if existing:
         raise FileExistsError(

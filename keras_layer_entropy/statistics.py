@@ -111,7 +111,7 @@ class LayerStatistic(_SumStatistic):
                 `[batch, positions, classes]` where the labels are per position.
             mask: `[batch, ...]`, which positions count, or None.
         """
-        values = formulas.two_way(formulas.at_least_float32(values))
+        values = formulas.two_way(ops.cast(values, "float32"))
         # Entropy does not change when one number is added to all units. With each sample's own
         # mean gone, float32 resolves what is left even where activations are large; and a mean
         # over units is finite exactly when all of them are.

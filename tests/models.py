@@ -87,10 +87,9 @@ def unbuilt_sequential():
 
 def functional():
     inputs = keras.Input((8,))
-    x = layers.Dropout(0.5)(dense(6, "tanh", name="a")(inputs))
-    return Case(
-        keras.Model(inputs, dense(CLASSES, name="out")(x)), inputs_like(8), _a_then_out(np.tanh)
-    )
+    x = layers.Dropout(0.5)(dense(6, "sigmoid", name="a")(inputs))
+    model = keras.Model(inputs, dense(CLASSES, name="out")(x))
+    return Case(model, inputs_like(8), _a_then_out(lambda a: 1 / (1 + np.exp(-a))))
 
 
 def nested():

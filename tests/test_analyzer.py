@@ -5,7 +5,7 @@ import models
 import numpy as np
 import pytest
 import reference
-from keras import layers
+from keras import layers, ops
 
 from keras_layer_entropy import ActivationProbe, EntropyAnalyzer, analyze_model
 from keras_layer_entropy.untrained import untrained
@@ -60,6 +60,7 @@ def test_half_precision(make):
     # The layers themselves round to 8 (bfloat16) or 11 bits: 1 % of activations of size 10.
     check_profile(profile, case, expected, rtol=0, atol=0.06)
     assert {v.dtype for v in profile.values.values()} == {np.dtype("float64")}
+    assert profile.outputs == (False, True)  # the softmax in float32 belongs to the last layer
 
 
 @pytest.mark.parametrize("make", models.FLOAT32, ids=lambda f: f.__name__)
@@ -351,10 +352,12 @@ def test_baseline_keeps_what_was_not_trained():
     model = keras.Sequential([normalize, layers.BatchNormalization(), layers.Dense(3, name="out")])
     x = models.inputs_like(8)
     model(x)
-    mean = np.asarray(normalize.mean).copy()
+    adapted = [np.array(ops.convert_to_numpy(w)) for w in normalize.weights]
+    assert len(adapted) == 3
     model.layers[1].moving_mean.assign(np.full(8, 3.0))
     with untrained(model):
-        np.testing.assert_array_equal(normalize.mean, mean)
+        for weight, value in zip(normalize.weights, adapted, strict=True):
+            np.testing.assert_array_equal(ops.convert_to_numpy(weight), value)
         assert not np.asarray(model.layers[1].moving_mean).any()
     assert np.asarray(model.layers[1].moving_mean).all()
 
@@ -469,3 +472,34 @@ def test_a_million_samples_do_not_drift(scale, random):
     own = np.mean([reference.activation_entropy(b, "per_sample") for b in blocks])
     want = reference.entropy(soft) / np.log(8) - own
     np.testing.assert_allclose(profile.values["instability"], want, rtol=0, atol=1e-5)
+
+
+def test_float64_policy():
+    keras.config.set_dtype_policy("float64")
+    case = models.sequential()
+    expected = case.expected()
+    profile = analyze_model(case.model, (case.x, case.y), measures=ALL_MEASURES, verbose=0)
+    check_profile(profile, case, expected, **FLOAT32)
+
+
+def test_boolean_one_hot_and_plain_lists():
+    case = models.sequential()
+    want = analyze_model(case.model, (case.x, case.y), verbose=0)
+    one_hot = np.eye(3, dtype=bool)[case.y]
+    for labels in (one_hot, case.y.tolist()):
+        found = analyze_model(case.model, (case.x, labels), verbose=0)
+        np.testing.assert_array_equal(found.entropy, want.entropy)
+
+
+def test_layers_that_do_not_fit_the_labels():
+    inputs = keras.Input((4, 8))
+    tokens = layers.Dense(3, name="tokens")(layers.Dense(6, name="a")(inputs))
+    pooled = layers.Dense(2, name="pooled")(layers.GlobalAveragePooling1D()(inputs))
+    model = keras.Model(inputs, [tokens, pooled])
+    x, y = models.inputs_like(4, 8), np.zeros((50, 4), int)
+    data = (x, (y, y[:, 0]))
+    with pytest.raises(ValueError, match=r"Layer 'pooled' has activations of shape \(50, 2\)"):
+        analyze_model(model, data, num_classes={0: None}, verbose=0)
+    y[:, 1:3] = (1, 2)
+    profile = analyze_model(model, data, num_classes={0: 3}, layers=["a", "tokens"], verbose=0)
+    assert profile.count.tolist() == [100, 50, 50]

@@ -275,14 +275,15 @@ def test_interrupted_fit_leaves_the_model_usable(hook, validates, tmp_path):
 def test_failing_data_leaves_the_model_as_found(tmp_path):
     def batches():
         x, y = data()
-        yield x[:16], y[:16]
+        for _ in range(10):
+            yield x[:16], y[:16]
         raise RuntimeError("the disk is gone")
 
     model = build()
     model.fit(*data(), verbose=0)
     before = dict(vars(model))
     with pytest.raises(Exception, match="the disk is gone"):
-        model.fit(batches(), steps_per_epoch=3, verbose=0, callbacks=[EntropyMonitor()])
+        model.fit(batches(), steps_per_epoch=30, verbose=0, callbacks=[EntropyMonitor()])
     assert_as_found(model, before, tmp_path)
 
 
@@ -363,7 +364,7 @@ def test_options_and_errors():
     monitor = EntropyMonitor(layers="a", measures=["state_entropy"])
     history = model.fit(x, y, verbose=0, callbacks=[monitor]).history
     assert monitor.profiles[0].layers == ("a",)
-    assert not any("entropy" in key for key in history)
+    assert {key for key in history if "entropy" in key} == {"a_state_entropy"}
 
 
 def test_tensorboard_summaries(tmp_path):
@@ -445,3 +446,48 @@ def test_live_entropies_are_the_formula():
     a = models.relu(models.linear(model.get_layer("a"), x))
     want = reference.by_class(reference.activation_entropy, a, y, 3)
     np.testing.assert_allclose(monitor.profiles[0].entropy[0], want, rtol=0, atol=1e-5)
+
+
+def test_after_a_failure_nothing_is_recorded_any_more():
+    model, monitor = build(), EntropyMonitor()
+    for hook in ("on_test_batch_end", "on_train_batch_end"):
+        validation = VALIDATION if hook == "on_test_batch_end" else None
+        with pytest.raises(KeyboardInterrupt):
+            model.fit(
+                *data(), validation_data=validation, verbose=0, callbacks=[monitor, Failing(hook)]
+            )
+        before = monitor._source._statistics.metrics[0].result()[0].sum()
+        model.evaluate(*VALIDATION, verbose=0)
+        model.train_on_batch(*VALIDATION)
+        assert monitor._source._statistics.metrics[0].result()[0].sum() == before
+        name = "test_function" if validation else "train_function"
+        assert not type(getattr(model, name)).__module__.startswith("keras_layer_entropy")
+
+
+def test_shared_layers_and_odd_names():
+    for case in (models.shared(), models.nested()):
+        case.model.compile("adam", LOSS)
+        monitor = EntropyMonitor()
+        case.model.fit(
+            case.x, case.y, validation_data=(case.x, case.y), verbose=0, callbacks=[monitor]
+        )
+        want = analyze_model(case.model, (case.x, case.y), verbose=0)
+        assert monitor.profiles[0].layers == want.layers
+        np.testing.assert_allclose(monitor.profiles[0].entropy, want.entropy, atol=1e-6)
+
+
+def test_ignored_labels_and_integer_targets():
+    x, y = data()
+    ignored = np.where(np.arange(90) < 30, -1, y)
+    model = build()
+    model.compile(
+        "adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1)
+    )
+    monitor = EntropyMonitor()
+    model.fit(x, ignored, verbose=0, callbacks=[monitor])
+    assert monitor.profiles[0].count.sum() == 60
+    model = keras.Sequential([layers.Dense(4, "relu"), layers.Dense(1)])
+    model.compile("adam", "mse")
+    with pytest.warns(UserWarning, match="targets of a regression"):
+        model.fit(x, np.arange(90) + 20, verbose=0, callbacks=[monitor])
+    assert monitor.profiles[0].classes == ("all",)

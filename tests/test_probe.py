@@ -83,6 +83,12 @@ def test_a_recurrent_layer_is_recorded_by_its_output():
     x = models.inputs_like(4, 3)
     outputs = ActivationProbe(model, "lstm").predict(x, verbose=0)
     np.testing.assert_allclose(outputs["lstm"], model.layers[0](x), atol=1e-6)
+    with Recorder(model, "lstm").recording() as recording:
+        model(x)
+    # What its own activation function sees, inside the loop over time, is none of it.
+    (activation,) = recording.activations
+    assert activation.function is None
+    assert activation.pre_activation is activation.output
 
 
 def test_dropout_between_layer_and_activation_in_training():
@@ -132,3 +138,59 @@ def test_probe_is_a_model_of_its_own():
     np.testing.assert_allclose(
         pooled.predict(case.x, verbose=0), want.max(axis=-1), rtol=1e-5, atol=1e-5
     )
+
+
+def test_a_function_used_twice_is_not_the_layers_activation():
+    class Twice(layers.Layer):
+        def __init__(self):
+            super().__init__(name="twice")
+            self.activation = keras.activations.tanh
+
+        def call(self, x):
+            return self.activation(self.activation(x)) + x
+
+    model = keras.Sequential([keras.Input((3,)), Twice()])
+    with Recorder(model, "twice").recording() as recording:
+        model(models.inputs_like(3))
+    (activation,) = recording.activations
+    assert activation.function is None
+    assert activation.pre_activation is activation.output
+
+
+def test_normalization_of_the_next_block_is_not_the_layers_own():
+    inputs = keras.Input((3,))
+    x = layers.Dense(8, name="projection")(inputs)
+    y = layers.Dense(8, "gelu", name="next")(layers.LayerNormalization()(x))
+    model = keras.Model(inputs, layers.Dense(2, name="out")(layers.Add()([x, y])))
+    x = models.inputs_like(3)
+    outputs = ActivationProbe(model).predict(x, verbose=0)
+    want = models.linear(model.get_layer("projection"), x)
+    np.testing.assert_allclose(outputs["projection"], want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        lambda: layers.Activation("linear", dtype="float32"),
+        lambda: layers.Lambda(lambda z: z / 2),
+        lambda: layers.Reshape((2, 3)),
+    ],
+)
+def test_outputs_are_known_in_other_forms(last):
+    inputs = keras.Input((8,))
+    model = keras.Model(inputs, last()(layers.Dense(6, "sigmoid", name="out")(inputs)))
+    with Recorder(model).recording() as recording:
+        model(models.inputs_like(8))
+    (activation,) = recording.activations
+    assert activation.is_output
+    assert activation.features()["pattern"] is activation.pre_activation
+
+
+def test_layers_given_as_objects():
+    model = models.nested().model
+    inner = model.get_layer("block").layers[1].layers[0]
+    assert list(choose_layers(model, inner)) == ["block/inner/b"]
+    with pytest.raises(ValueError, match="layers=3; expected names, paths, layers"):
+        choose_layers(model, 3)
+    with pytest.raises(ValueError, match=r"model is a str; expected a keras.Model"):
+        ActivationProbe("model.keras")

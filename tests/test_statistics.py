@@ -141,6 +141,20 @@ def _repeat(step, statistic, count, jit):
     run()
 
 
+def test_merging_keeps_the_rounding_errors():
+    """1 and a thousand times 1e-8 apart: float32 would lose every one of them."""
+    one, small = LabelStatistic(1), LabelStatistic(1)
+    for statistic, value in ((one, 1.0), (small, 1e-8)):
+        for _ in range(1000):
+            statistic._add(ops.convert_to_tensor(np.array([value, 0], "float32")))
+    both, whole = LabelStatistic(1), 1000 * (1 + np.float64(np.float32(1e-8)))
+    both.merge_state([one, small, LabelStatistic(1)])
+    again = LabelStatistic(1)
+    again.merge_state([both])  # its second part has to come along
+    for statistic in (both, again):
+        np.testing.assert_allclose(statistic._sum()[0], whole, rtol=1e-12)
+
+
 def test_labels_are_counted():
     statistic = LabelStatistic(3)
     membership = np.array([[1, 0, 0], [0, 0, 2.0], [0, 0, 1], [0, 0, 0]], "float32")

@@ -5,6 +5,8 @@ import json
 import os
 import pathlib
 import tempfile
+import warnings
+from collections.abc import Mapping
 
 import keras
 
@@ -39,14 +41,29 @@ def load_model(path):
     kind = model_format(path)
     try:
         if kind == "directory" or path.suffix == _SUFFIXES[kind]:
-            return keras.saving.load_model(path)
+            return _load(path)
         # Keras goes by the name.
         with tempfile.TemporaryDirectory() as directory:
             link = pathlib.Path(directory) / f"model{_SUFFIXES[kind]}"
             os.symlink(path.resolve(), link)
-            return keras.saving.load_model(link)
+            return _load(link)
     except Exception as error:
         raise ValueError(f"Keras cannot open the {kind} model {path}: {error}") from error
+
+
+def _load(path):
+    try:
+        return keras.saving.load_model(path)
+    except Exception as error:  # noqa: BLE001 - Keras raises what the model's own code raises
+        try:
+            model = keras.saving.load_model(path, compile=False)
+        except Exception:  # noqa: BLE001 - the first error says more
+            raise error from None
+        warnings.warn(
+            f"The model was loaded without its loss and metrics, which cannot be made: {error}",
+            stacklevel=4,
+        )
+        return model
 
 
 def save_model(model, path, dataset=None, overwrite=False):
@@ -68,9 +85,11 @@ def save_model(model, path, dataset=None, overwrite=False):
 
     Example: see `load_model`.
     """
-    path = pathlib.Path(path)
+    path = pathlib.Path(os.path.realpath(path))  # what a link points to, not the link
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists: choose another path, or overwrite=True.")
+    if path.is_dir() and any(path.iterdir()) and not (path / "config.json").is_file():
+        raise FileExistsError(f"{path} is a directory that holds other things than a model.")
     is_file = path.suffix in (".keras", ".h5", ".hdf5")
     record = _record(dataset)
     with replacing(path) as temporary:
@@ -84,6 +103,8 @@ def save_model(model, path, dataset=None, overwrite=False):
     if is_file and record is not None:
         with replacing(_record_path(path)) as temporary:
             temporary.write_text(record)
+    elif is_file:
+        _record_path(path).unlink(missing_ok=True)  # of the model that was there
     return path
 
 
@@ -107,10 +128,14 @@ def dataset_record(path):
 def _record(dataset):
     if dataset is None:
         return None
-    if isinstance(dataset, str):
-        dataset = {"name": dataset}
+    if isinstance(dataset, str | os.PathLike):
+        dataset = {"name": os.fspath(dataset)}
     elif dataclasses.is_dataclass(dataset):
         dataset = dataclasses.asdict(dataset)
+    if not isinstance(dataset, Mapping) or "name" not in dataset:
+        raise ValueError(
+            f"dataset={dataset!r}; expected a name, a path, a DatasetSpec or a mapping with a name."
+        )
     return json.dumps(dict(dataset), indent=1) + "\n"
 
 

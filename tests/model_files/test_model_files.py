@@ -108,6 +108,19 @@ def test_failed_saving_leaves_the_old(case, tmp_path):
     assert os.listdir(tmp_path) == ["saved_model"]
 
 
+def test_a_reader_never_sees_half(tmp_path):
+    """Who has the old file open goes on reading the old file, whole: it is replaced, not filled."""
+    target = tmp_path / "target"
+    target.write_text("old " * 1_000_000)
+    with open(target) as reader:
+        assert reader.read(4) == "old "
+        with replacing(target) as temporary:
+            temporary.write_text("new " * 1_000_000)
+            assert target.read_text() == "old " * 1_000_000
+        assert reader.read() == "old " * 999_999
+    assert target.read_text() == "new " * 1_000_000
+
+
 def test_killed_saving_leaves_the_old(tmp_path):
     """A process that rewrites one file again and again is killed; a whole file is left."""
     script = tmp_path / "write.py"
@@ -133,3 +146,30 @@ def test_killed_saving_leaves_the_old(tmp_path):
         text = target.read_text()
         assert len(text) == 1_000_000
         assert len(set(text)) == 1
+
+
+def test_overwriting_never_takes_other_things_along(case, tmp_path):
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "thesis.txt").write_text("years of work")
+    with pytest.raises(FileExistsError, match="holds other things than a model"):
+        save_model(case.model, tmp_path / "project", overwrite=True)
+    assert (tmp_path / "project" / "thesis.txt").read_text() == "years of work"
+
+    path = save_model(case.model, tmp_path / "m.keras", dataset="digits")
+    save_model(case.model, path, overwrite=True)
+    assert dataset_record(path) is None
+    os.symlink(path, tmp_path / "link.keras")
+    save_model(case.model, tmp_path / "link.keras", overwrite=True)
+    assert (tmp_path / "link.keras").is_symlink()
+    with pytest.raises(ValueError, match="expected a name, a path, a DatasetSpec"):
+        save_model(case.model, tmp_path / "other.keras", dataset=["digits"])
+
+
+def test_an_unknown_loss_is_left_out(case, tmp_path):
+    def my_loss(y, p):
+        return keras.ops.mean(p)
+
+    case.model.compile("sgd", my_loss)
+    path = save_model(case.model, tmp_path / "m.keras")
+    with pytest.warns(UserWarning, match="without its loss and metrics.*my_loss"):
+        assert not load_model(path).compiled
