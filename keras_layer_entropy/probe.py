@@ -207,7 +207,8 @@ class Recorder:
                     self._wrap(stack, layer, functools.partial(_target, path=path, layer=layer))
             for layer in _followers(self.model):
                 self._wrap_follower(stack, layer)
-            self._wrap(stack, self.model, _outputs)
+            every_dense = self._layers is None
+            self._wrap(stack, self.model, functools.partial(_outputs, every_dense=every_dense))
             self._wrapped = stack.pop_all()
 
     def _wrap_time_distributed(self, stack, wrapper, path):
@@ -331,7 +332,7 @@ def _follow(recording, layer, tensor, original, args, kwargs):
     return output
 
 
-def _outputs(recording, original, *args, **kwargs):
+def _outputs(recording, original, *args, every_dense, **kwargs):
     """Marks what the model returns."""
     outputs = recording.outputs = original(*args, **kwargs)
     flat = tree.flatten(outputs)
@@ -345,6 +346,9 @@ def _outputs(recording, original, *args, **kwargs):
         tensor, activation = recording.ends.get(id(output), (None, None))
         if tensor is output:
             activation.is_output = True
+    if every_dense and recording.activations and not any(x.is_output for x in recording.activations):
+        # A head that ends in a bare function hides the layer: it is the last one, most likely.
+        recording.activations[-1].is_output = recording.activations[-1].function not in _SIGMOID
     return outputs
 
 

@@ -194,3 +194,20 @@ def test_layers_given_as_objects():
         choose_layers(model, 3)
     with pytest.raises(ValueError, match=r"model is a str; expected a keras.Model"):
         ActivationProbe("model.keras")
+
+
+def test_a_head_that_ends_in_a_bare_function_is_the_last_layer():
+    class Head(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = layers.Dense(4, "relu", name="a"), layers.Dense(3, name="b")
+
+        def call(self, x):
+            return ops.softmax(self.b(self.a(x)))
+
+    model = Head()
+    model(models.inputs_like(5))
+    for chosen, want in ((None, [False, True]), (["a", "b"], [False, False])):
+        with Recorder(model, chosen).recording() as recording:
+            model(models.inputs_like(5))
+        assert [activation.is_output for activation in recording.activations] == want
