@@ -346,7 +346,11 @@ def _outputs(recording, original, *args, every_dense, **kwargs):
         tensor, activation = recording.ends.get(id(output), (None, None))
         if tensor is output:
             activation.is_output = True
-    if every_dense and recording.activations and not any(x.is_output for x in recording.activations):
+    if (
+        every_dense
+        and recording.activations
+        and not any(x.is_output for x in recording.activations)
+    ):
         # A head that ends in a bare function hides the layer: it is the last one, most likely.
         recording.activations[-1].is_output = recording.activations[-1].function not in _SIGMOID
     return outputs
