@@ -120,13 +120,17 @@ def uncompiled_twin(model, x):
     return twin
 
 
+def activations_by_hand(model):
+    """A sub-model of all outputs of Dense layers."""
+    if isinstance(model, Towers):
+        return ByHand(model)
+    dense = [layer for layer in model.layers if isinstance(layer, keras.layers.Dense)]
+    return keras.Model(model.inputs, [layer.output for layer in dense])
+
+
 def hand_loop(model, x, y):
     """The best loop a careful person writes: one compiled sub-model, only class sums are kept."""
-    if isinstance(model, Towers):
-        inside = ByHand(model)
-    else:
-        dense = [layer for layer in model.layers if isinstance(layer, keras.layers.Dense)]
-        inside = keras.Model(model.inputs, [layer.output for layer in dense])
+    inside = activations_by_hand(model)
     inside.compile(jit_compile=True)
 
     def run():
@@ -144,11 +148,7 @@ def hand_loop(model, x, y):
 
 def usual_answer(model, x, y):
     """What is usually answered: a sub-model, `predict` class by class, then NumPy."""
-    if isinstance(model, Towers):
-        inside = ByHand(model)
-    else:
-        dense = [layer for layer in model.layers if isinstance(layer, keras.layers.Dense)]
-        inside = keras.Model(model.inputs, [layer.output for layer in dense])
+    inside = activations_by_hand(model)
 
     def run():
         found = []
