@@ -39,7 +39,9 @@ def entropy_curve(profile, measure="activation_entropy", title=None):
     ['each class', '_class b', 'mean of the classes']
     """
     values, depth = profile.values[measure], np.arange(len(profile.layers))
-    figure = Figure(figsize=(max(6.0, 2.2 + 0.6 * len(depth)), 4.2), layout="constrained")
+    labels = _layer_labels(profile)
+    height = 3.7 + 0.04 * max(map(len, labels))  # the labels are slanted
+    figure = Figure(figsize=(max(6.0, 2.2 + 0.6 * len(depth)), height), layout="constrained")
     axes = figure.add_subplot()
     for index, name in enumerate(profile.classes if len(profile.classes) > 1 else ()):
         label = "each class" if index == 0 else f"_class {name}"
@@ -62,7 +64,7 @@ def entropy_curve(profile, measure="activation_entropy", title=None):
             label="same network, untrained (mean)",
             zorder=3,
         )
-    axes.set_xticks(depth, _layer_labels(profile), rotation=30, ha="right", rotation_mode="anchor")
+    axes.set_xticks(depth, labels, rotation=30, ha="right", rotation_mode="anchor")
     axes.set_xlabel("layer (units), in the order of the forward pass")
     axes.set_ylabel(_axis_label(profile, measure))
     if profile.settings.get("normalization", "log") == "log":
