@@ -1,5 +1,6 @@
 """EntropyMonitor: entropies of the layers while `fit` runs."""
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import functools
@@ -279,7 +280,9 @@ def _across_replicas(build):
 
     replica = tf.distribute.get_replica_context()
     if not tf.distribute.has_strategy() or replica is None:
-        build()
+        # A tf.function that is seen making variables is traced twice: in a thread it is not.
+        with concurrent.futures.ThreadPoolExecutor(1) as thread:
+            thread.submit(build).result()
         return
 
     def merged(strategy):
