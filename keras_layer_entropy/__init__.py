@@ -6,6 +6,7 @@ from keras_layer_entropy.model_files import load_model, save_model
 from keras_layer_entropy.monitor import EntropyMonitor
 from keras_layer_entropy.probe import ActivationProbe
 from keras_layer_entropy.profile import EntropyProfile
+from keras_layer_entropy.pruning import remove_layer
 
 __all__ = [
     "ActivationProbe",
@@ -16,6 +17,7 @@ __all__ = [
     "load_model",
     "measures",
     "plots",
+    "remove_layer",
     "save_model",
 ]
 __version__ = "0.1.0"

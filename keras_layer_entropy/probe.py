@@ -20,23 +20,10 @@ from keras import tree
 # Keras keeps masks beside tensors and exports no reader for them.
 from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
 
+from keras_layer_entropy.layer_kinds import is_linear, kind
+
 _SOFTMAX = {"softmax", "softmax_v2", "log_softmax", "log_softmax_v2", "Softmax", "LogSoftmax"}
 _SIGMOID = {"sigmoid", "log_sigmoid", "logistic", "expit", "Sigmoid", "LogSigmoid"}
-_ACTIVATION_LAYERS = ("Activation", "ReLU", "LeakyReLU", "PReLU", "ELU", "Softmax")
-_NORMALIZATION_LAYERS = (
-    *("BatchNormalization", "LayerNormalization", "GroupNormalization", "RMSNormalization"),
-    "UnitNormalization",
-)
-# What comes out of these is still the output of the layer before, in another form.
-_PASSING_LAYERS = ("Reshape", "Flatten", "Permute", "Identity", "Lambda")
-_DROPOUT_LAYERS = ("Dropout", "AlphaDropout", "GaussianDropout", "GaussianNoise")
-# Element-wise operations of a functional model, `keras.ops.relu(x)` and the like.
-_ACTIVATION_OPERATIONS = (
-    *("Relu", "Relu6", "Sigmoid", "LogSigmoid", "HardSigmoid", "Tanh", "HardTanh", "TanhShrink"),
-    *("Softplus", "Softsign", "SoftShrink", "HardShrink", "Silu", "HardSilu", "LeakyRelu"),
-    *("Elu", "Selu", "Celu", "Gelu", "SquarePlus", "SparsePlus", "Threshold"),
-    *("Softmax", "LogSoftmax"),
-)
 _UNDECORATE = "take @tf.function off the model's code (Keras compiles it anyway)"
 
 
@@ -48,6 +35,7 @@ class Activation:
         path: the layer's path in the model; `#2`, `#3`, ... for further calls of a shared layer.
         output: what follows the activation function, `[batch, ..., units]`.
         pre_activation: what goes into it (the same tensor where there is none).
+        inputs: what the layer was called with.
         function: name of the activation function, None where there is none.
         mask: the Keras mask of the layer's input, or None.
         is_output: whether `output` is an output of the model.
@@ -57,6 +45,7 @@ class Activation:
     path: str
     output: Any
     pre_activation: Any
+    inputs: Any = None
     function: str | None = None
     mask: Any = None
     is_output: bool = False
@@ -300,8 +289,9 @@ def _target(recording, original, *args, path, layer, **kwargs):
     # Only what is applied last, once and outside of loops is the layer's activation function.
     if len(seen) == 1 and seen[0][2] is output:
         function, pre_activation, _ = seen[0]
-    mask = get_keras_mask(args[0]) if args else None
-    activation = Activation(path, output, pre_activation, function, mask)
+    inputs = args[0] if args else next(iter(kwargs.values()))
+    mask = get_keras_mask(inputs)
+    activation = Activation(path, output, pre_activation, inputs, function, mask)
     if getattr(layer, "data_format", None) == "channels_first" and len(output.shape) > 2:
         activation.unit_axis = 1
     recording.add(activation, output)
@@ -314,16 +304,15 @@ def _follow(recording, layer, tensor, original, args, kwargs):
     inputs = args[0] if args else next(iter(kwargs.values()))
     output = original(*args, **kwargs)
     _, ended = recording.ends.get(id(tensor), (None, None))
-    if isinstance(layer, _layer_classes(_PASSING_LAYERS)) or _is_linear(layer):
+    if kind(layer) == "passing" or is_linear(layer):
         if ended is not None:
             recording.ends[id(output)] = (output, ended)
-        if not _is_linear(layer):
+        if not is_linear(layer):
             return output
     _, activation = recording.tails.pop(id(tensor), (None, None))
     if activation is None:
         return output
-    between = _layer_classes((*_NORMALIZATION_LAYERS, *_DROPOUT_LAYERS))
-    if isinstance(layer, between) or _is_linear(layer):
+    if kind(layer) in ("normalization", "dropout") or is_linear(layer):
         recording.tails[id(output)] = (output, activation)
     else:
         activation.pre_activation, activation.output = inputs, output
@@ -447,25 +436,12 @@ def _walk(layer, prefix="", seen=None):
 
 def _followers(model):
     """Layers and operations that may belong to the layer before them."""
-    kinds = (*_ACTIVATION_LAYERS, *_NORMALIZATION_LAYERS, *_DROPOUT_LAYERS, *_PASSING_LAYERS)
     for layer in model._flatten_layers():
-        if isinstance(layer, _layer_classes(kinds)):
+        if kind(layer) is not None:
             yield layer
         for operation in getattr(layer, "operations", ()):
-            if (
-                not isinstance(operation, keras.Layer)
-                and type(operation).__name__ in _ACTIVATION_OPERATIONS
-            ):
+            if not isinstance(operation, keras.Layer) and kind(operation) is not None:
                 yield operation
-
-
-@functools.cache
-def _layer_classes(names):
-    return tuple(getattr(keras.layers, name) for name in names if hasattr(keras.layers, name))
-
-
-def _is_linear(layer):
-    return getattr(layer, "activation", None) is keras.activations.linear
 
 
 def _name(function):

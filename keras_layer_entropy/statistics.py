@@ -222,6 +222,40 @@ class StateEntropy(LayerStatistic):
         return self.units
 
 
+class GramStatistic(keras.metrics.Metric):
+    """Sums of products of the columns `[x, 1, z]`, for `measures.regression.ridge_regression`.
+
+    In float64, because products square the condition number, except where the backend has none.
+
+    Args:
+        features, targets: number of columns of x and z.
+    """
+
+    def __init__(self, features, targets, name="gram"):
+        super().__init__(name=name, dtype="float64")
+        size = features + 1 + targets
+        self.features = features
+        self._gram = self.add_variable((size, size), "zeros", "float64", name="gram")
+
+    def update_state(self, x, z, mask=None):
+        """Adds a batch: `[..., features]`, `[..., targets]`, and a mask `[...]` or None."""
+        x, z = (ops.reshape(ops.cast(t, "float64"), (-1, t.shape[-1])) for t in (x, z))
+        rows = ops.concatenate([x, ops.ones_like(z[:, :1]), z], axis=-1)
+        if mask is not None:
+            # Zero times NaN is NaN, so that hidden rows are replaced.
+            rows = ops.where(ops.reshape(mask, (-1, 1)), rows, ops.zeros_like(rows))
+        self._gram.assign_add(ops.matmul(ops.transpose(rows), rows))
+
+    def merge_state(self, statistics):
+        """Adds the states of others."""
+        for other in statistics:
+            self._gram.assign_add(other._gram)
+
+    def result(self):
+        """The Gram matrix, float64."""
+        return np.asarray(ops.convert_to_numpy(self._gram), np.float64)
+
+
 MEASURES = {
     "activation_entropy": ActivationEntropy,
     "instability": Instability,

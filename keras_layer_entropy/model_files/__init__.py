@@ -1,6 +1,11 @@
 """Open models and save them whole."""
 
 from keras_layer_entropy.model_files.formats import model_format
-from keras_layer_entropy.model_files.store import dataset_record, load_model, save_model
+from keras_layer_entropy.model_files.store import (
+    custom_objects,
+    dataset_record,
+    load_model,
+    save_model,
+)
 
-__all__ = ["dataset_record", "load_model", "model_format", "save_model"]
+__all__ = ["custom_objects", "dataset_record", "load_model", "model_format", "save_model"]

@@ -5,10 +5,12 @@ import json
 import os
 import pathlib
 import tempfile
+import types
 import warnings
 from collections.abc import Mapping
 
 import keras
+from keras import tree
 
 from keras_layer_entropy.files import replacing
 from keras_layer_entropy.model_files.formats import model_format
@@ -106,6 +108,39 @@ def save_model(model, path, dataset=None, overwrite=False):
     elif is_file:
         _record_path(path).unlink(missing_ok=True)  # of the model that was there
     return path
+
+
+def custom_objects(model):
+    """What Keras does not know of itself but needs to make the model again from its configuration.
+
+    Args:
+        model: any Keras model.
+
+    Returns:
+        Dict for `keras.saving.custom_object_scope`: name -> class or function.
+
+    Example:
+
+    >>> class Scale(keras.layers.Layer):
+    ...     def call(self, x):
+    ...         return 2 * x
+    >>> custom_objects(keras.Sequential([Scale(), keras.layers.Dense(2)]))
+    {'Scale': <class '...Scale'>}
+    """
+    parts = list(model._flatten_layers())
+    parts += [operation for part in parts for operation in getattr(part, "operations", ())]
+    values = [value for part in parts for value in (part, *vars(part).values())]
+    if model.compiled:  # optimizer, loss, metrics as they were given
+        values += tree.flatten(dict(model._compile_config.config))
+    found = {}
+    for value in values:
+        is_function = isinstance(value, types.FunctionType)
+        made_by = value if is_function else type(value)
+        if made_by.__module__.partition(".")[0] not in ("keras", "builtins") and (
+            is_function or hasattr(made_by, "get_config")
+        ):
+            found[made_by.__name__] = made_by
+    return found
 
 
 def dataset_record(path):

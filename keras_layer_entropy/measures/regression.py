@@ -1,0 +1,77 @@
+"""Linear regression from sums of products."""
+
+import dataclasses
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearFit:
+    """`z ~ x @ kernel + bias`.
+
+    Attributes:
+        kernel: float64 `[features, targets]`.
+        bias: float64 `[targets]`.
+        residual: sum of squares that is left, over the sum of squares around the mean; 0 is a
+            perfect fit, 1 is no better than the mean.
+    """
+
+    kernel: np.ndarray
+    bias: np.ndarray
+    residual: float
+
+
+def ridge_regression(gram, features, ridge=1e-8, intercept=True):
+    """The ridge regression of z on x from the Gram matrix of the columns `[x, 1, z]`.
+
+    With C and D the centred second moments `X'X` and `X'Z`, and S the diagonal of C, the kernel is
+    `S^-1/2 (S^-1/2 C S^-1/2 + ridge I)^-1 S^-1/2 D`: a ridge on standardized features, so that it
+    does not depend on their scales. Features that never change (dead neurons) get zeros, and
+    the ridge shares out what duplicates and too few samples leave open.
+
+    Args:
+        gram: `[features + 1 + targets] * 2`, sums over all samples.
+        features: number of columns of x.
+        ridge: ridge, relative to standardized features; larger than rounding, small enough not to
+            be seen.
+        intercept: whether there is a bias; without, nothing is centred and the bias is 0.
+
+    Returns:
+        `LinearFit`.
+
+    Raises:
+        ValueError: sums that are not finite, or no samples.
+
+    Example:
+
+    >>> random = np.random.default_rng(0)
+    >>> x, kernel = random.normal(size=(50, 3)), random.normal(size=(3, 2))
+    >>> columns = np.hstack([x, np.ones((50, 1)), x @ kernel + 5.0])
+    >>> fit = ridge_regression(columns.T @ columns, features=3)
+    >>> bool(np.allclose(fit.kernel, kernel)), fit.bias.round(4).tolist()
+    (True, [5.0, 5.0])
+    """
+    gram = np.asarray(gram, np.float64)
+    count = gram[features, features]
+    if not np.isfinite(gram).all():
+        raise ValueError("The activations are not finite (NaN or infinite): look at the weights.")
+    if count <= 0:
+        raise ValueError("There are no samples to fit to.")
+    raw = np.diag(gram)
+    if intercept:
+        sums = gram[features]
+        gram = gram - np.outer(sums, sums) / count
+    variation = np.diag(gram)[:features]
+    # What rounding leaves of a constant is no variation.
+    alive = variation > 1e-10 * np.maximum(raw[:features], np.finfo(np.float64).tiny)
+    scale = np.where(alive, 1.0 / np.sqrt(np.where(alive, variation, 1.0)), 0.0)
+    moments, targets = gram[:features, :features], gram[:features, features + 1 :]
+    standardized = moments * np.outer(scale, scale) + ridge * np.eye(features)
+    kernel = scale[:, None] * np.linalg.solve(standardized, scale[:, None] * targets)
+    around_mean = np.diag(gram)[features + 1 :].sum()
+    explained = 2 * np.sum(kernel * targets) - np.sum(kernel * (moments @ kernel))
+    residual = max(around_mean - explained, 0.0) / around_mean if around_mean > 0 else 0.0
+    bias = np.zeros(targets.shape[1])
+    if intercept:
+        bias = (sums[features + 1 :] - sums[:features] @ kernel) / count
+    return LinearFit(kernel, bias, float(residual))

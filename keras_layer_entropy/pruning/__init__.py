@@ -1,0 +1,5 @@
+"""Take layers out of a model, refit what is left, retrain, and keep what is as good."""
+
+from keras_layer_entropy.pruning.surgery import remove_layer
+
+__all__ = ["remove_layer"]

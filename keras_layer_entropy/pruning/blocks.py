@@ -1,0 +1,162 @@
+"""Which Dense layers can be taken out of a model, and what goes with them."""
+
+import dataclasses
+
+import keras
+
+from keras_layer_entropy.layer_kinds import kind
+from keras_layer_entropy.probe import choose_layers
+from keras_layer_entropy.pruning.graph import flat_graph, shared_paths
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """A Dense layer and what belongs to it.
+
+    Attributes:
+        path: path of the Dense layer.
+        members: paths of the layer and of the normalisation, activation and dropout after it.
+        consumers: paths of the Dense layers that take what the block gives, directly or through
+            layers without weights (and normalisation); they are refitted.
+        fixed: paths of other layers with weights that take it.
+        input_shape, output_shape: shapes of what goes in and comes out.
+    """
+
+    path: str
+    members: tuple
+    consumers: tuple
+    fixed: tuple
+    input_shape: tuple
+    output_shape: tuple
+
+
+def removable_blocks(model, layers=None, keep=()):
+    """`(blocks, reasons)`: `Block`s that can be taken out, and why the other Dense layers cannot.
+
+    Args:
+        model: a built Sequential or functional model; it is not changed.
+        layers: which layers may go, as for `ActivationProbe`; None for every `Dense`.
+        keep: names or paths of layers that must stay.
+
+    Returns:
+        Two dicts by path, in the order of the forward pass.
+
+    Raises:
+        ValueError: a subclassed model, or no such layer.
+
+    Example:
+
+    >>> names = ("first", "second", "logits")
+    >>> dense = [keras.layers.Dense(8, name=name) for name in names]
+    >>> blocks, reasons = removable_blocks(keras.Sequential([keras.Input((4,)), *dense]))
+    >>> list(blocks), reasons
+    (['first', 'second'], {'logits': 'it is an output layer'})
+    """
+    graph = flat_graph(model)
+    chosen = choose_layers(model, layers)
+    kept = choose_layers(model, list(keep)) if keep else {}
+    shared = shared_paths(graph)
+    called = dict.fromkeys(call.path for call in graph.calls)
+    order = [path for path in called if path in chosen]
+    order += [path for path in chosen if path not in called]
+    blocks, reasons = {}, {}
+    for path in order:
+        layer = chosen[path]
+        reason = "it is to be kept" if path in kept else _reason(graph, path, layer, shared)
+        if reason is None:
+            found = _block(graph, path, shared)
+            reason = _misfit(graph, found)
+        if reason is None:
+            blocks[path] = found
+        else:
+            reasons[path] = reason
+    return blocks, reasons
+
+
+def block_of(model, name):
+    """The block of one layer.
+
+    Args:
+        model: as for `removable_blocks`.
+        name: name or path of a Dense layer.
+
+    Raises:
+        ValueError: no such layer, several of this name, or one that cannot go.
+    """
+    blocks, reasons = removable_blocks(model, name)
+    if len(blocks) + len(reasons) > 1:
+        raise ValueError(f"{name!r} fits {[*blocks, *reasons]}: give the path of one of them.")
+    for path, reason in reasons.items():
+        raise ValueError(f"{path!r} cannot be taken out of {model.name!r}: {reason}.")
+    return next(iter(blocks.values()))
+
+
+def _reason(graph, path, layer, shared):
+    """Why a layer cannot go, None if nothing about itself speaks against it."""
+    calls = graph.calls_of(path)
+    if isinstance(layer, keras.layers.TimeDistributed):
+        return "it is inside TimeDistributed (a Dense layer needs no such wrapper)"
+    if not isinstance(layer, keras.layers.Dense):
+        return f"it is a {type(layer).__name__}, and only Dense layers can be taken out"
+    if not calls:
+        return "it is inside a subclassed layer, whose call is code that cannot be rewritten"
+    if path in shared:
+        return f"it is shared: the model calls it {len(calls)} times"
+    if getattr(layer, "lora_enabled", False):
+        return "it is being fine-tuned with LoRA"
+    if getattr(layer, "quantization_mode", None):
+        return f"it is quantized ({layer.quantization_mode})"
+    *_, outputs = graph.reaches(calls[0].outputs[0], _has_own_weights)
+    if outputs:
+        return "it is an output layer"
+    return None
+
+
+def _block(graph, path, shared):
+    (call,) = graph.calls_of(path)
+    members, tensor = [path], call.outputs[0]
+    while True:
+        takers = graph.consumers(tensor)
+        if len(takers) != 1 or tensor in graph.outputs or takers[0].path in shared:
+            break
+        if kind(takers[0].operation) not in ("activation", "normalization", "dropout"):
+            break
+        members.append(takers[0].path)
+        tensor = takers[0].outputs[0]
+    reached, _, _ = graph.reaches(tensor, _has_own_weights)
+    return Block(
+        path=path,
+        members=tuple(members),
+        consumers=tuple(c.path for c in reached if _refittable(c.operation, c.path, shared)),
+        fixed=tuple(c.path for c in reached if not _refittable(c.operation, c.path, shared)),
+        input_shape=tuple(graph.shapes[call.inputs[0]]),
+        output_shape=tuple(graph.shapes[tensor]),
+    )
+
+
+def _misfit(graph, block):
+    """Why what takes a block's output cannot take its input instead, or None."""
+    if block.input_shape == block.output_shape:
+        return None
+    widths = f"it goes from {block.input_shape[-1]} to {block.output_shape[-1]} features"
+    tensor = graph.calls_of(block.members[-1])[0].outputs[0]
+    _, passed, _ = graph.reaches(tensor, _has_own_weights)
+    for path in (*block.fixed, *(c.path for c in passed if getattr(c.operation, "weights", ()))):
+        return f"{widths}, and {path} after it has weights for that many and cannot be refitted"
+    for call in graph.consumers(tensor):
+        if len(call.inputs) > 1 and not isinstance(call.operation, keras.layers.Concatenate):
+            return f"{widths}, but feeds {call.path} together with another tensor of that many"
+    return None
+
+
+def _has_own_weights(call):
+    return bool(getattr(call.operation, "weights", ())) and kind(call.operation) is None
+
+
+def _refittable(layer, path, shared):
+    return (
+        isinstance(layer, keras.layers.Dense)
+        and path not in shared
+        and not getattr(layer, "lora_enabled", False)
+        and not getattr(layer, "quantization_mode", None)
+    )

@@ -1,0 +1,140 @@
+"""The calls inside a Sequential or functional model as one flat graph, nested models opened."""
+
+import collections
+import dataclasses
+import itertools
+from typing import Any
+
+import keras
+from keras.src.models.functional import Functional
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One call of a layer or operation that is no Sequential or functional model.
+
+    Attributes:
+        path: slash path of the layer.
+        operation: the layer or operation.
+        inputs, outputs: numbers of the tensors that go in and come out.
+    """
+
+    path: str
+    operation: Any
+    inputs: tuple
+    outputs: tuple
+
+
+@dataclasses.dataclass(frozen=True)
+class Graph:
+    """Calls in the order of the forward pass.
+
+    Attributes:
+        calls: tuple of `Call`.
+        outputs: numbers of the tensors that the model returns.
+        nested: path of each nested model -> numbers of the tensors it is called with.
+        shapes: number of a tensor -> its shape.
+    """
+
+    calls: tuple
+    outputs: tuple
+    nested: dict
+    shapes: dict
+
+    def calls_of(self, path):
+        """All calls of one layer."""
+        return [call for call in self.calls if call.path == path]
+
+    def consumers(self, tensor):
+        """The calls that take a tensor."""
+        return [call for call in self.calls if tensor in call.inputs]
+
+    def reaches(self, tensor, stops):
+        """Where a tensor goes: `(stopping, passed, outputs)`.
+
+        The calls that it reaches first for which `stops(call)`, those that it passes through
+        before, and the outputs of the model that it reaches through these alone.
+        """
+        reached, stopping, passed = {tensor}, [], []
+        for call in self.calls:  # in order, so that each call comes after what it takes
+            if reached.intersection(call.inputs):
+                if stops(call):
+                    stopping.append(call)
+                else:
+                    passed.append(call)
+                    reached.update(call.outputs)
+        return stopping, passed, [output for output in self.outputs if output in reached]
+
+
+def flat_graph(model):
+    """The graph of a model.
+
+    Args:
+        model: a built Sequential or functional model.
+
+    Raises:
+        ValueError: a subclassed model, or one that is not built.
+
+    Example:
+
+    >>> dense = keras.layers.Dense
+    >>> block = keras.Sequential([keras.Input((3,)), dense(8, name="a")], name="block")
+    >>> model = keras.Sequential([keras.Input((3,)), block, dense(2, name="logits")])
+    >>> [call.path for call in flat_graph(model).calls]
+    ['block/a', 'logits']
+    """
+    functional = opened(model)
+    if functional is None and isinstance(model, keras.Sequential):
+        raise ValueError(
+            f"{model.name!r} is not built, so that its shapes are not known: give it a "
+            "keras.Input(shape) first, or call it on a batch."
+        )
+    if functional is None:
+        raise ValueError(
+            f"{model.name!r} is a subclassed model ({type(model).__name__}), whose call is code "
+            "that cannot be rewritten. analyze_model works on it; to take layers out, make it "
+            "functional: keras.Model(inputs, outputs) from the same layers."
+        )
+    graph = Graph([], (), {}, {})
+    numbers = itertools.count()
+    bound = {id(tensor): next(numbers) for tensor in functional.inputs}
+    graph.shapes.update((bound[id(tensor)], tensor.shape) for tensor in functional.inputs)
+    outputs = _walk(functional, "", bound, graph, numbers)
+    return dataclasses.replace(graph, calls=tuple(graph.calls), outputs=tuple(outputs))
+
+
+def opened(operation):
+    """The functional model inside a Sequential or functional one; None for anything else."""
+    if isinstance(operation, keras.Sequential):
+        return operation._functional
+    return operation if isinstance(operation, Functional) else None
+
+
+def _walk(functional, prefix, bound, graph, numbers):
+    """Appends the calls of a functional model; returns the numbers of its outputs.
+
+    `bound` maps the ids of its tensors to their numbers.
+    """
+    for depth in sorted(functional._nodes_by_depth, reverse=True):
+        for node in functional._nodes_by_depth[depth]:
+            if node.is_input:
+                continue
+            path = prefix + node.operation.name
+            given = tuple(bound[id(tensor)] for tensor in node.input_tensors)
+            inner = opened(node.operation)
+            if inner is None:
+                results = [next(numbers) for _ in node.output_tensors]
+                graph.calls.append(Call(path, node.operation, given, tuple(results)))
+            else:
+                graph.nested.setdefault(path, []).append(given)
+                within = dict(zip(map(id, inner.inputs), given, strict=False))
+                results = _walk(inner, f"{path}/", within, graph, numbers)
+            for number, tensor in zip(results, node.output_tensors, strict=True):
+                bound[id(tensor)] = number
+                graph.shapes.setdefault(number, tensor.shape)
+    return [bound[id(tensor)] for tensor in functional.outputs]
+
+
+def shared_paths(graph):
+    """Paths of layers that are called more than once."""
+    return {path for path, n in collections.Counter(c.path for c in graph.calls).items() if n > 1}

@@ -1,0 +1,81 @@
+"""Compile a rewritten model like the old one, and carry over the state of its optimizer."""
+
+import warnings
+
+import keras
+from keras import tree
+
+
+def copy_compilation(model, new, variables):
+    """Compiles `new` like `model`, with an optimizer that goes on where the old one stands.
+
+    Args:
+        model: the old model; where it was never compiled, nothing happens.
+        new: the new model.
+        variables: id of each surviving variable of the old model -> its twin. Optimizer slots of
+            all others start anew.
+    """
+    if not model.compiled:
+        return
+    arguments = dict(model._compile_config.config)
+    for kind in ("metrics", "weighted_metrics"):
+        arguments[kind] = tree.map_structure(_fresh_metric, arguments.get(kind))
+    new.compile(**{**arguments, "optimizer": copy_of(model.optimizer)})
+    _copy_state(model.optimizer, new.optimizer, new, variables)
+
+
+def copy_of(optimizer):
+    """An optimizer like this one, without its state."""
+    return type(optimizer).from_config(optimizer.get_config())
+
+
+def _fresh_metric(metric):
+    return type(metric).from_config(metric.get_config()) if _is_metric(metric) else metric
+
+
+def _is_metric(value):
+    return isinstance(value, keras.metrics.Metric)
+
+
+def _copy_state(old, new, model, variables):
+    if not old.built:
+        return
+    trained = getattr(old, "_trainable_variables", [])
+    if not new.built:
+        survivors = [variables[id(v)] for v in trained if id(v) in variables]
+        rest = {id(v) for v in survivors}
+        new.build([*survivors, *(v for v in model.trainable_variables if id(v) not in rest)])
+    accounted = _copy_slots(old, new, variables)
+    if hasattr(old, "inner_optimizer"):  # LossScaleOptimizer
+        _copy_state(old.inner_optimizer, new.inner_optimizer, model, variables)
+        accounted |= {id(variable) for variable in old.inner_optimizer.variables}
+    lost = [variable.name for variable in old.variables if id(variable) not in accounted]
+    if lost:
+        warnings.warn(
+            f"Some state of the optimizer {type(old).__name__} starts anew, because nothing tells "
+            f"which weights it belongs to: {', '.join(lost[:5])}.",
+            stacklevel=5,
+        )
+
+
+def _copy_slots(old, new, variables):
+    """Copies single variables and lists of one variable per weight; ids of what was seen."""
+    trained = old._trainable_variables
+    place = {id(v): i for i, v in enumerate(new._trainable_variables)}
+    accounted = set()
+    for name, value in vars(old).items():
+        if name in ("_variables", "_trainable_variables"):
+            continue
+        twin = getattr(new, name, None)
+        if isinstance(value, keras.Variable):
+            twin.assign(value)
+            accounted.add(id(value))
+        elif isinstance(value, list) and len(value) == len(trained):
+            for weight, slot in zip(trained, value, strict=True):
+                if not isinstance(slot, keras.Variable):
+                    continue
+                accounted.add(id(slot))
+                index = place.get(id(variables.get(id(weight))))
+                if index is not None and twin[index].shape == slot.shape:
+                    twin[index].assign(slot)
+    return accounted
