@@ -141,12 +141,25 @@ def _misfit(graph, block):
     widths = f"it goes from {block.input_shape[-1]} to {block.output_shape[-1]} features"
     tensor = graph.calls_of(block.members[-1])[0].outputs[0]
     _, passed, _ = graph.reaches(tensor, _has_own_weights)
-    for path in (*block.fixed, *(c.path for c in passed if getattr(c.operation, "weights", ()))):
-        return f"{widths}, and {path} after it has weights for that many and cannot be refitted"
-    for call in graph.consumers(tensor):
+    for call in passed:
         if len(call.inputs) > 1 and not isinstance(call.operation, keras.layers.Concatenate):
             return f"{widths}, but feeds {call.path} together with another tensor of that many"
+    for path in (*block.fixed, *(c.path for c in passed if getattr(c.operation, "weights", ()))):
+        return f"{widths}, and {path} after it has weights for that many and cannot be refitted"
+    for call in passed:
+        if not _takes_any_width(call.operation):
+            return f"{widths}, and {call.path} after it may depend on that"
     return None
+
+
+def _takes_any_width(operation):
+    layers = (keras.layers.Concatenate, keras.layers.Flatten, keras.layers.Identity)
+    layers += (keras.layers.GlobalAveragePooling1D, keras.layers.GlobalMaxPooling1D)
+    return (
+        isinstance(operation, layers)
+        or kind(operation) in ("activation", "normalization", "dropout")
+        or type(operation).__name__ in ("Add", "Subtract", "Multiply", "Divide")
+    )
 
 
 def _has_own_weights(call):

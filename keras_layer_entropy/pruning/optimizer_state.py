@@ -3,6 +3,7 @@
 import warnings
 
 import keras
+import numpy as np
 from keras import tree
 
 
@@ -27,6 +28,11 @@ def copy_compilation(model, new, variables):
 def copy_of(optimizer):
     """An optimizer like this one, without its state."""
     return type(optimizer).from_config(optimizer.get_config())
+
+
+def assign_copy(variable, other):
+    """Gives a variable the value of another one, not its buffer: JAX donates buffers."""
+    variable.assign(np.array(keras.ops.convert_to_numpy(other)))
 
 
 def _fresh_metric(metric):
@@ -68,7 +74,7 @@ def _copy_slots(old, new, variables):
             continue
         twin = getattr(new, name, None)
         if isinstance(value, keras.Variable):
-            twin.assign(value)
+            assign_copy(twin, value)
             accounted.add(id(value))
         elif isinstance(value, list) and len(value) == len(trained):
             for weight, slot in zip(trained, value, strict=True):
@@ -77,5 +83,5 @@ def _copy_slots(old, new, variables):
                 accounted.add(id(slot))
                 index = place.get(id(variables.get(id(weight))))
                 if index is not None and twin[index].shape == slot.shape:
-                    twin[index].assign(slot)
+                    assign_copy(twin[index], slot)
     return accounted

@@ -9,10 +9,12 @@ import copy
 import tempfile
 
 import keras
+import numpy as np
+from keras import ops
 
 from keras_layer_entropy.model_files import custom_objects
 from keras_layer_entropy.pruning.graph import flat_graph, opened
-from keras_layer_entropy.pruning.optimizer_state import copy_compilation
+from keras_layer_entropy.pruning.optimizer_state import assign_copy, copy_compilation
 
 
 def without(model, block):
@@ -169,14 +171,14 @@ def _copy_state(layer, twin, survivors):
     mine, other = _own_variables(layer), _own_variables(twin)
     for variable, copied in zip(mine, other, strict=True):
         if variable.shape == copied.shape:
-            copied.assign(variable)
+            assign_copy(copied, variable)
             survivors[id(variable)] = copied
     if any(id(variable) not in survivors for variable in mine):
         return False
     store = {}
     layer.save_own_variables(store)  # for what follows from weights, as in Normalization
     if store:
-        twin.load_own_variables({k: keras.ops.convert_to_numpy(v) for k, v in store.items()})
+        twin.load_own_variables({k: np.array(ops.convert_to_numpy(v)) for k, v in store.items()})
     if hasattr(layer, "save_assets"):  # vocabularies
         with tempfile.TemporaryDirectory() as directory:
             layer.save_assets(directory)

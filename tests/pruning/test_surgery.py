@@ -231,7 +231,7 @@ def swished(x):
 def custom_parts():
     inputs = keras.Input((8,))
     x = Doubled(name="doubled")(dense(6, swished, name="a")(inputs))
-    x = layers.Lambda(lambda t: t + 1, name="plus")(dense(5, "relu", name="b")(x))
+    x = layers.Lambda(lambda t: t + 1, name="plus")(dense(6, "relu", name="b")(x))
     model = keras.Model(inputs, dense(3, name="out")(x))
     return Case(model, like(8), "b")
 
