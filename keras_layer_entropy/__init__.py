@@ -6,17 +6,19 @@ from keras_layer_entropy.model_files import load_model, save_model
 from keras_layer_entropy.monitor import EntropyMonitor
 from keras_layer_entropy.probe import ActivationProbe
 from keras_layer_entropy.profile import EntropyProfile
-from keras_layer_entropy.pruning import remove_layer
+from keras_layer_entropy.pruning import PruningResult, prune_model, remove_layer
 
 __all__ = [
     "ActivationProbe",
     "EntropyAnalyzer",
     "EntropyMonitor",
     "EntropyProfile",
+    "PruningResult",
     "analyze_model",
     "load_model",
     "measures",
     "plots",
+    "prune_model",
     "remove_layer",
     "save_model",
 ]

@@ -18,16 +18,17 @@ def copy_compilation(model, new, variables):
     """
     if not model.compiled:
         return
-    arguments = dict(model._compile_config.config)
-    for kind in ("metrics", "weighted_metrics"):
-        arguments[kind] = tree.map_structure(_fresh_metric, arguments.get(kind))
-    new.compile(**{**arguments, "optimizer": copy_of(model.optimizer)})
+    optimizer = type(model.optimizer).from_config(model.optimizer.get_config())
+    new.compile(**{**fresh_metrics(model), "optimizer": optimizer})
     _copy_state(model.optimizer, new.optimizer, new, variables)
 
 
-def copy_of(optimizer):
-    """An optimizer like this one, without its state."""
-    return type(optimizer).from_config(optimizer.get_config())
+def fresh_metrics(model):
+    """The arguments that a model was compiled with, with metrics of their own state."""
+    arguments = dict(model._compile_config.config)
+    for kind in ("metrics", "weighted_metrics"):
+        arguments[kind] = tree.map_structure(_fresh_metric, arguments.get(kind))
+    return arguments
 
 
 def assign_copy(variable, other):
@@ -36,11 +37,9 @@ def assign_copy(variable, other):
 
 
 def _fresh_metric(metric):
-    return type(metric).from_config(metric.get_config()) if _is_metric(metric) else metric
-
-
-def _is_metric(value):
-    return isinstance(value, keras.metrics.Metric)
+    if isinstance(metric, keras.metrics.Metric):
+        return type(metric).from_config(metric.get_config())
+    return metric
 
 
 def _copy_state(old, new, model, variables):

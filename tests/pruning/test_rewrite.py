@@ -15,7 +15,8 @@ from keras_layer_entropy.pruning.surgery import take_out
 OPTIMIZERS = {
     "adam": lambda: keras.optimizers.Adam(0.01, amsgrad=True),
     "adamw": lambda: keras.optimizers.AdamW(keras.optimizers.schedules.CosineDecay(0.01, 50)),
-    "momentum": lambda: keras.optimizers.SGD(0.01, momentum=0.9, use_ema=True),
+    "momentum": lambda: keras.optimizers.SGD(0.01, momentum=0.9),
+    "averaging": lambda: keras.optimizers.SGD(0.01, use_ema=True),
     "rmsprop": lambda: keras.optimizers.RMSprop(0.01, momentum=0.5, centered=True),
     "adagrad": lambda: keras.optimizers.Adagrad(0.01),
     "adafactor": lambda: keras.optimizers.Adafactor(0.01),
@@ -50,7 +51,13 @@ def compiled(model, optimizer="adam"):
     return model
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+# Keras 3.15.1 cannot fit twice with averaging on JAX, whether or not a model was rewritten.
+TF_ONLY = {"averaging": pytest.mark.tensorflow}
+
+
+@pytest.mark.parametrize(
+    "optimizer", [pytest.param(name, marks=TF_ONLY.get(name, ())) for name in OPTIMIZERS]
+)
 def test_training_goes_on_as_if_nothing_had_happened(optimizer):
     x, y = data()
     model = compiled(network(), optimizer)

@@ -1,0 +1,393 @@
+"""Remove, refit, retrain, check, keep or roll back: the search for a smaller network."""
+
+import dataclasses
+import math
+import time
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_layer_entropy.analyzer import analyze_model
+from keras_layer_entropy.profile import FLAT_TOLERANCE, EntropyProfile
+from keras_layer_entropy.pruning.blocks import removable_blocks
+from keras_layer_entropy.pruning.criteria import CRITERIA, Situation, rank
+from keras_layer_entropy.pruning.evaluation import accuracy, ensure_accuracy, evaluate
+from keras_layer_entropy.pruning.optimizer_state import fresh_metrics
+from keras_layer_entropy.pruning.rewrite import without
+from keras_layer_entropy.pruning.surgery import take_out
+from keras_layer_entropy.streaming import Source
+
+MEASURES = ("activation_entropy", "state_entropy")
+
+
+@dataclasses.dataclass(frozen=True)
+class PruningOptions:
+    """How to search.
+
+    Attributes:
+        criterion: which layer goes first, a name in `criteria.CRITERIA`.
+        tolerance: entropy_gradient takes out layers over which entropy falls by less.
+        max_accuracy_drop: how much validation accuracy may fall below that of the original, 0.01
+            is one point.
+        epochs: epochs of training after each removal; the best of them is kept. 0 for none.
+        learning_rate: learning rate of that training; None for the optimizer's own.
+        batch_size: batch size for arrays.
+        max_removals: most layers to take out; None for no limit.
+        layers: which layers may go, as for `ActivationProbe`; None for every Dense.
+        keep: names or paths of layers that must stay.
+        refit: refit the layers behind in closed form; otherwise they keep their kernels where
+            these fit, or start with fresh ones.
+        seed: seed of the training's shuffles and of `random`.
+    """
+
+    criterion: str = "entropy_gradient"
+    tolerance: float = FLAT_TOLERANCE
+    max_accuracy_drop: float = 0.01
+    epochs: int = 3
+    learning_rate: float | None = None
+    batch_size: int = 128
+    max_removals: int | None = None
+    layers: Any = None
+    keep: tuple = ()
+    refit: bool = True
+    seed: int = 0
+
+    def __post_init__(self):
+        checks = {
+            "criterion": (self.criterion in CRITERIA, f"one of {tuple(CRITERIA)}"),
+            "tolerance": (math.isfinite(self.tolerance), "a number"),
+            "max_accuracy_drop": (0 <= self.max_accuracy_drop <= 1, "a number in 0..1"),
+            "epochs": (self.epochs >= 0, "a number of epochs, 0 for none"),
+            "learning_rate": (
+                self.learning_rate is None or 0 < self.learning_rate < math.inf,
+                "a positive number, or None",
+            ),
+            "batch_size": (self.batch_size >= 1, "at least 1"),
+            "max_removals": (self.max_removals is None or self.max_removals >= 1, "at least 1"),
+        }
+        for name, (good, expected) in checks.items():
+            if not good:
+                raise ValueError(f"{name}={getattr(self, name)!r}; expected {expected}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class PruningStep:
+    """One try to take a layer out.
+
+    Attributes:
+        layer: path of the Dense layer.
+        members: paths of what went with it.
+        criterion, score, reason: why it.
+        kept: whether the model without it was accepted.
+        accuracy_before, accuracy_removed, accuracy_retrained: validation accuracy with it, right
+            after its removal and refit, and after retraining.
+        residual: relative residual of the refit, the mean over the layers behind; NaN without.
+        parameters: number of parameters of the model without it.
+        entropy: path -> mean normalised activation entropy of each layer, with it.
+        seconds: how long it took.
+    """
+
+    layer: str
+    members: tuple
+    criterion: str
+    score: float
+    reason: str
+    kept: bool
+    accuracy_before: float
+    accuracy_removed: float
+    accuracy_retrained: float
+    residual: float
+    parameters: int
+    entropy: dict
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class PruningResult:
+    """What the search found.
+
+    Attributes:
+        model: the smaller model, compiled as the original was.
+        steps: every `PruningStep`, also those rolled back.
+        before, after: `EntropyProfile` of the original and of the smaller model, on validation
+            data, each with its untrained twin.
+        reasons: path of each Dense layer that stayed -> why.
+        options: `PruningOptions`.
+    """
+
+    model: Any
+    steps: tuple
+    before: EntropyProfile
+    after: EntropyProfile
+    reasons: dict
+    options: PruningOptions
+
+    @property
+    def removed(self):
+        """Paths of the Dense layers that went, in the order in which they went."""
+        return tuple(step.layer for step in self.steps if step.kept)
+
+
+def prune_model(
+    model, train_data, validation_data, *, on_step=None, resume=None, callbacks=(), **options
+):
+    """Takes out Dense layers one by one while validation accuracy stays.
+
+    In each step the criterion chooses a layer; it goes, the layers behind it are refitted in closed
+    form on the training data, the model is trained for some epochs, and it is kept if its
+    validation accuracy is at most `max_accuracy_drop` below the original's. A layer without which
+    accuracy falls by more stays, and the next candidate is tried.
+
+    Args:
+        model: a built and compiled Sequential or functional model; it is not changed.
+        train_data, validation_data: `(x, y)` arrays, `tf.data.Dataset` or `PyDataset`; a dataset
+            should shuffle itself for training.
+        on_step: called with `(model, step)` after each step: the model as it stands, and the
+            `PruningStep`.
+        resume: `(model, steps)` as an earlier search left them, to go on from there.
+        callbacks: Keras callbacks for the training.
+        **options: the attributes of `PruningOptions`.
+
+    Returns:
+        `PruningResult`.
+
+    Raises:
+        ValueError: options or layers that do not exist, a model that is subclassed, not compiled or
+            has weights that are not finite, data with one class or labels that do not fit.
+
+    Example:
+
+    >>> random = np.random.default_rng(0)
+    >>> x = random.normal(size=(300, 4)).astype("float32")
+    >>> y = (x[:, 0] > 0).astype(int)
+    >>> dense = keras.layers.Dense
+    >>> model = keras.Sequential([keras.Input((4,)), dense(8, "relu", name="a"),
+    ...                           dense(8, name="b"), dense(2, "softmax", name="out")])
+    >>> model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    >>> result = prune_model(model, (x, y), (x, y), criterion="last", max_removals=1, epochs=1,
+    ...                      max_accuracy_drop=1.0)
+    >>> result.removed, [layer.name for layer in result.model.layers]
+    (('b',), ['a', 'out'])
+    """
+    options = PruningOptions(**options)
+    search = _Search(model, train_data, validation_data, options, resume)
+    while True:
+        step = search.step(callbacks)
+        if step is None:
+            return search.result()
+        if on_step is not None:
+            on_step(search.model, step)
+
+
+def plan(model, train_data, validation_data, **options):
+    """What `prune_model` would try at first: `(candidates, reasons)`, with no change to anything.
+
+    Args, errors: as for `prune_model`.
+
+    Returns:
+        List of `criteria.Candidate`, the first to go first, and path -> reason why a layer stays.
+    """
+    search = _Search(model, train_data, validation_data, PruningOptions(**options), None)
+    return search.candidates(), search.reasons()
+
+
+class _Search:
+    """The state of a search: the model as it stands, and what was tried."""
+
+    def __init__(self, model, train_data, validation_data, options, resume):
+        for name, data in (("train_data", train_data), ("validation_data", validation_data)):
+            if not Source(data).repeatable:
+                raise ValueError(
+                    f"{name} is a {type(data).__name__}, which can be read only once: pass arrays, "
+                    "a tf.data.Dataset or a PyDataset."
+                )
+        removable_blocks(model, options.layers, options.keep)  # checks the names, first of all
+        _check_weights(model)
+        self._original = model
+        self._train, self._validation, self._options = train_data, validation_data, options
+        self._evaluated = (validation_data, options.batch_size)
+        start, steps = (model, ()) if resume is None else resume
+        self._first = self._working_copy(model)
+        self.model = self._first if resume is None else self._working_copy(start)
+        # Targets of regressions come from what was trained, never from what was only refitted.
+        self._teacher = self.model if options.epochs else self._first
+        self._steps = list(steps)
+        self.before = self._analyze(self._first, baseline=True)
+        if int((self.before.count > 0).sum()) < 2:
+            raise ValueError(
+                "The validation data hold one class only: accuracy says nothing about them."
+            )
+        self._profile = self.before if resume is None else self._analyze(self.model)
+        self._base = evaluate(self._first, *self._evaluated).accuracy
+        self._now = evaluate(self.model, *self._evaluated).accuracy
+
+    def candidates(self):
+        """What may go next, the first to go first."""
+        options = self._options
+        kept = sum(step.kept for step in self._steps)
+        if options.max_removals is not None and kept >= options.max_removals:
+            return []
+        blocks, _ = self._blocks()
+        situation = Situation(
+            student=self.model,
+            teacher=self._teacher,
+            blocks={p: b for p, b in blocks.items() if p not in self._rejected()},
+            profile=self._profile,
+            train_data=self._train,
+            validation_data=self._validation,
+            batch_size=options.batch_size,
+            tolerance=options.tolerance,
+            seed=options.seed + len(self._steps),
+        )
+        return rank(options.criterion, situation)
+
+    def step(self, callbacks):
+        """Tries the next layer; its `PruningStep`, or None when there is none left."""
+        started = time.perf_counter()
+        keras.utils.set_random_seed(self._options.seed + len(self._steps))
+        candidates = self.candidates()
+        if not candidates:
+            return None
+        chosen = candidates[0]
+        block = self._blocks()[0][chosen.layer]
+        smaller, residuals = take_out(
+            self.model,
+            self._teacher,
+            [chosen.layer],
+            self._train if self._options.refit else None,
+            self._options.batch_size,
+        )
+        removed = evaluate(smaller, *self._evaluated).accuracy
+        retrained = self._retrain(smaller, removed, callbacks)
+        kept = bool(retrained >= self._base - self._options.max_accuracy_drop)
+        step = PruningStep(
+            layer=chosen.layer,
+            members=block.members[1:],
+            criterion=self._options.criterion,
+            score=chosen.score,
+            reason=chosen.reason,
+            kept=kept,
+            accuracy_before=self._now,
+            accuracy_removed=removed,
+            accuracy_retrained=retrained,
+            residual=float(np.mean(list(residuals.values()))) if residuals else math.nan,
+            parameters=smaller.count_params(),
+            entropy=dict(zip(self._profile.layers, map(float, self._profile.mean), strict=True)),
+            seconds=time.perf_counter() - started,
+        )
+        self._steps.append(step)
+        if kept:
+            self.model, self._now = smaller, retrained
+            if self._options.epochs:
+                self._teacher = smaller
+            self._profile = self._analyze(smaller)
+        return step
+
+    def reasons(self):
+        """Path of each Dense layer that stays -> why."""
+        blocks, reasons = self._blocks()
+        for path in blocks:
+            reasons[path] = self._rejected().get(path, "the criterion does not choose it")
+        return reasons
+
+    def result(self):
+        """What was found, compiled as the original was."""
+        settings = fresh_metrics(self._original)
+        self.model.compile(**{**settings, "optimizer": self.model.optimizer})
+        after = self._analyze(self.model, baseline=True)
+        return PruningResult(
+            self.model, tuple(self._steps), self.before, after, self.reasons(), self._options
+        )
+
+    def _blocks(self):
+        """As `removable_blocks`; names of layers that are gone already are none to complain of."""
+        there = set(self._profile.layers)
+        chosen = removable_blocks(self._original, self._options.layers, self._options.keep)[0]
+        blocks, reasons = removable_blocks(self.model)
+        found = {path: block for path, block in blocks.items() if path in chosen}
+        for path in blocks:
+            if path not in chosen and path in there:
+                reasons[path] = "it is to be kept"
+        return found, reasons
+
+    def _rejected(self):
+        limit = self._base - self._options.max_accuracy_drop
+        return {
+            step.layer: f"without it accuracy is {step.accuracy_retrained:.4f}, below {limit:.4f}"
+            for step in self._steps
+            if not step.kept
+        }
+
+    def _analyze(self, model, baseline=False):
+        return analyze_model(
+            model,
+            self._validation,
+            measures=MEASURES,
+            batch_size=self._options.batch_size,
+            baseline=baseline,
+            seed=self._options.seed,
+            verbose=0,
+        )
+
+    def _working_copy(self, model):
+        copy, _ = without(model, None)
+        ensure_accuracy(copy, *self._evaluated)
+        if self._options.learning_rate is not None:
+            _set_learning_rate(copy, self._options.learning_rate)
+        return copy
+
+    def _retrain(self, model, removed, callbacks):
+        """Trains a model and leaves it at its best epoch; validation accuracy."""
+        if not self._options.epochs:
+            return removed
+        best = _KeepBest(model, removed)
+        validation = Source(self._validation, self._options.batch_size).keywords
+        model.fit(
+            **Source(self._train, self._options.batch_size).keywords,
+            epochs=self._options.epochs,
+            validation_data=validation["x"]
+            if len(validation) == 1
+            else (validation["x"], validation["y"], validation["sample_weight"]),
+            verbose=0,
+            callbacks=[best, *callbacks],
+        )
+        return evaluate(model, *self._evaluated).accuracy
+
+
+class _KeepBest(keras.callbacks.Callback):
+    """Leaves the weights as they were after the epoch with the best validation accuracy."""
+
+    def __init__(self, model, accuracy_at_start):
+        super().__init__()
+        self._best, self._weights = accuracy_at_start, model.get_weights()
+
+    def on_epoch_end(self, epoch, logs=None):
+        validation = {k[4:]: v for k, v in logs.items() if k.startswith("val_")}
+        if accuracy(validation) > self._best:
+            self._best, self._weights = accuracy(validation), self.model.get_weights()
+
+    def on_train_end(self, logs=None):
+        self.model.set_weights(self._weights)
+
+
+def _check_weights(model):
+    for layer in model._flatten_layers(include_self=False):
+        for variable in (*layer._trainable_variables, *layer._non_trainable_variables):
+            value = ops.convert_to_numpy(variable)
+            if np.issubdtype(value.dtype, np.floating) and not np.isfinite(value).all():
+                raise ValueError(
+                    f"The weights of {layer.name!r} hold NaN or infinite values "
+                    f"({variable.name}): this model cannot be pruned. Train it again."
+                )
+
+
+def _set_learning_rate(model, learning_rate):
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    if isinstance(optimizer._learning_rate, keras.Variable):
+        optimizer.learning_rate = learning_rate
+    else:  # a schedule, which Keras does not let go of
+        config = {**optimizer.get_config(), "learning_rate": learning_rate}
+        settings = dict(model._compile_config.config)
+        model.compile(**{**settings, "optimizer": type(optimizer).from_config(config)})
