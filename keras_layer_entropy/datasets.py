@@ -1,6 +1,7 @@
 """Data sources by name for the command lines: digits, TFDS, .npz, image folders."""
 
 import dataclasses
+import itertools
 import math
 import os
 import pathlib
@@ -14,7 +15,8 @@ SOURCES = """\
   mnist, cifar10    or any other name in TensorFlow Datasets (--data_dir or TFDS_DATA_DIR)
   file.npz          arrays x and y, or x_test and y_test, x_train and y_train, ...
   folder/           a folder of images with one folder per class (or test/, train/ with these)"""
-_DIGITS_SPLITS = ("train", "validation", "test")
+_PARTS = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
+_MOST_IN_MEMORY = 2**30  # bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +63,41 @@ class Dataset:
         """`(x, y)` NumPy arrays; a stream is read to its end."""
         if self._arrays is not None:
             return self._arrays
-        x, y = zip(*self._stream.as_numpy_iterator(), strict=True)
-        return np.stack(x), np.stack(y)
+        x, y = zip(*self._stream.batch(1000).as_numpy_iterator(), strict=True)
+        return np.concatenate(x), np.concatenate(y)
+
+    def in_memory(self, most=_MOST_IN_MEMORY):
+        """The data set as arrays, where they surely take no more than `most` bytes."""
+        if self._stream is None:
+            return self
+        samples = int(self._stream.cardinality())  # negative where it is not known
+        shapes = [(part.shape, part.dtype.size) for part in self._stream.element_spec]
+        if samples < 0 or any(None in shape for shape, _ in shapes):
+            return self
+        if samples * sum(math.prod(shape) * size for shape, size in shapes) > most:
+            return self
+        return dataclasses.replace(self, _arrays=self.arrays, _stream=None)
+
+    def training_batches(self, batch_size, seed=0):
+        """Like `batches`, shuffled where `fit` does not do it itself."""
+        if self._stream is None:
+            return self._arrays
+        return self._stream.shuffle(10_000, seed=seed).batch(batch_size).prefetch(2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """The three parts that a search needs.
+
+    Attributes:
+        train, validation, test: `Dataset`s without a sample in common.
+        notes: what had to be split, in words.
+    """
+
+    train: Dataset
+    validation: Dataset
+    test: Dataset
+    notes: tuple
 
 
 def load_dataset(spec):
@@ -95,31 +130,121 @@ def load_dataset(spec):
     return _tfds(spec)
 
 
+def load_parts(spec, seed=0):
+    """Opens the training, validation and test part of a data set.
+
+    Parts that the source does not have are split off: a tenth of the training data for validation;
+    60, 20 and 20 per cent of data that are one part. Arrays and images are split at random with the
+    seed, class by class where that can be done; TFDS data by position.
+
+    Args:
+        spec: `DatasetSpec`, or a name. `spec.split` may name one part, which is split, or three,
+            comma-separated: `"train[:90%],train[90%:],test"`.
+        seed: seed of the split.
+
+    Returns:
+        `Parts`.
+
+    Raises:
+        ValueError: as `load_dataset`, or another number of splits.
+
+    Example:
+
+    >>> parts = load_parts(DatasetSpec("digits", shape=(64,)))
+    >>> [len(part.arrays[0]) for part in (parts.train, parts.validation, parts.test)]
+    [1078, 359, 360]
+    """
+    if isinstance(spec, str):
+        spec = DatasetSpec(spec)
+    names = spec.split.split(",") if spec.split else _named_parts(spec)
+    if len(names) == 3:
+        found = [_load(spec, name) for name in names]
+        return Parts(*found, notes=())
+    if len(names) == 2:
+        (train, validation), note = _split(spec, names[0], (0.9, 0.1), seed)
+        return Parts(train, validation, _load(spec, names[1]), (note,))
+    if len(names) > 3:
+        raise ValueError(f"split={spec.split!r}; expected one part, or three comma-separated.")
+    found, note = _split(spec, names[0] if names else None, (0.6, 0.2, 0.2), seed)
+    return Parts(*found, notes=(note,))
+
+
+def _named_parts(spec):
+    """The names of the parts of a source: three, two (train, test), one, or none."""
+    path = pathlib.Path(spec.name)
+    if spec.name == "digits":
+        return list(_PARTS)
+    if path.suffix == ".npz":
+        there = [name.removeprefix("x_") for name in _read_npz(path) if name.startswith("x_")]
+    elif path.is_dir():
+        there = [child.name for child in path.iterdir() if child.is_dir()]
+    else:
+        there = list(_tfds_builder(spec).info.splits)
+    found = [next((n for n in names if n in there), None) for names in _PARTS.values()]
+    train, validation, test = found
+    if train and test:
+        return [train, validation, test] if validation else [train, test]
+    if train and validation:  # what there is for checking is kept for the end
+        return [train, validation]
+    return [name for name in found if name][:1]
+
+
+def _load(spec, split):
+    return load_dataset(dataclasses.replace(spec, split=split)).in_memory()
+
+
+def _split(spec, name, shares, seed):
+    """One part in several: `(list of Dataset, note)`."""
+    what = f"{name} part of {spec.name}" if name else spec.name
+    percent = ", ".join(f"{share:.0%}" for share in shares)
+    is_tfds = not (spec.name == "digits" or pathlib.Path(spec.name).exists())
+    if is_tfds:
+        if "[" in (name or ""):
+            raise ValueError(f"split={name!r} cannot be split: name three parts, comma-separated.")
+        edges = [round(100 * sum(shares[:i])) for i in range(len(shares) + 1)]
+        pieces = [f"{name}[{a}%:{b}%]" for a, b in itertools.pairwise(edges)]
+        note = f"The {what} is split by position, {percent}: {', '.join(pieces)}."
+        return [_load(spec, piece) for piece in pieces], note
+    whole = load_dataset(dataclasses.replace(spec, split=name))
+    x, y = whole.arrays
+    found, rest = [], np.arange(len(x))
+    for i in range(len(shares) - 1):
+        part = shares[i] / sum(shares[i:])
+        taken, rest = _random_split(rest, y, part, seed)
+        found.append(taken)
+    datasets = [
+        Dataset(whole.spec, whole.classes, _arrays=(x[rows], y[rows])) for rows in (*found, rest)
+    ]
+    return datasets, f"The {what} is split at random (seed {seed}), {percent}."
+
+
+def _random_split(rows, y, share, seed):
+    from sklearn.model_selection import train_test_split
+
+    try:
+        return train_test_split(rows, train_size=share, random_state=seed, stratify=y[rows])
+    except ValueError:  # labels that are no classes, or classes too small
+        return train_test_split(rows, train_size=share, random_state=seed)
+
+
 def _digits(spec):
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
     spec = _with_defaults(spec, split="test", scale=1 / 16)
-    if spec.split not in _DIGITS_SPLITS:
-        raise ValueError(f"digits has no split {spec.split!r}, only {_DIGITS_SPLITS}.")
+    if spec.split not in _PARTS:
+        raise ValueError(f"digits has no split {spec.split!r}, only {tuple(_PARTS)}.")
     x, y = load_digits(return_X_y=True)
     # Always the same 60, 20 and 20 per cent, class by class.
     halves = dict(random_state=0, stratify=y)
     train, rest = train_test_split(np.arange(len(y)), test_size=0.4, **halves)
     validation, test = train_test_split(rest, test_size=0.5, random_state=0, stratify=y[rest])
-    rows = dict(zip(_DIGITS_SPLITS, (train, validation, test), strict=True))[spec.split]
+    rows = dict(zip(_PARTS, (train, validation, test), strict=True))[spec.split]
     return _from_arrays(spec, x[rows].reshape(-1, 8, 8, 1), y[rows], map(str, range(10)))
 
 
 def _npz(spec, path):
-    if not path.is_file():
-        raise ValueError(f"There is no file {path}.")
-    spec = _with_defaults(spec, scale=1.0)
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = dict(archive)
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} cannot be read as .npz: {error}.") from error
+    spec, arrays = _with_defaults(spec, scale=1.0), _read_npz(path)
     choices = [("x", "y"), ("x_test", "y_test")]
     if spec.split is not None:
         choices = [(f"x_{spec.split}", f"y_{spec.split}")]
@@ -129,6 +254,16 @@ def _npz(spec, path):
     raise ValueError(
         f"{path} holds the arrays {list(arrays)}; expected {' or '.join(map(str, choices))}."
     )
+
+
+def _read_npz(path):
+    if not path.is_file():
+        raise ValueError(f"There is no file {path}.")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return dict(archive)
+    except (ValueError, OSError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} cannot be read as .npz: {error}.") from error
 
 
 def _image_folder(spec, path):
@@ -155,10 +290,10 @@ def _image_folder(spec, path):
     return _from_stream(spec, images, images.class_names)
 
 
-def _tfds(spec):
+def _tfds_builder(spec):
+    """The builder of a data set that is in place."""
     import tensorflow_datasets as tfds
 
-    spec = _with_defaults(spec, split="test")
     data_dir = spec.data_dir or os.environ.get("TFDS_DATA_DIR")
     try:
         builder = tfds.builder(spec.name, data_dir=data_dir)
@@ -174,6 +309,11 @@ def _tfds(spec):
             f"The data set {spec.name!r} is not in {builder.data_dir} and cannot be downloaded "
             f"({type(error).__name__}: {str(error).strip().splitlines()[0][:200]})."
         ) from error
+    return builder
+
+
+def _tfds(spec):
+    spec, builder = _with_defaults(spec, split="test"), _tfds_builder(spec)
     if spec.split not in builder.info.splits and "[" not in spec.split:
         raise ValueError(
             f"{spec.name} has no split {spec.split!r}, only {list(builder.info.splits)}."

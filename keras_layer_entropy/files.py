@@ -1,6 +1,7 @@
 """Write a file or a folder whole or not at all."""
 
 import contextlib
+import glob
 import os
 import pathlib
 import shutil
@@ -34,7 +35,7 @@ def replacing(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     unique = uuid.uuid4().hex[:8]
     temporary = path.with_name(f".{path.stem}.{unique}{path.suffix}")
-    aside = path.with_name(f".{path.stem}.{unique}.old")
+    aside = path.with_name(f".{path.name}.{unique}.old")
     try:
         yield temporary
         _flush(temporary)
@@ -49,10 +50,47 @@ def replacing(path):
             os.replace(temporary, path)
     finally:
         for leftover in (temporary, aside):
-            if leftover.is_dir():
-                shutil.rmtree(leftover)
-            else:
-                leftover.unlink(missing_ok=True)
+            _remove(leftover)
+
+
+def recover(path):
+    """Cleans up after a process that was killed in `replacing(path)`.
+
+    What it had moved aside comes back where nothing took its place; what is half-written goes. Not
+    for a path that another process is writing to now.
+
+    Args:
+        path: as for `replacing`.
+
+    Returns:
+        List of the paths that were removed.
+
+    Example:
+
+    >>> import tempfile
+    >>> target = pathlib.Path(tempfile.mkdtemp()) / "notes.txt"
+    >>> _ = target.with_name(".notes.0123abcd.txt").write_text("ha")
+    >>> [path.name for path in recover(target)]
+    ['.notes.0123abcd.txt']
+    """
+    path = pathlib.Path(path)
+    unique = "[0-9a-f]" * 8
+    for aside in path.parent.glob(f".{glob.escape(path.name)}.{unique}.old"):
+        if not path.exists():
+            os.replace(aside, path)
+    names = [f".{glob.escape(path.name)}.{unique}.old"]
+    names += [f".{glob.escape(path.stem)}.{unique}{glob.escape(path.suffix)}"]
+    found = [leftover for name in names for leftover in path.parent.glob(name)]
+    for leftover in found:
+        _remove(leftover)
+    return found
+
+
+def _remove(path):
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _flush(path):

@@ -4,6 +4,8 @@ No pyplot: nothing is global, and a figure that is dropped is gone. Show one wit
 `display(figure)` in a notebook, save it with `figure.savefig(path)`.
 """
 
+import os
+
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -131,6 +133,73 @@ def heatmap(profile, measure="activation_entropy", title=None):
     return figure
 
 
+def pruning_curves(before, after, accuracies, limit):
+    """What pruning did: entropy against depth before and after; accuracy as layers went.
+
+    Args:
+        before, after: `EntropyProfile`s of the original and of the smaller network, the layers of
+            the second among those of the first; their untrained twins are drawn faintly.
+        accuracies: list of `(layers removed, accuracy, kind)`, kind being `"original"`,
+            `"right after removal"`, `"after retraining"` or `"rolled back"`.
+        limit: the lowest accuracy that was accepted.
+
+    Returns:
+        `matplotlib.figure.Figure`.
+
+    Example:
+
+    >>> from keras_layer_entropy import EntropyProfile
+    >>> profile = EntropyProfile(
+    ...     layers=("dense", "logits"), units=(8, 2), outputs=(False, True), classes=("a", "b"),
+    ...     count=[5, 5], normalizer=[2.1, 0.7],
+    ...     values={"activation_entropy": [[0.9, 0.8], [0.1, 0.2]]})
+    >>> figure = pruning_curves(profile, profile, [(0, 0.9, "original")], 0.89)
+    >>> [axes.get_ylabel() for axes in figure.axes]
+    ['mean entropy, normalised (0 to 1)', 'validation accuracy']
+    """
+    labels = _layer_labels(before)
+    height = 4.0 + 0.04 * max(map(len, labels))
+    figure = Figure(figsize=(max(9.0, 5.6 + 0.45 * len(labels)), height), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(max(3.0, 0.45 * len(labels)), 2.6))
+    place = {layer: i for i, layer in enumerate(before.layers)}
+    for profile, color, marker, name in (
+        (before, _UNTRAINED, "o", "before"),
+        (after, _TRAINED, "s", "after"),
+    ):
+        depth = [place[layer] for layer in profile.layers]
+        if profile.baseline is not None:
+            left.plot(depth, profile.baseline.mean, ":", color=color, alpha=0.6, linewidth=1.3,
+                      label=f"{name}, untrained")  # fmt: skip
+        left.plot(depth, profile.mean, marker=marker, color=color, linewidth=2.4, label=name)
+    left.set_xticks(range(len(labels)), labels, rotation=30, ha="right", rotation_mode="anchor")
+    left.set_ylabel(_axis_label(before, "activation_entropy"))
+    left.set_ylim(-0.03, 1.03)
+    left.set_title("Activation entropy against depth", loc="left")
+    styles = {
+        "original": dict(marker="D", color="black"),
+        "right after removal": dict(marker="v", color=_UNTRAINED),
+        "after retraining": dict(marker="o", color=_TRAINED),
+        "rolled back": dict(marker="x", color="0.45"),
+    }
+    for kind, style in styles.items():
+        points = [(n, value) for n, value, of in accuracies if of == kind]
+        if points:
+            right.plot(*zip(*points, strict=True), linestyle="none", label=kind, **style)
+    right.axhline(limit, color="0.45", linestyle="--", linewidth=1.0, label="limit")
+    most = max(n for n, _, _ in accuracies)
+    right.set_xticks(range(0, most + 1, max(1, most // 10)))
+    right.set_xlim(-0.5, most + 0.5)
+    right.set_xlabel("layers removed")
+    right.set_ylabel("validation accuracy")
+    right.set_title("Accuracy as layers went", loc="left")
+    for axes in (left, right):
+        axes.grid(axis="y", color="0.9", zorder=0)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.3 if axes is left else -0.18),
+                    ncols=2, frameon=False)  # fmt: skip
+    return figure
+
+
 def pixels(figure):
     """The figure as pixels: uint8 `[height, width, 4]`."""
     canvas = FigureCanvasAgg(figure)
@@ -139,8 +208,21 @@ def pixels(figure):
 
 
 def _layer_labels(profile):
-    short = [x if len(x) <= 24 else f"{x[:10]}...{x[-11:]}" for x in profile.layers]
-    return [f"{layer} ({units})" for layer, units in zip(short, profile.units, strict=True)]
+    return [f"{x} ({n})" for x, n in zip(_shortened(profile.layers), profile.units, strict=True)]
+
+
+def _shortened(layers, longest=24):
+    """Paths without the folders that all long ones share, so that what tells them apart is kept."""
+    if max(map(len, layers)) <= longest:
+        return list(layers)
+    shared = os.path.commonprefix([x.split("/")[:-1] for x in layers if len(x) > longest])
+    start = "/".join(shared) + "/" if shared else ""
+    short = ["../" + x.removeprefix(start) if start and x.startswith(start) else x for x in layers]
+    # What is still too long keeps its end, or both ends if ends are the same.
+    cut = [x if len(x) <= longest else "..." + x[3 - longest :] for x in short]
+    if len(set(cut)) < len(cut):
+        cut = [x if len(x) <= 2 * longest else f"{x[:longest]}...{x[-longest:]}" for x in short]
+    return cut if len(set(cut)) == len(cut) else short
 
 
 def _axis_label(profile, measure):

@@ -64,6 +64,34 @@ def table(profile, tolerance=FLAT_TOLERANCE):
     return result
 
 
+def comparison(before, after, validation, test):
+    """What a smaller model saves and what it costs in accuracy, a `rich.table.Table`.
+
+    Args:
+        before, after: `pruning.Cost`s.
+        validation, test: pairs of accuracies, before and after.
+    """
+    result = rich.table.Table(box=rich.box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    result.add_column("")
+    for name in ("before", "after", "after / before"):
+        result.add_column(name, justify="right")
+    rows = [
+        ("Dense layers", before.dense_layers, after.dense_layers, "{:d}"),
+        ("parameters", before.parameters, after.parameters, "{:,d}"),
+    ]
+    if before.flops and after.flops:
+        rows.append(("FLOPs per sample", before.flops, after.flops, "{:,d}"))
+    for size, latency in before.latency.items():
+        name = f"latency, batch of {size} (ms)"
+        rows.append((name, latency, after.latency[size], "{:.2f}"))
+    for name, first, second, form in rows:
+        result.add_row(name, form.format(first), form.format(second), f"{second / first:.2f}")
+    for name, (first, second) in (("validation", validation), ("test", test)):
+        difference = f"{second - first:+.4f}"
+        result.add_row(f"{name} accuracy", f"{first:.4f}", f"{second:.4f}", difference)
+    return result
+
+
 def verdict(profile, tolerance=FLAT_TOLERANCE):
     """One word per layer: `flat`, `rises`, `falls`, or `output`, or nothing for the first."""
     words = []

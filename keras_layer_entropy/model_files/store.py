@@ -1,6 +1,7 @@
 """Load a model whatever its file is called; save it whole, with the data set it was made for."""
 
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -10,12 +11,14 @@ import warnings
 from collections.abc import Mapping
 
 import keras
+import numpy as np
 from keras import tree
 
 from keras_layer_entropy.files import replacing
 from keras_layer_entropy.model_files.formats import model_format
 
-_SUFFIXES = {"keras": ".keras", "h5": ".h5"}
+# Names of files in each format; everything else is a directory.
+FILE_SUFFIXES = {"keras": (".keras",), "h5": (".h5", ".hdf5"), "directory": ()}
 
 
 def load_model(path):
@@ -42,11 +45,11 @@ def load_model(path):
     path = pathlib.Path(path)
     kind = model_format(path)
     try:
-        if kind == "directory" or path.suffix == _SUFFIXES[kind]:
+        if kind == "directory" or path.suffix in FILE_SUFFIXES[kind]:
             return _load(path)
         # Keras goes by the name.
         with tempfile.TemporaryDirectory() as directory:
-            link = pathlib.Path(directory) / f"model{_SUFFIXES[kind]}"
+            link = pathlib.Path(directory) / f"model{FILE_SUFFIXES[kind][0]}"
             os.symlink(path.resolve(), link)
             return _load(link)
     except Exception as error:
@@ -71,6 +74,8 @@ def _load(path):
 def save_model(model, path, dataset=None, overwrite=False):
     """Saves a Keras model, whole or not at all.
 
+    What was written is opened again and compared with the model before it takes its place.
+
     Args:
         model: `keras.Model`.
         path: a name that ends in `.keras` or `.h5`, or a directory.
@@ -84,6 +89,7 @@ def save_model(model, path, dataset=None, overwrite=False):
 
     Raises:
         FileExistsError: there is something at `path` and `overwrite` is False.
+        ValueError: what was written cannot be opened again, or is not the same; nothing is left.
 
     Example: see `load_model`.
     """
@@ -92,7 +98,7 @@ def save_model(model, path, dataset=None, overwrite=False):
         raise FileExistsError(f"{path} exists: choose another path, or overwrite=True.")
     if path.is_dir() and any(path.iterdir()) and not (path / "config.json").is_file():
         raise FileExistsError(f"{path} is a directory that holds other things than a model.")
-    is_file = path.suffix in (".keras", ".h5", ".hdf5")
+    is_file = any(path.suffix in suffixes for suffixes in FILE_SUFFIXES.values())
     record = _record(dataset)
     with replacing(path) as temporary:
         if is_file:
@@ -102,12 +108,36 @@ def save_model(model, path, dataset=None, overwrite=False):
             model.save(temporary, zipped=False)
             if record is not None:
                 _record_path(temporary).write_text(record)
+        _compare(model, temporary)
     if is_file and record is not None:
         with replacing(_record_path(path)) as temporary:
             temporary.write_text(record)
     elif is_file:
         _record_path(path).unlink(missing_ok=True)  # of the model that was there
     return path
+
+
+def _compare(model, path):
+    try:
+        # Only what this model itself is made of runs here.
+        again = keras.saving.load_model(
+            path, custom_objects=custom_objects(model), compile=False, safe_mode=False
+        )
+    except Exception as error:
+        raise ValueError(f"{model.name!r} cannot be opened again once saved: {error}") from error
+    pairs = itertools.zip_longest(model.weights, again.weights)
+    for mine, other in pairs if again.built else ():
+        if mine is None or other is None or not _equal(mine, other):
+            raise ValueError(
+                f"{model.name!r} does not come back from its file as it was: "
+                f"{(mine or other).path} differs."
+            )
+
+
+def _equal(mine, other):
+    mine, other = map(keras.ops.convert_to_numpy, (mine, other))
+    nan = np.issubdtype(mine.dtype, np.floating)
+    return np.array_equal(mine, other, equal_nan=nan)
 
 
 def custom_objects(model):

@@ -1,19 +1,26 @@
 """Take layers out of a model, refit what is left, retrain, and keep what is as good."""
 
+from keras_layer_entropy.pruning.cost import Cost, compare_costs
+from keras_layer_entropy.pruning.criteria import CRITERIA
 from keras_layer_entropy.pruning.search import (
     PruningOptions,
     PruningResult,
     PruningStep,
     plan,
     prune_model,
+    score,
 )
 from keras_layer_entropy.pruning.surgery import remove_layer
 
 __all__ = [
+    "CRITERIA",
+    "Cost",
     "PruningOptions",
     "PruningResult",
     "PruningStep",
+    "compare_costs",
     "plan",
     "prune_model",
     "remove_layer",
+    "score",
 ]

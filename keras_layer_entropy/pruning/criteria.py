@@ -1,7 +1,6 @@
 """Which layer goes first: each criterion gives every layer that may go a score, lowest first."""
 
 import dataclasses
-import math
 from typing import Any
 
 import numpy as np
@@ -107,7 +106,7 @@ def linearity(situation):
     found = []
     for path in situation.blocks:
         residuals = [fit.residual for (x, _), fit in fits.items() if x == path]
-        score = float(np.mean(residuals)) if residuals else math.inf
+        score = float(np.mean(residuals)) if residuals else 1.0
         words = f"the next layers are linear in its input but for {score:.2%}"
         found.append(Candidate(path, score, words if residuals else "no Dense layer takes it"))
     return found

@@ -60,7 +60,13 @@ def ensure_accuracy(model, data, batch_size=256):
             f"{model.name!r} is not compiled, so that it cannot be trained again: compile it with "
             'its optimizer and loss and metrics=["accuracy"], and save it so.'
         )
-    if not math.isnan(evaluate(model, data, batch_size).accuracy):
+    first = evaluate(model, data, batch_size)
+    if math.isnan(first.loss):
+        raise ValueError(
+            f"The loss of {model.name!r} is NaN on the validation data: look for labels that are "
+            "no class of its, for inputs that are not finite, and at its weights."
+        )
+    if not math.isnan(first.accuracy):
         return
     settings = dict(model._compile_config.config)
     settings["metrics"] = ["accuracy"] * len(model.outputs)

@@ -83,7 +83,7 @@ class PruningStep:
         kept: whether the model without it was accepted.
         accuracy_before, accuracy_removed, accuracy_retrained: validation accuracy with it, right
             after its removal and refit, and after retraining.
-        residual: relative residual of the refit, the mean over the layers behind; NaN without.
+        residual: relative residual of the refit, the mean over the layers behind; None without.
         parameters: number of parameters of the model without it.
         entropy: path -> mean normalised activation entropy of each layer, with it.
         seconds: how long it took.
@@ -98,7 +98,7 @@ class PruningStep:
     accuracy_before: float
     accuracy_removed: float
     accuracy_retrained: float
-    residual: float
+    residual: float | None
     parameters: int
     entropy: dict
     seconds: float
@@ -193,6 +193,16 @@ def plan(model, train_data, validation_data, **options):
     return search.candidates(), search.reasons()
 
 
+def score(model, data, batch_size=256):
+    """The `Scores` of any compiled model; one without an accuracy metric gets one for this.
+
+    Args, errors: as for `evaluate`.
+    """
+    copy, _ = without(model, None)
+    ensure_accuracy(copy, data, batch_size)
+    return evaluate(copy, data, batch_size)
+
+
 class _Search:
     """The state of a search: the model as it stands, and what was tried."""
 
@@ -272,7 +282,7 @@ class _Search:
             accuracy_before=self._now,
             accuracy_removed=removed,
             accuracy_retrained=retrained,
-            residual=float(np.mean(list(residuals.values()))) if residuals else math.nan,
+            residual=float(np.mean(list(residuals.values()))) if residuals else None,
             parameters=smaller.count_params(),
             entropy=dict(zip(self._profile.layers, map(float, self._profile.mean), strict=True)),
             seconds=time.perf_counter() - started,
@@ -288,8 +298,11 @@ class _Search:
     def reasons(self):
         """Path of each Dense layer that stays -> why."""
         blocks, reasons = self._blocks()
+        most = self._options.max_removals
+        reached = most is not None and sum(step.kept for step in self._steps) >= most
+        other = f"max_removals={most} is reached" if reached else "the criterion does not choose it"
         for path in blocks:
-            reasons[path] = self._rejected().get(path, "the criterion does not choose it")
+            reasons[path] = self._rejected().get(path, other)
         return reasons
 
     def result(self):

@@ -1,0 +1,108 @@
+"""What the command lines have in common: flags for model and data, and how errors are told."""
+
+import dataclasses
+import sys
+import warnings
+
+import rich.console
+from absl import app, flags, logging
+
+from keras_layer_entropy.datasets import SOURCES, DatasetSpec
+from keras_layer_entropy.model_files import dataset_record
+from keras_layer_entropy.profile import FLAT_TOLERANCE
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("model", None, ".keras file, Keras directory or .h5 file.")
+flags.DEFINE_string("dataset", None, f"The data:\n{SOURCES}")
+flags.DEFINE_string("data_dir", None, "Where TensorFlow Datasets keeps its data.")
+flags.DEFINE_string(
+    "split", None, "Part of the data set to measure on (default: test); to prune, see there."
+)
+flags.DEFINE_float(
+    "scale", None, "Inputs are multiplied by this (default: as recorded, or 1/255 for images)."
+)
+flags.DEFINE_list("layers", None, "Names or paths of layers (default: every Dense).")
+flags.DEFINE_integer("batch_size", 256, "Samples per batch.", lower_bound=1)
+flags.DEFINE_integer("seed", 0, "Seed of everything random.")
+flags.DEFINE_float("tolerance", FLAT_TOLERANCE, "A layer over which entropy falls by less is flat.")
+flags.DEFINE_string("output", None, "Where to write.")
+flags.DEFINE_boolean("overwrite", False, "Replace what exists there.")
+
+
+def main(run):
+    """Runs a command line: an error is one message on stderr and exit code 2."""
+
+    def guarded(argv):
+        logging.set_verbosity(logging.WARNING)  # TensorFlow Datasets tells a lot
+        warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+        try:
+            if len(argv) > 1:
+                raise ValueError(
+                    f"Unknown arguments {argv[1:]}: every option is a --flag, see --help."
+                )
+            run()
+        except (ValueError, OSError) as error:
+            _fail(error)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(130)
+        except Exception as error:
+            # What TensorFlow says of data that do not fit a model.
+            if not type(error).__module__.startswith("tensorflow"):
+                raise
+            _fail(str(error).partition("\n")[0])
+
+    app.run(guarded)
+
+
+def _fail(error):
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
+
+
+def console():
+    """The terminal; lines are as long as they are."""
+    return rich.console.Console(soft_wrap=True)
+
+
+def model_path():
+    """`--model`."""
+    if FLAGS.model is None:
+        raise ValueError("--model=PATH is missing.")
+    return FLAGS.model
+
+
+def dataset_spec(model):
+    """The data set that the flags name, else the one recorded beside the model."""
+    recorded = dataset_record(FLAGS.model) or {}
+    if FLAGS.dataset is not None and FLAGS.dataset != recorded.get("name"):
+        recorded = {}
+    given = {
+        "name": FLAGS.dataset,
+        "data_dir": FLAGS.data_dir,
+        "split": FLAGS.split,
+        "scale": FLAGS.scale,
+        "shape": _input_shape(model),
+    }
+    values = recorded | {name: value for name, value in given.items() if value is not None}
+    if "name" not in values:
+        raise ValueError(
+            "No data set is named with --dataset and none is recorded beside the model. "
+            f"--dataset takes:\n{SOURCES}"
+        )
+    known = {field.name for field in dataclasses.fields(DatasetSpec)}
+    return DatasetSpec(**{name: value for name, value in values.items() if name in known})
+
+
+def described(spec):
+    """One line about a data set."""
+    return f"Data: {spec.name}, split {spec.split or 'all'}, inputs times {spec.scale:.6g}" + (
+        f", as {tuple(spec.shape)}" if spec.shape else ""
+    )
+
+
+def _input_shape(model):
+    """The shape of a sample, None where the model does not say."""
+    shape = getattr(model, "input_shape", None)
+    fixed = isinstance(shape, tuple) and len(shape) > 1 and None not in shape[1:]
+    return shape[1:] if fixed else None

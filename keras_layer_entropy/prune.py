@@ -1,0 +1,310 @@
+"""python -m keras_layer_entropy.prune: a smaller model that is as good.
+
+    python -m keras_layer_entropy.prune --model saved_model/
+
+takes out Dense layers one at a time, refits the layers behind them in closed form, retrains, keeps
+what holds its validation accuracy, and leaves saved_model_pruned/ beside the input, which is never
+written to: the model in the same format, pruning.json (every step), before.json and after.json
+(entropy profiles) and pruning.png. Test data are touched once, at the end.
+
+Which --criterion? entropy_gradient, the default, is the paper's: it takes out only layers over
+which entropy is flat or rises, and stops there. linearity takes out the layer that the next ones
+miss least, measured directly; it goes on until accuracy would fall, costs one pass over the
+training data per step, and loses least where there is no retraining (--epochs=0). loss_gap tries
+every candidate on the validation data and is the slowest. state_entropy, last and random are for
+comparison.
+"""
+
+import dataclasses
+import json
+import pathlib
+
+import keras
+import rich.progress
+from absl import flags
+
+from keras_layer_entropy import command_line, plots, report
+from keras_layer_entropy.command_line import FLAGS
+from keras_layer_entropy.datasets import load_parts
+from keras_layer_entropy.files import recover, replacing
+from keras_layer_entropy.model_files import FILE_SUFFIXES, load_model, model_format, save_model
+from keras_layer_entropy.pruning import (
+    CRITERIA,
+    PruningOptions,
+    compare_costs,
+    plan,
+    prune_model,
+    score,
+)
+from keras_layer_entropy.pruning.checkpoint import RECORD, Checkpoint, fingerprint
+from keras_layer_entropy.streaming import Source
+
+_RECORDS = (RECORD, "before.json", "after.json", "pruning.png")
+
+flags.adopt_module_key_flags(command_line)
+_DEFAULTS = PruningOptions()
+_CRITERION = flags.DEFINE_string(
+    "criterion", _DEFAULTS.criterion, f"Which layer goes first: {', '.join(CRITERIA)}."
+)
+_MAX_ACCURACY_DROP = flags.DEFINE_float(
+    "max_accuracy_drop",
+    _DEFAULTS.max_accuracy_drop,
+    "How far validation accuracy may fall below the original's; 0.01 is one point.",
+)
+_EPOCHS = flags.DEFINE_integer(
+    "epochs", _DEFAULTS.epochs, "Epochs of training after each removal; 0 for none."
+)
+_LEARNING_RATE = flags.DEFINE_float(
+    "learning_rate", None, "Learning rate of that training (default: the optimizer's own)."
+)
+_MAX_REMOVALS = flags.DEFINE_integer("max_removals", None, "Most layers to take out.")
+_KEEP = flags.DEFINE_list("keep", [], "Names or paths of layers that must stay.")
+_REFIT = flags.DEFINE_boolean("refit", True, "Refit the layers behind in closed form.")
+_DRY_RUN = flags.DEFINE_boolean("dry_run", False, "Only say what would be tried and why.")
+_RESUME = flags.DEFINE_boolean("resume", False, "Go on with a run that was interrupted.")
+
+
+def run():
+    """Prunes and writes what the flags say."""
+    console, options = command_line.console(), _options()
+    model, output = load_model(command_line.model_path()), _output_path()
+    parts = _parts(console, model, options.seed)
+    train = parts.train.training_batches(options.batch_size, options.seed)
+    validation = parts.validation.batches(options.batch_size)
+    if _DRY_RUN.value:
+        _print_plan(console, *plan(model, train, validation, **vars(options)))
+        return
+    settings = _settings(options, parts)
+    checkpoint = Checkpoint(output.with_name(f"{output.name}.partial"), settings)
+    resume = _resumed(console, checkpoint, output)
+    steps = [] if resume is None else list(resume[1])
+    with _Progress(console, options, len(steps)) as progress:
+
+        def on_step(current, step):
+            steps.append(step)
+            checkpoint.save(current, steps)
+            progress.finish_step(step)
+
+        result = prune_model(
+            model, train, validation, on_step=on_step, resume=resume, callbacks=[progress],
+            **vars(options),
+        )  # fmt: skip
+    for path, reason in result.reasons.items():
+        console.print(f"{path} stays: {reason}", highlight=False)
+    _finish(console, model, result, parts, output, settings)
+    checkpoint.remove()
+
+
+def _options():
+    return PruningOptions(
+        criterion=_CRITERION.value,
+        tolerance=FLAGS.tolerance,
+        max_accuracy_drop=_MAX_ACCURACY_DROP.value,
+        epochs=_EPOCHS.value,
+        learning_rate=_LEARNING_RATE.value,
+        batch_size=FLAGS.batch_size,
+        max_removals=_MAX_REMOVALS.value,
+        layers=FLAGS.layers,
+        keep=tuple(_KEEP.value),
+        refit=_REFIT.value,
+        seed=FLAGS.seed,
+    )
+
+
+def _parts(console, model, seed):
+    # What is recorded beside the model is the part that it was measured on.
+    spec = dataclasses.replace(command_line.dataset_spec(model), split=FLAGS.split)
+    parts = load_parts(spec, seed)
+    for name in ("train", "validation", "test"):
+        described = command_line.described(getattr(parts, name).spec)
+        console.print(f"{name}: {described}", highlight=False)
+    for note in parts.notes:
+        console.print(f"note: {note}", highlight=False)
+    return parts
+
+
+def _settings(options, parts):
+    """What makes one run the same as another, as JSON gives it back."""
+    data = [dataclasses.asdict(part.spec) for part in (parts.train, parts.validation, parts.test)]
+    whole = {"model": fingerprint(FLAGS.model), "data": data, **dataclasses.asdict(options)}
+    return json.loads(json.dumps(whole))
+
+
+def _output_path():
+    """Where the model goes; errors where that cannot be, before anything is computed."""
+    model = pathlib.Path(FLAGS.model).absolute()
+    suffixes = FILE_SUFFIXES[model_format(model)]
+    if FLAGS.output is None:
+        if not suffixes:
+            return model.with_name(f"{model.name}_pruned")
+        return model.with_name(f"{model.stem}_pruned{suffixes[0]}")
+    output = pathlib.Path(FLAGS.output).absolute()
+    if suffixes and output.suffix not in suffixes:
+        raise ValueError(
+            f"--output={FLAGS.output}: the model is written in the format of the input, so that "
+            f"the name has to end in {' or '.join(suffixes)}."
+        )
+    if not suffixes and any(output.suffix in others for others in FILE_SUFFIXES.values()):
+        raise ValueError(
+            f"--output={FLAGS.output}: the input is a directory, and so is the output: leave out "
+            f"{output.suffix}."
+        )
+    if output == model or model in output.parents:
+        raise ValueError(f"--output={FLAGS.output} would write over the input model.")
+    return output
+
+
+def _resumed(console, checkpoint, output):
+    """`(model, steps)` to go on from, or None to begin; errors where something is in the way."""
+    for path in (*recover(output), *recover(checkpoint.folder)):
+        console.print(f"note: removed {path}, which a run that was killed left half-written")
+    if _RESUME.value:
+        model, steps = checkpoint.load()
+        console.print(f"Resuming after step {len(steps)}.")
+        return model, steps
+    if FLAGS.overwrite:
+        checkpoint.remove()
+        return None
+    if checkpoint.exists():
+        raise FileExistsError(
+            f"An unfinished run is in {checkpoint.folder}: pass --resume to go on with it, or "
+            "--overwrite to begin anew."
+        )
+    for path in (output, *_record_paths(output).values()):
+        if path.exists():
+            raise FileExistsError(
+                f"{path} exists: choose another --output, or pass --overwrite to replace it."
+            )
+    return None
+
+
+def _record_paths(output):
+    """Where the records go: into a directory, or beside a file."""
+    if FILE_SUFFIXES[model_format(FLAGS.model)]:
+        return {name: output.with_name(f"{output.stem}.{name}") for name in _RECORDS}
+    return {name: output / name for name in _RECORDS}
+
+
+def _print_plan(console, candidates, reasons):
+    for number, candidate in enumerate(candidates, start=1):
+        console.print(f"{number}. {candidate.layer}: {candidate.reason}", highlight=False)
+    if not candidates:
+        console.print("No layer would be taken out.")
+    tried = {candidate.layer for candidate in candidates}
+    for path, reason in reasons.items():
+        if path not in tried:
+            console.print(f"{path} stays: {reason}", highlight=False)
+    console.print("Dry run: nothing was written.")
+
+
+def _finish(console, model, result, parts, output, settings):
+    """Measures both models, writes everything, prints the table."""
+    validation = parts.validation.batches(FLAGS.batch_size)
+    costs = compare_costs([model, result.model], Source(validation, FLAGS.batch_size).first()[0])
+    accuracies = {
+        name: [
+            score(m, part.batches(FLAGS.batch_size), FLAGS.batch_size).accuracy
+            for m in (model, result.model)
+        ]
+        for name, part in (("validation", parts.validation), ("test", parts.test))
+    }
+    record = {
+        "format_version": 1,
+        "settings": settings,
+        "steps": [dataclasses.asdict(step) for step in result.steps],
+        "reasons": result.reasons,
+        "cost": dict(zip(("before", "after"), map(dataclasses.asdict, costs), strict=True)),
+        "accuracy": accuracies,
+    }
+
+    def write_records(paths):
+        result.before.save(paths["before.json"])
+        result.after.save(paths["after.json"])
+        figure = plots.pruning_curves(
+            result.before,
+            result.after,
+            _accuracies(result, accuracies["validation"][0]),
+            accuracies["validation"][0] - result.options.max_accuracy_drop,
+        )
+        with replacing(paths["pruning.png"]) as temporary:
+            figure.savefig(temporary, dpi=150)
+        with replacing(paths[RECORD]) as temporary:
+            temporary.write_text(json.dumps(record, indent=1) + "\n")
+
+    if FILE_SUFFIXES[model_format(FLAGS.model)]:
+        save_model(result.model, output, dataset=parts.test.spec, overwrite=True)
+        write_records(_record_paths(output))
+    else:
+        with replacing(output) as temporary:
+            save_model(result.model, temporary, dataset=parts.test.spec)
+            write_records(_record_paths(temporary))
+    removed = ", ".join(result.removed) or "no layer"
+    console.print(f"\nRemoved: {removed}. Wrote {output}", highlight=False)
+    console.print(report.comparison(*costs, accuracies["validation"], accuracies["test"]))
+
+
+def _accuracies(result, original):
+    """What `plots.pruning_curves` takes."""
+    points, removed = [(0, original, "original")], 0
+    for step in result.steps:
+        if step.kept:
+            removed += 1
+            points.append((removed, step.accuracy_removed, "right after removal"))
+            points.append((removed, step.accuracy_retrained, "after retraining"))
+        else:
+            points.append((removed + 1, step.accuracy_retrained, "rolled back"))
+    return points
+
+
+class _Progress(keras.callbacks.Callback):
+    """Says which step and epoch is running and how long it may take; a line for each step."""
+
+    def __init__(self, console, options, done):
+        super().__init__()
+        self._epochs = options.epochs
+        self._step = done + 1
+        self._bar = rich.progress.Progress(
+            rich.progress.TextColumn("{task.description}"),
+            rich.progress.BarColumn(),
+            rich.progress.TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
+        self._task = self._bar.add_task("analysing", total=None)
+
+    def __enter__(self):
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error):
+        self._bar.stop()
+
+    def on_train_begin(self, logs=None):
+        steps = self.params.get("steps") or 0
+        self._bar.reset(self._task, total=self._epochs * steps or None)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        words = f"step {self._step}: training, epoch {epoch + 1} of {self._epochs}"
+        self._bar.update(self._task, description=words)
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._bar.advance(self._task)
+
+    def on_train_end(self, logs=None):
+        self._bar.update(self._task, description=f"step {self._step}: checking", total=None)
+
+    def finish_step(self, step):
+        """Prints what came of a step."""
+        verdict = "removed" if step.kept else "kept"
+        self._bar.console.print(
+            f"step {self._step}: {verdict} {step.layer}: {step.reason}; validation accuracy "
+            f"{step.accuracy_before:.4f}, right after {step.accuracy_removed:.4f}, retrained "
+            f"{step.accuracy_retrained:.4f} ({step.seconds:.1f} s)",
+            highlight=False,
+        )
+        self._step += 1
+        self._bar.update(self._task, description=f"step {self._step}: choosing a layer", total=None)
+
+
+if __name__ == "__main__":
+    command_line.main(run)

@@ -1,0 +1,94 @@
+"""What a search has found so far, on disk, whole at every moment."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+
+from keras_layer_entropy.files import replacing
+from keras_layer_entropy.model_files import load_model, save_model
+from keras_layer_entropy.pruning.search import PruningStep
+
+RECORD = "pruning.json"
+
+
+class Checkpoint:
+    """A folder with the last accepted model and every step so far.
+
+    Each state is a folder of its own, `step-003`, written under another name and then renamed, so
+    that a search killed at any moment leaves the last one whole.
+
+    Args:
+        folder: made at the first `save`.
+        settings: what the search was told, JSON-able; a search with others is not resumed.
+    """
+
+    def __init__(self, folder, settings):
+        self.folder = pathlib.Path(folder)
+        self._settings = settings
+
+    def exists(self):
+        """Whether there is something to resume."""
+        return self._latest() is not None
+
+    def save(self, model, steps):
+        """Writes the model as it stands and all steps."""
+        before = self._latest()
+        with replacing(self.folder / f"step-{len(steps):03d}") as temporary:
+            save_model(model, temporary)
+            record = {
+                "format_version": 1,
+                "settings": self._settings,
+                "steps": [dataclasses.asdict(step) for step in steps],
+            }
+            (temporary / RECORD).write_text(json.dumps(record, indent=1))
+        if before is not None and before != self._latest():
+            shutil.rmtree(before)
+
+    def load(self):
+        """`(model, steps)` of the last state; removes what a killed run left half-written.
+
+        Raises:
+            ValueError: there is none, it is damaged, or the settings are others.
+        """
+        latest = self._latest()
+        if latest is None:
+            raise ValueError(f"There is nothing to resume in {self.folder}.")
+        try:
+            record = json.loads((latest / RECORD).read_text())
+            steps = [PruningStep(**{**s, "members": tuple(s["members"])}) for s in record["steps"]]
+            settings = record["settings"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{latest / RECORD} is damaged: {error!r}.") from error
+        for name, value in self._settings.items():
+            if settings.get(name) != value:
+                raise ValueError(
+                    f"The unfinished run in {self.folder} had {name}={settings.get(name)!r}, not "
+                    f"{value!r}: resume it with that, or start anew with --overwrite."
+                )
+        for child in self.folder.iterdir():
+            if child != latest:
+                shutil.rmtree(child)
+        return load_model(latest), steps
+
+    def remove(self):
+        """Removes the folder."""
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
+
+    def _latest(self):
+        found = sorted(self.folder.glob("step-*")) if self.folder.is_dir() else []
+        return found[-1] if found else None
+
+
+def fingerprint(path):
+    """SHA-256 of a file, or of all files in a folder with their names."""
+    path = pathlib.Path(path)
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file():
+            digest.update(os.fsencode(file.relative_to(path)))
+            digest.update(file.read_bytes())
+    return digest.hexdigest()

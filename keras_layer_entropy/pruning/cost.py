@@ -1,0 +1,84 @@
+"""What a model costs: parameters, floating-point operations, measured latency."""
+
+import dataclasses
+import time
+
+import keras
+import numpy as np
+from keras import tree
+
+from keras_layer_entropy.probe import choose_layers
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """The cost of a model.
+
+    Attributes:
+        dense_layers: number of Dense layers.
+        parameters: number of parameters.
+        flops: floating-point operations of a forward pass of one sample, as the backend counts
+            them (a multiplication and an addition are two); None where it cannot.
+        latency: batch size -> median milliseconds of `predict_on_batch`.
+    """
+
+    dense_layers: int
+    parameters: int
+    flops: int | None
+    latency: dict
+
+
+def compare_costs(models, x, batch_sizes=(1, 256), rounds=30):
+    """The costs of models, their latencies measured in turn in one run.
+
+    Args:
+        models: list of built models that take the same inputs.
+        x: inputs, at least one sample; repeated to fill a batch.
+        batch_sizes: batch sizes to measure latency at.
+        rounds: calls of each model at each batch size, after a warm-up.
+
+    Returns:
+        List of `Cost`.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, use_bias=False)])
+    >>> (cost,) = compare_costs([model], np.ones((1, 4)), rounds=3)
+    >>> cost.parameters, cost.flops
+    (12, 24)
+    """
+    latencies = [{} for _ in models]
+    for size in batch_sizes:
+        batch = tree.map_structure(lambda part, n=size: np.resize(part, (n, *part.shape[1:])), x)
+        times = np.zeros((rounds + 2, len(models)))
+        for row in times:
+            for i, model in enumerate(models):
+                start = time.perf_counter()
+                model.predict_on_batch(batch)
+                row[i] = time.perf_counter() - start
+        for i, median in enumerate(np.median(times[2:], axis=0)):
+            latencies[i][size] = float(1000 * median)
+    return [
+        Cost(len(choose_layers(model)), model.count_params(), flops(model, x), latency)
+        for model, latency in zip(models, latencies, strict=True)
+    ]
+
+
+def flops(model, x):
+    """Floating-point operations of a forward pass of one sample, by the backend's own count."""
+    one = tree.map_structure(lambda part: np.asarray(part)[:1], x)
+    if keras.backend.backend() == "jax":
+        import jax
+
+        compiled = jax.jit(lambda inputs: model(inputs, training=False)).lower(one).compile()
+        return int(compiled.cost_analysis()["flops"])
+    if keras.backend.backend() != "tensorflow":
+        return None
+    import tensorflow as tf
+
+    function = tf.function(lambda inputs: model(inputs, training=False))
+    graph = function.get_concrete_function(tree.map_structure(tf.constant, one)).graph
+    profiler = tf.compat.v1.profiler
+    options = profiler.ProfileOptionBuilder(profiler.ProfileOptionBuilder.float_operation())
+    counted = profiler.profile(graph, options=options.with_empty_output().build())
+    return int(counted.total_float_ops)
