@@ -4,7 +4,7 @@ No pyplot: nothing is global, and a figure that is dropped is gone. Show one wit
 `display(figure)` in a notebook, save it with `figure.savefig(path)`.
 """
 
-import os
+import posixpath
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -215,8 +215,8 @@ def _shortened(layers, longest=24):
     """Paths without the folders that all long ones share, so that what tells them apart is kept."""
     if max(map(len, layers)) <= longest:
         return list(layers)
-    shared = os.path.commonprefix([x.split("/")[:-1] for x in layers if len(x) > longest])
-    start = "/".join(shared) + "/" if shared else ""
+    shared = posixpath.commonpath([posixpath.dirname(x) for x in layers if len(x) > longest])
+    start = f"{shared}/" if shared else ""
     short = ["../" + x.removeprefix(start) if start and x.startswith(start) else x for x in layers]
     # What is still too long keeps its end, or both ends if ends are the same.
     cut = [x if len(x) <= longest else "..." + x[3 - longest :] for x in short]

@@ -80,5 +80,11 @@ def flops(model, x):
     graph = function.get_concrete_function(tree.map_structure(tf.constant, one)).graph
     profiler = tf.compat.v1.profiler
     options = profiler.ProfileOptionBuilder(profiler.ProfileOptionBuilder.float_operation())
-    counted = profiler.profile(graph, options=options.with_empty_output().build())
+    logger = tf.get_logger()
+    level = logger.level
+    logger.setLevel("ERROR")  # the profiler warns of its own age
+    try:
+        counted = profiler.profile(graph, options=options.with_empty_output().build())
+    finally:
+        logger.setLevel(level)
     return int(counted.total_float_ops)
