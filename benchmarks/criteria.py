@@ -148,7 +148,7 @@ def with_training(criterion, model, data, config, seed):
         epochs=config.retraining,
         batch_size=config.batch_size,
         seed=seed,
-        on_step=lambda smaller, step: found.append(accuracy(smaller, data.test)),
+        on_step=lambda smaller, _: found.append(accuracy(smaller, data.test)),
     )
     return found
 

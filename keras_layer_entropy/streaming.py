@@ -12,6 +12,8 @@ import keras
 import numpy as np
 from keras import ops, tree
 
+_FEW_BATCHES = 32  # pass in less time than XLA needs to compile
+
 
 class Source:
     """Data of any kind that `evaluate` takes, looked at once.
@@ -24,8 +26,8 @@ class Source:
     Attributes:
         keywords: arguments for `evaluate`.
         repeatable: whether the data can be read again.
-        one_shape: whether all batches surely have the same shape, but for their size. (XLA
-            compiles anew for every shape.)
+        worth_compiling: whether XLA may pay: there are not known to be few batches, and all surely
+            have the same shape, but for their size. (XLA takes seconds, for every shape anew.)
 
     Raises:
         ValueError: the data are empty (from `first`, where that is not known before).
@@ -39,7 +41,8 @@ class Source:
 
     def __init__(self, data, batch_size=256):
         self.repeatable = True
-        self.one_shape = _has_one_shape(data)
+        few = 0 <= _known_batches(data, batch_size) < _FEW_BATCHES
+        self.worth_compiling = not few and _has_one_shape(data)
         self.keywords = {"x": data}
         self._batches = data  # as they are for a loader that Keras knows, or complains of
         if isinstance(data, keras.utils.PyDataset):
@@ -89,7 +92,8 @@ class StreamingPass(keras.Model):
         super().__init__(name=name)
         self._model = model
         self._statistics = statistics
-        self._jit = None
+        self._jit = None  # not compiled yet
+        self._jit_failed = False
         self.built = True
 
     def update(self, seen, y, sample_weight):
@@ -98,14 +102,16 @@ class StreamingPass(keras.Model):
 
     def run(self, source, steps=None, verbose=0):
         """Streams a `Source` through; returns the logs of `evaluate`."""
-        if self._jit is None:
-            self._compile(source.one_shape and _gains_from_jit(self._model))
+        jit = source.worth_compiling and not self._jit_failed and _gains_from_jit(self._model)
+        if self._jit is None or (jit and not self._jit):
+            self._compile(jit)
         try:
             return self.evaluate(return_dict=True, steps=steps, verbose=verbose, **source.keywords)
         except Exception as error:
             if not self._jit or "XLA" not in str(error):
                 raise
             # XLA does not know one of the model's operations.
+            self._jit_failed = True
             self._compile(jit=False)
             return self.run(source, steps, verbose)
 
@@ -152,6 +158,18 @@ def _as_array(values):
     """A Python list of numbers as an array; everything else as it is."""
     plain = isinstance(values, list) and values and isinstance(values[0], numbers.Number)
     return np.asarray(values) if plain else values
+
+
+def _known_batches(data, batch_size):
+    """The number of batches, -1 where it is not known."""
+    if isinstance(data, keras.utils.PyDataset):
+        return -1 if data.num_batches is None else data.num_batches
+    if hasattr(data, "cardinality"):
+        return int(data.cardinality())  # negative where it is not known
+    arrays = [part for part in tree.flatten(data) if hasattr(part, "shape")]
+    if hasattr(data, "__next__") or not arrays or not arrays[0].shape:
+        return -1
+    return -(-arrays[0].shape[0] // batch_size)
 
 
 def _has_one_shape(data):

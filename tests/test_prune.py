@@ -1,0 +1,306 @@
+"""The command line, in processes of its own, on real files."""
+
+import itertools
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+
+from keras_layer_entropy import EntropyProfile, load_model, save_model
+from keras_layer_entropy.datasets import DatasetSpec, load_dataset
+
+pytestmark = pytest.mark.tensorflow
+QUICK = ("--criterion=last", "--epochs=1", "--max_accuracy_drop=1", "--max_removals=2")
+
+
+def start(*arguments, **keywords):
+    return subprocess.Popen(
+        [sys.executable, "-m", "keras_layer_entropy.prune", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        **keywords,
+    )
+
+
+def prune(*arguments, **keywords):
+    process = start(*arguments, **keywords)
+    out, err = process.communicate()
+    return process.returncode, out, err
+
+
+def trained():
+    hidden = [keras.layers.Dense(n, "relu", name=f"h{n}") for n in (32, 24, 16)]
+    model = keras.Sequential([keras.Input((64,)), *hidden])
+    model.add(keras.layers.Dense(10, "softmax", name="out"))
+    model.compile(
+        keras.optimizers.Adam(5e-3), "sparse_categorical_crossentropy", metrics=["accuracy"]
+    )
+    x, y = load_dataset(DatasetSpec("digits", split="train", shape=(64,))).arrays
+    model.fit(x, y, epochs=5, verbose=0)
+    return model
+
+
+@pytest.fixture(scope="module")
+def original():
+    return trained()
+
+
+@pytest.fixture
+def saved(original, tmp_path):
+    return save_model(original, tmp_path / "saved_model", dataset="digits")
+
+
+def contents(path):
+    """Name -> bytes of every file."""
+    files = [path] if path.is_file() else path.rglob("*")
+    return {str(file): file.read_bytes() for file in files if file.is_file()}
+
+
+def hidden_files(folder):
+    return [path.name for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def measured(path):
+    """Test accuracy of a saved model, measured by a process of its own."""
+    code = """
+import sys
+import numpy as np
+from keras_layer_entropy import load_model
+from keras_layer_entropy.datasets import DatasetSpec, load_dataset
+model = load_model(sys.argv[1])
+for split in ("validation", "test"):
+    x, y = load_dataset(DatasetSpec("digits", split=split, shape=(64,))).arrays
+    print(np.mean(np.argmax(model(x), axis=-1) == y))
+print(model.count_params())
+"""
+    command = [sys.executable, "-c", code, str(path)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    out = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    return [float(number) for number in out.stdout.split()]
+
+
+def test_the_model_alone_is_enough(saved, tmp_path):
+    before = contents(saved)
+    code, out, err = prune("--model", saved, "--tolerance=0.5", "--epochs=2")
+    assert code == 0, err
+    assert contents(saved) == before
+    output = tmp_path / "saved_model_pruned"
+    assert sorted(os.listdir(tmp_path)) == ["saved_model", "saved_model_pruned"]
+    record = json.loads((output / "pruning.json").read_text())
+    removed = [step["layer"] for step in record["steps"] if step["kept"]]
+    assert removed
+    model = load_model(output)
+    assert [x.name for x in model.layers] == [
+        name for name in ("h32", "h24", "h16", "out") if name not in removed
+    ]
+    # the table is true when another process measures the saved files
+    first, second = measured(saved), measured(output)
+    for i, name in enumerate(("validation", "test")):
+        assert record["accuracy"][name] == pytest.approx([first[i], second[i]], abs=1e-6)
+        row = next(line for line in out.splitlines() if line.startswith(f"{name} accuracy"))
+        assert row.split()[2:4] == [f"{first[i]:.4f}", f"{second[i]:.4f}"]
+    row = next(line for line in out.splitlines() if line.startswith("parameters"))
+    assert row.split()[1:3] == [f"{first[2]:,.0f}", f"{second[2]:,.0f}"]
+    assert second[0] >= first[0] - 0.01
+    step = record["steps"][0]
+    assert {"reason", "entropy", "accuracy_before", "accuracy_removed", "seconds"} <= set(step)
+    profiles = [EntropyProfile.load(output / f"{name}.json") for name in ("before", "after")]
+    assert profiles[0].layers == ("h32", "h24", "h16", "out")
+    assert profiles[1].layers == tuple(x.name for x in model.layers)
+    assert (output / "pruning.png").read_bytes().startswith(b"\x89PNG")
+    for word in ("train: Data: digits, split train", "step 1: ", "out stays: it is an output"):
+        assert word in out
+
+    # and it can be pruned and analysed again, with nothing said about its data
+    code, out, err = prune("--model", output, "--dry_run", "--criterion=linearity")
+    assert code == 0, err
+    assert "1. h" in out
+    assert "Dry run: nothing was written." in out
+    assert sorted(os.listdir(tmp_path)) == ["saved_model", "saved_model_pruned"]
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+def test_single_files(original, tmp_path, suffix):
+    path = save_model(original, tmp_path / f"model{suffix}", dataset="digits")
+    code, _, err = prune("--model", path, *QUICK[:3], "--max_removals=1", "--keep=h16")
+    assert code == 0, err
+    assert [x.name for x in load_model(tmp_path / f"model_pruned{suffix}").layers] == [
+        *("h32", "h16", "out"),
+    ]
+    assert sorted(os.listdir(tmp_path)) == sorted(
+        f"model{name}"
+        for name in (
+            *(suffix, f"{suffix}.dataset.json", f"_pruned{suffix}"),
+            *(f"_pruned{suffix}.dataset.json", "_pruned.pruning.json", "_pruned.before.json"),
+            *("_pruned.after.json", "_pruned.pruning.png"),
+        )
+    )
+
+
+def test_data_with_one_part_are_split_with_the_seed(saved, tmp_path):
+    x, y = (np.concatenate(parts) for parts in zip(
+        *(load_dataset(DatasetSpec("digits", split=s)).arrays for s in ("train", "test")),
+        strict=True,
+    ))  # fmt: skip
+    np.savez(tmp_path / "all.npz", x=x, y=y)
+    code, out, err = prune(
+        "--model", saved, "--dataset", tmp_path / "all.npz", "--scale=1", "--seed=3", "--dry_run"
+    )
+    assert code == 0, err
+    assert "all.npz is split at random (seed 3), 60%, 20%, 20%." in out
+
+
+def test_an_existing_output_is_refused_and_overwritten_only_when_told(saved, tmp_path):
+    output = save_model(trained(), tmp_path / "mine", dataset="digits")
+    before = contents(output)
+    arguments = ("--model", saved, "--output", output, *QUICK[:3], "--max_removals=1")
+    code, _, err = prune(*arguments)
+    assert (code, contents(output)) == (2, before)
+    assert "exists: choose another --output, or pass --overwrite" in err
+    code, _, err = prune(*arguments, "--overwrite")
+    assert code == 0, err
+    assert [layer.name for layer in load_model(output).layers] == ["h32", "h24", "out"]
+    assert hidden_files(tmp_path) == []
+
+
+def files(tmp_path):
+    """Model and data files of every bad kind; name -> path."""
+    save_model(trained(), tmp_path / "good", dataset="digits")
+    bad = trained()
+    bad.get_layer("h24").kernel.assign(np.full((32, 24), np.nan, "float32"))
+    save_model(bad, tmp_path / "nan", dataset="digits")
+    shape = keras.Sequential([keras.Input((5,)), keras.layers.Dense(10, "softmax")])
+    shape.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    save_model(shape, tmp_path / "shape", dataset="digits")
+    few = keras.Sequential([keras.Input((64,)), keras.layers.Dense(4), keras.layers.Dense(3)])
+    few.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    save_model(few, tmp_path / "few", dataset="digits")
+    plain = keras.Sequential([keras.Input((64,)), keras.layers.Dense(10)])
+    save_model(plain, tmp_path / "uncompiled", dataset="digits")
+    save_model(plain, tmp_path / "nodata")
+    np.savez(tmp_path / "one.npz", x=np.random.default_rng(0).normal(size=(50, 64)), y=[1] * 50)
+    (tmp_path / "file").write_text("")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("bad")
+    files(path)
+    return path
+
+
+BAD = {
+    "no model": ([], "--model=PATH is missing"),
+    "nothing there": (["--model=nowhere"], "There is no model at nowhere"),
+    "NaN weights": (["--model=nan"], "'h24' hold NaN or infinite values"),
+    "wrong shape": (["--model=shape"], "inputs of shape (5,), but those of digits have shape"),
+    "labels that do not fit": (["--model=few"], "no class"),
+    "one class": (["--model=good", "--dataset=one.npz"], "one class only"),
+    "not compiled": (["--model=uncompiled"], "is not compiled"),
+    "no data": (["--model=nodata"], "none is recorded beside the model"),
+    "criterion": (["--model=good", "--criterion=best"], "criterion='best'; expected one of"),
+    "layer": (["--model=good", "--layers=h99"], "There is no layer 'h99'"),
+    "kept layer": (["--model=good", "--keep=h99"], "There is no layer 'h99'"),
+    "split": (["--model=good", "--split=a,b,c,d"], "expected one part, or three"),
+    "nothing to resume": (["--model=good", "--resume"], "nothing to resume"),
+    "over itself": (["--model=good", "--output=good"], "would write over the input"),
+    "other format": (["--model=good", "--output=x.keras"], "leave out .keras"),
+    "in a file": (["--model=good", "--output=file/x", *QUICK], "file"),
+    "surplus": (["--model=good", "linearity"], "Unknown arguments ['linearity']"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_errors_are_one_line_and_code_2(case, folder):
+    arguments, message = BAD[case]
+    before = contents(folder)
+    code, out, err = prune(*arguments, cwd=folder)
+    assert code == 2, out + err
+    assert message in err
+    assert "Traceback" not in out + err
+    told = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(told) == 1
+    assert contents(folder) == before
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(saved, tmp_path):
+    before = contents(tmp_path)
+
+    def small_files_only():  # what a full disk is to a process: a write that fails
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    code, out, err = prune("--model", saved, *QUICK, preexec_fn=small_files_only)
+    assert code == 2, out + err
+    assert "error: " in err
+    assert "Traceback" not in err
+    assert contents(tmp_path) == before
+
+
+def watch(process, folder, seen):
+    """Waits until `seen(paths in the folder)`; kills the process at that moment."""
+    while process.poll() is None:
+        paths = {str(path.relative_to(folder)) for path in folder.rglob("*")}
+        if seen(paths):
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            return True
+        time.sleep(0.001)
+    return False
+
+
+KILLS = {
+    "while the first step is saved": lambda p: any("partial/.step-001" in x for x in p),
+    "after the first step": lambda p: any(x.endswith("partial/step-001") for x in p),
+    "while the second step is saved": lambda p: any("partial/.step-002" in x for x in p),
+    "while the result is written": lambda p: any(
+        x.startswith(".saved_model_pruned.") and "/" in x for x in p
+    ),
+}
+
+
+@pytest.mark.parametrize("moment", KILLS)
+def test_a_killed_run_loses_nothing_and_goes_on(saved, tmp_path, moment):
+    before = contents(saved)
+    arguments = ("--model", saved, *QUICK)
+    process = start(*arguments)
+    assert watch(process, tmp_path, KILLS[moment]), process.communicate()
+    assert contents(saved) == before
+    assert not (tmp_path / "saved_model_pruned").exists()
+    states = sorted((tmp_path / "saved_model_pruned.partial").glob("step-*"))
+    if "first step is saved" not in moment:
+        assert states
+    for state in states:  # the last accepted model is whole
+        assert load_model(state).output_shape == (None, 10)
+
+    if states:
+        code, _, err = prune(*arguments)
+        assert code == 2
+        assert "unfinished run" in err
+        assert "--resume" in err
+        code, _, err = prune(*arguments, "--resume", "--epochs=2")
+        assert code == 2
+        assert "had epochs=1, not 2" in err
+    code, out, err = prune(*arguments, *(["--resume"] if states else []))
+    assert code == 0, out + err
+    assert ("Resuming after step" in out) == bool(states)
+    assert [x.name for x in load_model(tmp_path / "saved_model_pruned").layers] == ["h32", "out"]
+    steps = json.loads((tmp_path / "saved_model_pruned" / "pruning.json").read_text())["steps"]
+    assert [step["layer"] for step in steps] == ["h16", "h24"]
+    assert sorted(os.listdir(tmp_path)) == ["saved_model", "saved_model_pruned"]
+
+
+def test_help_says_which_criterion_to_use():
+    code, out, _ = prune("--help")
+    assert code != 2
+    for word in ("--criterion", "--max_accuracy_drop", "--resume", "--model", "linearity takes"):
+        assert word in out
+    assert all(len(line) < 101 for line in itertools.islice(out.splitlines(), 20))
