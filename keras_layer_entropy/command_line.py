@@ -16,7 +16,10 @@ flags.DEFINE_string("model", None, ".keras file, Keras directory or .h5 file.")
 flags.DEFINE_string("dataset", None, f"The data:\n{SOURCES}")
 flags.DEFINE_string("data_dir", None, "Where TensorFlow Datasets keeps its data.")
 flags.DEFINE_string(
-    "split", None, "Part of the data set to measure on (default: test); to prune, see there."
+    "split",
+    None,
+    "To analyse: the part to measure on (default: test). To prune: one part, which is split, or "
+    "three, comma-separated: train,validation,test (default: those of the data set).",
 )
 flags.DEFINE_float(
     "scale", None, "Inputs are multiplied by this (default: as recorded, or 1/255 for images)."
@@ -50,7 +53,8 @@ def main(run):
             # What TensorFlow says of data that do not fit a model.
             if not type(error).__module__.startswith("tensorflow"):
                 raise
-            _fail(str(error).partition("\n")[0])
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            _fail(f"TensorFlow: {next((x for x in lines if 'eceived' in x), lines[-1])[:300]}")
 
     app.run(guarded)
 

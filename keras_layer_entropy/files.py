@@ -78,8 +78,9 @@ def recover(path):
     for aside in path.parent.glob(f".{glob.escape(path.name)}.{unique}.old"):
         if not path.exists():
             os.replace(aside, path)
-    names = [f".{glob.escape(path.name)}.{unique}.old"]
-    names += [f".{glob.escape(path.stem)}.{unique}{glob.escape(path.suffix)}"]
+    stem, suffix = glob.escape(path.stem), glob.escape(path.suffix)
+    names = [f".{glob.escape(path.name)}.{unique}.old", f".{stem}.{unique}{suffix}"]
+    names += [f"..{stem}.{unique}.{unique}{suffix}"]  # of a `replacing` inside another
     found = [leftover for name in names for leftover in path.parent.glob(name)]
     for leftover in found:
         _remove(leftover)

@@ -3,8 +3,10 @@
 import dataclasses
 import itertools
 import json
+import math
 import os
 import pathlib
+import shutil
 import tempfile
 import types
 import warnings
@@ -100,14 +102,17 @@ def save_model(model, path, dataset=None, overwrite=False):
         raise FileExistsError(f"{path} is a directory that holds other things than a model.")
     is_file = any(path.suffix in suffixes for suffixes in FILE_SUFFIXES.values())
     record = _record(dataset)
+    _check_room(model, path)
     with replacing(path) as temporary:
-        if is_file:
-            model.save(temporary)
-        else:
+        if not is_file:
             temporary.mkdir()
-            model.save(temporary, zipped=False)
-            if record is not None:
-                _record_path(temporary).write_text(record)
+        try:
+            model.save(temporary, **({} if is_file else {"zipped": False}))
+        except (OSError, RuntimeError) as error:  # h5py's
+            first = str(error).partition("\n")[0]
+            raise OSError(f"{path} cannot be written: {first}") from error
+        if not is_file and record is not None:
+            _record_path(temporary).write_text(record)
         _compare(model, temporary)
     if is_file and record is not None:
         with replacing(_record_path(path)) as temporary:
@@ -115,6 +120,20 @@ def save_model(model, path, dataset=None, overwrite=False):
     elif is_file:
         _record_path(path).unlink(missing_ok=True)  # of the model that was there
     return path
+
+
+def _check_room(model, path):
+    # HDF5 says of a full disk more than anybody wants to read.
+    variables = [*model.variables, *(model.optimizer.variables if model.compiled else ())]
+    # At most 8 bytes a number; Keras writes some formats twice.
+    needed = 2 * sum(8 * math.prod(v.shape) for v in variables) + 2**16
+    parent = next(folder for folder in path.parents if folder.exists())
+    free = shutil.disk_usage(parent).free
+    if free < needed:
+        raise OSError(
+            f"{path} cannot be written: it may take {needed:,} bytes, and {parent} has {free:,} "
+            "left."
+        )
 
 
 def _compare(model, path):

@@ -45,11 +45,14 @@ def _fresh_metric(metric):
 def _copy_state(old, new, model, variables):
     if not old.built:
         return
-    trained = getattr(old, "_trainable_variables", [])
     if not new.built:
-        survivors = [variables[id(v)] for v in trained if id(v) in variables]
-        rest = {id(v) for v in survivors}
-        new.build([*survivors, *(v for v in model.trainable_variables if id(v) not in rest)])
+        # In the model's order, in which a loaded optimizer is built again; then what was trained
+        # before it was frozen.
+        order = {id(variable): variable for variable in model.trainable_variables}
+        for variable in old._trainable_variables:
+            if id(variable) in variables:
+                order.setdefault(id(variables[id(variable)]), variables[id(variable)])
+        new.build(list(order.values()))
     accounted = _copy_slots(old, new, variables)
     if hasattr(old, "inner_optimizer"):  # LossScaleOptimizer
         _copy_state(old.inner_optimizer, new.inner_optimizer, model, variables)

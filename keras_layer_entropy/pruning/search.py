@@ -218,17 +218,18 @@ class _Search:
         self._original = model
         self._train, self._validation, self._options = train_data, validation_data, options
         self._evaluated = (validation_data, options.batch_size)
+        # Before the model is evaluated, because it says more of data that do not fit.
+        self.before = self._analyze(model, baseline=True)
+        if int((self.before.count > 0).sum()) < 2:
+            raise ValueError(
+                "The validation data hold one class only: accuracy says nothing about them."
+            )
         start, steps = (model, ()) if resume is None else resume
         self._first = self._working_copy(model)
         self.model = self._first if resume is None else self._working_copy(start)
         # Targets of regressions come from what was trained, never from what was only refitted.
         self._teacher = self.model if options.epochs else self._first
         self._steps = list(steps)
-        self.before = self._analyze(self._first, baseline=True)
-        if int((self.before.count > 0).sum()) < 2:
-            raise ValueError(
-                "The validation data hold one class only: accuracy says nothing about them."
-            )
         self._profile = self.before if resume is None else self._analyze(self.model)
         self._base = evaluate(self._first, *self._evaluated).accuracy
         self._now = evaluate(self.model, *self._evaluated).accuracy

@@ -96,6 +96,19 @@ def test_the_optimizer_keeps_the_state_of_what_survives():
     smaller.fit(x, y, epochs=1, verbose=0)
 
 
+def test_a_smaller_model_is_saved_with_its_optimizer(tmp_path):
+    """Keras builds a loaded optimizer in the order of the model's variables."""
+    x, y = data()
+    model = keras.Sequential([keras.Input((8,)), layers.Dense(8), layers.Dense(6, name="b")])
+    model = compiled(keras.Sequential([*model.layers, layers.Dense(3)]))
+    model.fit(x, y, epochs=2, verbose=0)
+    smaller = remove_layer(model, "b", (x, y))
+    smaller.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    for mine, other in zip(smaller.optimizer.variables, again.optimizer.variables, strict=True):
+        np.testing.assert_array_equal(np.asarray(mine), np.asarray(other))
+
+
 def test_the_input_model_keeps_its_optimizer_and_metrics():
     x, y = data()
     model = compiled(network())
