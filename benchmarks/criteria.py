@@ -161,7 +161,7 @@ def from_scratch(data, config, removed):
 
 
 def run(config, seeds, criteria):
-    """Measures everything; method -> for each seed, accuracy by number of layers removed."""
+    """Measures everything; prints a table after each seed."""
     rows = {}
 
     def add(name, values, note=""):
@@ -194,16 +194,13 @@ def run(config, seeds, criteria):
             scratch[removed - 1] = from_scratch(data, config, removed)
         add("trained from scratch", scratch)
         print(f"# seed {seed}: {time.perf_counter() - started:.0f} s", flush=True)
-    return rows
+        print_table(config, rows)
 
 
-def main(argv):
-    """Prints the table."""
-    del argv
-    config = _CONFIG.value
-    criteria = list(dict.fromkeys(["linearity", *_CRITERIA.value]))
-    rows = run(config, _SEEDS.value, criteria)
-    print(f"\n{config.name}, {_SEEDS.value} seeds, test accuracy in per cent, mean ± s.d.\n")
+def print_table(config, rows):
+    """Mean and standard deviation over the seeds so far."""
+    seeds = len(rows["original"])
+    print(f"\n{config.name}, {seeds} seeds, test accuracy in per cent, mean ± s.d.\n")
     print("| layers removed |" + "|".join(f" {n + 1} " for n in range(config.removals)) + "|")
     print("|---|" + "---|" * config.removals)
     for name, values in rows.items():
@@ -212,7 +209,14 @@ def main(argv):
             "" if math.isnan(m) else f"{m:.1f} ± {d:.1f}"
             for m, d in zip(means, deviations, strict=True)
         ]
-        print(f"| {name} | {' | '.join(cells)} |")
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+
+
+def main(argv):
+    """Measures and prints."""
+    del argv
+    criteria = list(dict.fromkeys(["linearity", *_CRITERIA.value]))
+    run(_CONFIG.value, _SEEDS.value, criteria)
 
 
 if __name__ == "__main__":

@@ -155,7 +155,7 @@ def pruning_curves(before, after, accuracies, limit):
     ...     values={"activation_entropy": [[0.9, 0.8], [0.1, 0.2]]})
     >>> figure = pruning_curves(profile, profile, [(0, 0.9, "original")], 0.89)
     >>> [axes.get_ylabel() for axes in figure.axes]
-    ['mean entropy, normalised (0 to 1)', 'validation accuracy']
+    ['activation entropy (normalised, 0 to 1)', 'validation accuracy']
     """
     labels = _layer_labels(before)
     height = 4.0 + 0.04 * max(map(len, labels))

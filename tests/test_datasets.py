@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_layer_entropy.datasets import DatasetSpec, load_dataset
+from keras_layer_entropy.datasets import DatasetSpec, load_dataset, load_parts
 
 pytestmark = pytest.mark.tensorflow
 
@@ -111,6 +111,15 @@ def test_tfds(tmp_path):
     assert (dataset.spec.scale, dataset.spec.split) == (1 / 255, "test")
     with pytest.raises(ValueError, match="tiny has no split 'dev', only"):
         load_dataset(DatasetSpec("tiny", data_dir=str(tmp_path), split="dev"))
+    parts = load_parts(DatasetSpec("tiny", data_dir=str(tmp_path), split="train"))
+    assert [len(part.arrays[0]) for part in (parts.train, parts.validation, parts.test)] == [
+        3,
+        1,
+        1,
+    ]
+    assert "split by position" in parts.notes[0]
+    whole = np.concatenate([p.arrays[0] for p in (parts.train, parts.validation, parts.test)])
+    assert len(np.unique(whole.reshape(5, -1), axis=0)) == 5
     with pytest.raises(ValueError, match="There is no data set 'nothing_like_it'"):
         load_dataset(DatasetSpec("nothing_like_it", data_dir=str(tmp_path)))
 
@@ -124,3 +133,80 @@ def test_mnist():
     assert x.shape == (10_000, 28, 28, 1)
     assert (x.min(), x.max()) == (0, 1)
     assert np.bincount(y).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+
+
+def rows(parts):
+    """Each part's samples as a set of bytes."""
+    return [
+        {row.tobytes() for row in part.arrays[0]}
+        for part in (parts.train, parts.validation, parts.test)
+    ]
+
+
+def test_parts_that_are_there_are_taken():
+    parts = load_parts(DatasetSpec("digits"))
+    assert [part.spec.split for part in (parts.train, parts.validation, parts.test)] == [
+        *("train", "validation", "test"),
+    ]
+    assert parts.notes == ()
+
+
+def test_one_part_is_split_with_the_seed_class_by_class(tmp_path):
+    x, y = np.arange(200.0).reshape(100, 2), np.arange(100) % 4
+    np.savez(tmp_path / "d.npz", x=x, y=y)
+    parts, again, other = (load_parts(str(tmp_path / "d.npz"), seed) for seed in (1, 1, 2))
+    sets = rows(parts)
+    assert [len(s) for s in sets] == [60, 20, 20]
+    assert set.union(*sets) == {row.tobytes() for row in x}
+    assert rows(again) == sets != rows(other)
+    for part in (parts.train, parts.validation, parts.test):
+        assert len(set(np.bincount(part.arrays[1]).tolist())) == 1
+    assert "split at random (seed 1), 60%, 20%, 20%" in parts.notes[0]
+
+
+def test_validation_is_split_off_the_training_data(tmp_path):
+    x = np.arange(220.0).reshape(110, 2)
+    np.savez(
+        tmp_path / "d.npz",
+        x_train=x[:100],
+        y_train=np.arange(100) % 2,
+        x_test=x[100:],
+        y_test=np.arange(10) % 2,
+    )
+    parts = load_parts(str(tmp_path / "d.npz"))
+    assert [len(s) for s in rows(parts)] == [90, 10, 10]
+    np.testing.assert_array_equal(parts.test.arrays[0], x[100:])
+    assert "train part of" in parts.notes[0]
+    one = load_parts(DatasetSpec(str(tmp_path / "d.npz"), split="train"))
+    assert [len(s) for s in rows(one)] == [60, 20, 20]
+    with pytest.raises(ValueError, match="one part, or three"):
+        load_parts(DatasetSpec("digits", split="a,b,c,d"))
+
+
+def test_labels_that_cannot_be_balanced_are_split_all_the_same(tmp_path):
+    np.savez(tmp_path / "d.npz", x=np.arange(20.0).reshape(10, 2), y=np.arange(10))
+    assert [len(s) for s in rows(load_parts(str(tmp_path / "d.npz")))] == [6, 2, 2]
+
+
+def test_image_folders_are_split(tmp_path):
+    for label, name in enumerate(("cat", "dog")):
+        (tmp_path / name).mkdir()
+        for i in range(10):
+            pixels = np.full((4, 4, 3), 100 * label + i)
+            keras.utils.save_img(tmp_path / name / f"{i}.png", pixels, scale=False)
+    parts = load_parts(DatasetSpec(str(tmp_path), shape=(4, 4, 3)))
+    assert [len(s) for s in rows(parts)] == [12, 4, 4]
+    assert parts.train.classes == ("cat", "dog")
+
+
+def test_small_streams_are_held_in_memory_and_large_ones_shuffled(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for i in range(3):
+            keras.utils.save_img(tmp_path / name / f"{i}.png", np.full((4, 4, 1), i), scale=False)
+    stream = load_dataset(DatasetSpec(str(tmp_path), shape=(4, 4, 1)))
+    x, y = stream.in_memory().training_batches(2)
+    np.testing.assert_array_equal(x, stream.arrays[0])
+    assert stream.in_memory(most=10) is stream
+    seen = [batch for _, batch in stream.training_batches(6, seed=1).as_numpy_iterator()]
+    assert sorted(seen[0].tolist()) == sorted(y.tolist())

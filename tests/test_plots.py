@@ -87,3 +87,40 @@ def test_pixels():
 def test_unknown_measure():
     with pytest.raises(KeyError, match="instability"):
         plots.heatmap(make(), "instability")
+
+
+def test_long_paths_keep_what_tells_them_apart():
+    stem = "encoder/transformer/stack/"
+    layers = [f"{stem}block_{i}/mlp/expand" for i in range(4)]
+    axes = plots.entropy_curve(make(layers=layers)).axes[0]
+    assert [t.get_text() for t in axes.get_xticklabels()] == [
+        f"../block_{i}/mlp/expand ({n})" for i, n in zip(range(4), (4, 4, 4, 3), strict=True)
+    ]
+    layers = [f"a_name_that_is_really_long_{i}_and_ends_the_same_way_each_time" for i in range(4)]
+    labels = [
+        t.get_text() for t in plots.entropy_curve(make(layers=layers)).axes[0].get_xticklabels()
+    ]
+    assert len(set(labels)) == 4
+
+
+def test_pruning_curves():
+    before = make(baseline=make(epoch=None))
+    after = make(
+        layers=("a", "c", "out"),
+        units=(4, 4, 3),
+        outputs=(False, False, True),
+        normalizer=before.normalizer[[0, 2, 3]],
+        values={"activation_entropy": before.entropy[[0, 2, 3]] / 2},
+    )
+    points = [(0, 0.9, "original"), (1, 0.7, "right after removal"), (1, 0.92, "after retraining")]
+    left, right = plots.pruning_curves(before, after, points, 0.89).axes
+    lines = {line.get_label(): line for line in left.lines}
+    assert list(lines) == ["before, untrained", "before", "after"]
+    np.testing.assert_array_equal(lines["after"].get_xdata(), [0, 2, 3])
+    np.testing.assert_array_equal(lines["after"].get_ydata(), after.mean)
+    np.testing.assert_array_equal(lines["before"].get_ydata(), before.mean)
+    marks = {line.get_label(): line.get_xydata().tolist() for line in right.lines}
+    assert marks["after retraining"] == [[1, 0.92]]
+    assert marks["right after removal"] == [[1, 0.7]]
+    assert "rolled back" not in marks
+    assert right.lines[-1].get_ydata()[0] == 0.89
