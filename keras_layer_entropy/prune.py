@@ -199,6 +199,7 @@ def _print_plan(console, candidates, reasons):
 
 def _finish(console, model, result, parts, output, settings):
     """Measures both models, writes everything, prints the table."""
+    before, after = (_named(profile, parts) for profile in (result.before, result.after))
     validation = parts.validation.batches(FLAGS.batch_size)
     costs = compare_costs([model, result.model], Source(validation, FLAGS.batch_size).first()[0])
     accuracies = {
@@ -218,11 +219,11 @@ def _finish(console, model, result, parts, output, settings):
     }
 
     def write_records(paths):
-        result.before.save(paths["before.json"])
-        result.after.save(paths["after.json"])
+        before.save(paths["before.json"])
+        after.save(paths["after.json"])
         figure = plots.pruning_curves(
-            result.before,
-            result.after,
+            before,
+            after,
             _accuracies(result, accuracies["validation"][0]),
             accuracies["validation"][0] - result.options.max_accuracy_drop,
         )
@@ -241,6 +242,12 @@ def _finish(console, model, result, parts, output, settings):
     removed = ", ".join(result.removed) or "no layer"
     console.print(f"\nRemoved: {removed}. Wrote {output}", highlight=False)
     console.print(report.comparison(*costs, accuracies["validation"], accuracies["test"]))
+
+
+def _named(profile, parts):
+    """The profile with the names that the data have for its classes."""
+    names = parts.validation.classes
+    return profile.with_classes(names) if len(names or ()) == len(profile.classes) else profile
 
 
 def _accuracies(result, original):
