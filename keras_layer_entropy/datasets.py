@@ -330,6 +330,8 @@ def _tfds(spec):
 
 
 def _from_arrays(spec, x, y, classes):
+    if len(x) != len(y):
+        raise ValueError(f"{spec.name} has {len(x)} inputs and {len(y)} labels.")
     x = np.asarray(x * spec.scale, np.float32) if spec.scale != 1 else x
     if spec.shape is not None:
         x = x.reshape(-1, *_checked_shape(spec, x.shape[1:]))

@@ -395,6 +395,8 @@ def _choose(model, layers):
         )
     for choice in layers:
         fitting = [path for path, layer in everything.items() if _fits(choice, path, layer)]
+        if isinstance(choice, str) and choice in everything:  # a path, whatever else has that name
+            fitting = [choice]
         if not fitting and isinstance(choice, str):
             close = difflib.get_close_matches(choice, everything, n=3, cutoff=0.4)
             raise ValueError(

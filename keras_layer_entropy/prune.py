@@ -17,6 +17,7 @@ comparison.
 
 import dataclasses
 import json
+import os
 import pathlib
 
 import keras
@@ -132,13 +133,15 @@ def _settings(options, parts):
 
 def _output_path():
     """Where the model goes; errors where that cannot be, before anything is computed."""
-    model = pathlib.Path(FLAGS.model).absolute()
+    model = pathlib.Path(os.path.realpath(FLAGS.model))
     suffixes = FILE_SUFFIXES[model_format(model)]
     if FLAGS.output is None:
         if not suffixes:
             return model.with_name(f"{model.name}_pruned")
         return model.with_name(f"{model.stem}_pruned{suffixes[0]}")
-    output = pathlib.Path(FLAGS.output).absolute()
+    if not FLAGS.output:
+        raise ValueError("--output is empty: name a place, or leave it out.")
+    output = pathlib.Path(os.path.realpath(FLAGS.output))
     if suffixes and output.suffix not in suffixes:
         raise ValueError(
             f"--output={FLAGS.output}: the model is written in the format of the input, so that "
@@ -149,17 +152,29 @@ def _output_path():
             f"--output={FLAGS.output}: the input is a directory, and so is the output: leave out "
             f"{output.suffix}."
         )
-    if output == model or model in output.parents:
+    if output == model or model in output.parents or output in model.parents:
         raise ValueError(f"--output={FLAGS.output} would write over the input model.")
     return output
 
 
+def _check_replaceable(output):
+    """Raises where `--overwrite` would remove something that is no model."""
+    is_model = (output / "config.json").is_file() if output.is_dir() else not output.exists()
+    if FILE_SUFFIXES[model_format(FLAGS.model)]:
+        is_model = not output.is_dir()
+    if not is_model and (not output.is_dir() or any(output.iterdir())):
+        raise FileExistsError(f"{output} is no model: it is not replaced. Choose another --output.")
+
+
 def _resumed(console, checkpoint, output):
     """`(model, steps)` to go on from, or None to begin; errors where something is in the way."""
+    _check_replaceable(output)
     for path in (*recover(output), *recover(checkpoint.folder)):
         console.print(f"note: removed {path}, which a run that was killed left half-written")
     if _RESUME.value:
         model, steps = checkpoint.load()
+        if not FLAGS.overwrite:
+            _check_free(output)
         console.print(f"Resuming after step {len(steps)}.")
         return model, steps
     if FLAGS.overwrite:
@@ -170,12 +185,16 @@ def _resumed(console, checkpoint, output):
             f"An unfinished run is in {checkpoint.folder}: pass --resume to go on with it, or "
             "--overwrite to begin anew."
         )
+    _check_free(output)
+    return None
+
+
+def _check_free(output):
     for path in (output, *_record_paths(output).values()):
         if path.exists():
             raise FileExistsError(
                 f"{path} exists: choose another --output, or pass --overwrite to replace it."
             )
-    return None
 
 
 def _record_paths(output):

@@ -171,6 +171,27 @@ def test_an_existing_output_is_refused_and_overwritten_only_when_told(saved, tmp
     assert hidden_files(tmp_path) == []
 
 
+def test_overwrite_removes_nothing_but_models(saved, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    (tmp_path / "link").symlink_to(saved)
+    before = contents(tmp_path)
+    for output in ("mine", ".", "..", "link", "mine/../saved_model"):
+        code, _, err = prune("--model", saved, "--output", tmp_path / output, "--overwrite", *QUICK)
+        assert code == 2
+        assert "is no model" in err or "would write over the input" in err
+        assert contents(tmp_path) == before
+
+
+def test_what_others_put_into_its_folder_stays(saved, tmp_path):
+    notes = tmp_path / "saved_model_pruned.partial" / "notes.txt"
+    notes.parent.mkdir()
+    notes.write_text("mine")
+    code, _, err = prune("--model", saved, *QUICK[:3], "--max_removals=1")
+    assert code == 0, err
+    assert notes.read_text() == "mine"
+
+
 def files(tmp_path):
     """Model and data files of every bad kind; name -> path."""
     save_model(trained(), tmp_path / "good", dataset="digits")

@@ -19,6 +19,7 @@ class Block:
         consumers: paths of the Dense layers that take what the block gives, directly or through
             layers without weights (and normalisation); they are refitted.
         fixed: paths of other layers with weights that take it.
+        direct: whether the consumers take the output as it is, and nothing else does.
         input_shape, output_shape: shapes of what goes in and comes out.
     """
 
@@ -26,6 +27,7 @@ class Block:
     members: tuple
     consumers: tuple
     fixed: tuple
+    direct: bool
     input_shape: tuple
     output_shape: tuple
 
@@ -109,6 +111,8 @@ def _reason(graph, path, layer, shared):
     *_, outputs = graph.reaches(calls[0].outputs[0], _has_own_weights)
     if outputs:
         return "it is an output layer"
+    if sum(isinstance(call.operation, keras.layers.Dense) for call in graph.calls) == 1:
+        return "it is the only Dense layer"
     return None
 
 
@@ -129,6 +133,7 @@ def _block(graph, path, shared):
         members=tuple(members),
         consumers=tuple(c.path for c in reached if _refittable(c.operation, c.path, shared)),
         fixed=tuple(c.path for c in reached if not _refittable(c.operation, c.path, shared)),
+        direct={c.path for c in graph.consumers(tensor)} == {c.path for c in reached},
         input_shape=tuple(graph.shapes[call.inputs[0]]),
         output_shape=tuple(graph.shapes[tensor]),
     )
@@ -172,4 +177,5 @@ def _refittable(layer, path, shared):
         and path not in shared
         and not getattr(layer, "lora_enabled", False)
         and not getattr(layer, "quantization_mode", None)
+        and layer.kernel_constraint is None
     )

@@ -68,15 +68,24 @@ class Checkpoint:
                     f"The unfinished run in {self.folder} had {name}={settings.get(name)!r}, not "
                     f"{value!r}: resume it with that, or start anew with --overwrite."
                 )
-        for child in self.folder.iterdir():
+        for child in self._own():
             if child != latest:
                 shutil.rmtree(child)
         return load_model(latest), steps
 
     def remove(self):
-        """Removes the folder."""
-        if self.folder.exists():
-            shutil.rmtree(self.folder)
+        """Removes what it wrote, and the folder if nothing else is in it."""
+        for child in self._own():
+            shutil.rmtree(child)
+        if self.folder.is_dir() and not any(self.folder.iterdir()):
+            self.folder.rmdir()
+
+    def _own(self):
+        """Its states, whole or half-written."""
+        found = [
+            path for name in ("step-*", ".step-*", "..step-*") for path in self.folder.glob(name)
+        ]
+        return [path for path in found if path.is_dir() and not path.is_symlink()]
 
     def _latest(self):
         found = sorted(self.folder.glob("step-*")) if self.folder.is_dir() else []

@@ -99,13 +99,16 @@ def linearity(situation):
         (path, consumer)
         for path, block in situation.blocks.items()
         for consumer in block.consumers
-        if block.input_shape[-1] <= WIDEST
+        if block.direct and block.input_shape[-1] <= WIDEST
     ]
     models = (situation.student, situation.teacher)
     fits = linear_fits(*models, pairs, situation.train_data, situation.batch_size) if pairs else {}
     found = []
-    for path in situation.blocks:
+    for path, block in situation.blocks.items():
         residuals = [fit.residual for (x, _), fit in fits.items() if x == path]
+        if not block.direct:  # what they would be given is known once the block is out
+            _, removed = take_out(*models, [path], situation.train_data, situation.batch_size)
+            residuals = list(removed.values())
         score = float(np.mean(residuals)) if residuals else 1.0
         words = f"the next layers are linear in its input but for {score:.2%}"
         found.append(Candidate(path, score, words if residuals else "no Dense layer takes it"))

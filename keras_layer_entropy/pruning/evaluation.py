@@ -68,8 +68,13 @@ def ensure_accuracy(model, data, batch_size=256):
         )
     if not math.isnan(first.accuracy):
         return
+    if len(model.outputs) > 1:
+        raise ValueError(
+            f"{model.name!r} has {len(model.outputs)} outputs and no accuracy metric: compile it "
+            "with one for each output that has classes."
+        )
     settings = dict(model._compile_config.config)
-    settings["metrics"] = ["accuracy"] * len(model.outputs)
+    settings["metrics"] = ["accuracy"]
     model.compile(**{**settings, "optimizer": model.optimizer})
     if math.isnan(evaluate(model, data, batch_size).accuracy):
         raise ValueError(

@@ -100,14 +100,27 @@ def flat_graph(model):
     bound = {id(tensor): next(numbers) for tensor in functional.inputs}
     graph.shapes.update((bound[id(tensor)], tensor.shape) for tensor in functional.inputs)
     outputs = _walk(functional, "", bound, graph, numbers)
+    held = {}
+    for call in graph.calls:
+        other = held.setdefault(id(call.operation), call.path)
+        if other != call.path and getattr(call.operation, "weights", ()):
+            raise ValueError(
+                f"One layer of {model.name!r} is in two nested models, {other!r} and "
+                f"{call.path!r}: a Keras configuration does not keep that, so that the model "
+                "cannot be made again without a layer."
+            )
     return dataclasses.replace(graph, calls=tuple(graph.calls), outputs=tuple(outputs))
 
 
 def opened(operation):
     """The functional model inside a Sequential or functional one; None for anything else."""
     if isinstance(operation, keras.Sequential):
-        return operation._functional
-    return operation if isinstance(operation, Functional) else None
+        return operation._functional if type(operation).call is keras.Sequential.call else None
+    # A subclass may have a call or a constructor of its own.
+    plain = type(operation).__init__ is Functional.__init__ or type(operation) is Functional
+    if isinstance(operation, Functional) and type(operation).call is Functional.call and plain:
+        return operation
+    return None
 
 
 def _walk(functional, prefix, bound, graph, numbers):
@@ -126,8 +139,10 @@ def _walk(functional, prefix, bound, graph, numbers):
                 results = [next(numbers) for _ in node.output_tensors]
                 graph.calls.append(Call(path, node.operation, given, tuple(results)))
             else:
-                graph.nested.setdefault(path, []).append(given)
-                within = dict(zip(map(id, inner.inputs), given, strict=False))
+                graph.nested.setdefault(path, []).append(tuple(_inputs_of(inner, node, bound)))
+                within = dict(
+                    zip(map(id, inner.inputs), _inputs_of(inner, node, bound), strict=True)
+                )
                 results = _walk(inner, f"{path}/", within, graph, numbers)
             for number, tensor in zip(results, node.output_tensors, strict=True):
                 bound[id(tensor)] = number
@@ -135,6 +150,16 @@ def _walk(functional, prefix, bound, graph, numbers):
     return [bound[id(tensor)] for tensor in functional.outputs]
 
 
+def _inputs_of(inner, node, bound):
+    """The numbers of the tensors that a nested model is called with, in the order of its inputs."""
+    given = (*node.arguments.args, *node.arguments.kwargs.values())[0]
+    if isinstance(given, dict) and not isinstance(inner._inputs_struct, dict):
+        given = [given[tensor._keras_history.operation.name] for tensor in inner.inputs]
+    tensors = [tensor for tensor in keras.tree.flatten(given) if id(tensor) in bound]
+    return [bound[id(tensor)] for tensor in tensors[: len(inner.inputs)]]
+
+
 def shared_paths(graph):
     """Paths of layers that are called more than once."""
-    return {path for path, n in collections.Counter(c.path for c in graph.calls).items() if n > 1}
+    calls = collections.Counter(id(call.operation) for call in graph.calls)
+    return {call.path for call in graph.calls if calls[id(call.operation)] > 1}

@@ -6,6 +6,8 @@ import keras
 import numpy as np
 from keras import tree
 
+from keras_layer_entropy.model_files import custom_objects
+
 
 def copy_compilation(model, new, variables):
     """Compiles `new` like `model`, with an optimizer that goes on where the old one stands.
@@ -18,9 +20,45 @@ def copy_compilation(model, new, variables):
     """
     if not model.compiled:
         return
-    optimizer = type(model.optimizer).from_config(model.optimizer.get_config())
-    new.compile(**{**fresh_metrics(model), "optimizer": optimizer})
+    try:
+        with keras.saving.custom_object_scope(custom_objects(model)):
+            optimizer = type(model.optimizer).from_config(model.optimizer.get_config())
+            new.compile(**{**fresh_metrics(model), "optimizer": optimizer})
+    except Exception as error:
+        raise ValueError(
+            f"The optimizer or metrics of {model.name!r} cannot be made again from their "
+            f"get_config(): {error}"
+        ) from error
     _copy_state(model.optimizer, new.optimizer, new, variables)
+
+
+def set_learning_rate(model, learning_rate):
+    """Gives a compiled model another learning rate, or schedule; the optimizer's state stays."""
+    old = model.optimizer
+    inner = getattr(old, "inner_optimizer", old)
+    if isinstance(inner._learning_rate, keras.Variable) and isinstance(learning_rate, float):
+        inner.learning_rate = learning_rate
+        return
+    # Keras does not let a schedule be replaced.
+    with keras.saving.custom_object_scope(custom_objects(model)):
+        optimizer = type(old).from_config(old.get_config())
+    made = getattr(optimizer, "inner_optimizer", optimizer)
+    made = type(made).from_config({**made.get_config(), "learning_rate": learning_rate})
+    if inner is old:
+        optimizer = made
+    else:
+        optimizer.inner_optimizer = made
+    model.compile(**{**fresh_metrics(model), "optimizer": optimizer})
+    _copy_state(old, model.optimizer, model, {id(v): v for v in model.variables})
+    if isinstance(made._learning_rate, keras.Variable):
+        made.learning_rate = learning_rate
+
+
+def learning_rate_of(model):
+    """The learning rate of a compiled model, a float, or its schedule."""
+    inner = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    rate = inner._learning_rate
+    return float(rate) if isinstance(rate, keras.Variable) else rate
 
 
 def fresh_metrics(model):
@@ -75,7 +113,9 @@ def _copy_slots(old, new, variables):
         if name in ("_variables", "_trainable_variables"):
             continue
         twin = getattr(new, name, None)
-        if isinstance(value, keras.Variable):
+        if isinstance(value, keras.Variable) and not isinstance(twin, keras.Variable):
+            accounted.add(id(value))  # a learning rate that a schedule has replaced
+        elif isinstance(value, keras.Variable):
             assign_copy(twin, value)
             accounted.add(id(value))
         elif isinstance(value, list) and len(value) == len(trained):

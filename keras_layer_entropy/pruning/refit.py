@@ -48,9 +48,9 @@ def refit(student, teacher, paths, data, batch_size=256):
     for group in _in_turn(student, [path for path in layers if path not in wide]):
         fits = linear_fits(student, teacher, [(path, path) for path in group], data, batch_size)
         for (path, _), fit in fits.items():
-            layers[path].kernel.assign(fit.kernel.astype("float32"))
+            layers[path].kernel.assign(fit.kernel)
             if layers[path].use_bias:
-                layers[path].bias.assign(fit.bias.astype("float32"))
+                layers[path].bias.assign(fit.bias)
             residuals[path] = fit.residual
     return residuals
 

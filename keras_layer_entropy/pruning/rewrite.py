@@ -62,6 +62,9 @@ def without(model, block):
         twin.trainable = old.trainable  # parents first, because they set it for what they hold
         if twin.dtype_policy.name != old.dtype_policy.name:  # models and inputs don't save theirs
             twin.dtype_policy = old.dtype_policy
+    for variable in model.variables:
+        if id(variable) in survivors:
+            survivors[id(variable)].trainable = variable.trainable
     copy_compilation(model, new, survivors)
     return new, fresh
 

@@ -10,11 +10,16 @@ import numpy as np
 from keras import ops
 
 from keras_layer_entropy.analyzer import analyze_model
+from keras_layer_entropy.probe import choose_layers
 from keras_layer_entropy.profile import FLAT_TOLERANCE, EntropyProfile
 from keras_layer_entropy.pruning.blocks import removable_blocks
 from keras_layer_entropy.pruning.criteria import CRITERIA, Situation, rank
 from keras_layer_entropy.pruning.evaluation import accuracy, ensure_accuracy, evaluate
-from keras_layer_entropy.pruning.optimizer_state import fresh_metrics
+from keras_layer_entropy.pruning.optimizer_state import (
+    fresh_metrics,
+    learning_rate_of,
+    set_learning_rate,
+)
 from keras_layer_entropy.pruning.rewrite import without
 from keras_layer_entropy.pruning.surgery import take_out
 from keras_layer_entropy.streaming import Source
@@ -40,6 +45,8 @@ class PruningOptions:
         refit: refit the layers behind in closed form; otherwise they keep their kernels where
             these fit, or start with fresh ones.
         seed: seed of the training's shuffles and of `random`.
+        num_classes: as for `EntropyAnalyzer`: whose labels tell the classes of a model with several
+            outputs.
     """
 
     criterion: str = "entropy_gradient"
@@ -53,6 +60,7 @@ class PruningOptions:
     keep: tuple = ()
     refit: bool = True
     seed: int = 0
+    num_classes: Any = None
 
     def __post_init__(self):
         checks = {
@@ -230,6 +238,7 @@ class _Search:
         # Targets of regressions come from what was trained, never from what was only refitted.
         self._teacher = self.model if options.epochs else self._first
         self._steps = list(steps)
+        self._tried, self._misfits = None, {}
         self._profile = self.before if resume is None else self._analyze(self.model)
         self._base = evaluate(self._first, *self._evaluated).accuracy
         self._now = evaluate(self.model, *self._evaluated).accuracy
@@ -308,6 +317,8 @@ class _Search:
 
     def result(self):
         """What was found, compiled as the original was."""
+        if self._options.learning_rate is not None:
+            set_learning_rate(self.model, learning_rate_of(self._original))
         settings = fresh_metrics(self._original)
         self.model.compile(**{**settings, "optimizer": self.model.optimizer})
         after = self._analyze(self.model, baseline=True)
@@ -320,10 +331,20 @@ class _Search:
         there = set(self._profile.layers)
         chosen = removable_blocks(self._original, self._options.layers, self._options.keep)[0]
         blocks, reasons = removable_blocks(self.model)
+        if self._tried is not self.model:
+            self._tried, self._misfits = self.model, _misfits(self.model, blocks)
+        for path, reason in self._misfits.items():
+            del blocks[path]
+            reasons[path] = reason
         found = {path: block for path, block in blocks.items() if path in chosen}
         for path in blocks:
             if path not in chosen and path in there:
-                reasons[path] = "it is to be kept"
+                kept = path in choose_layers(self._original, list(self._options.keep) or None)
+                reasons[path] = (
+                    "it is to be kept"
+                    if kept and self._options.keep
+                    else ("it is not among the layers that may go")
+                )
         return found, reasons
 
     def _rejected(self):
@@ -339,6 +360,7 @@ class _Search:
             model,
             self._validation,
             measures=MEASURES,
+            num_classes=self._options.num_classes,
             batch_size=self._options.batch_size,
             baseline=baseline,
             seed=self._options.seed,
@@ -349,7 +371,7 @@ class _Search:
         copy, _ = without(model, None)
         ensure_accuracy(copy, *self._evaluated)
         if self._options.learning_rate is not None:
-            _set_learning_rate(copy, self._options.learning_rate)
+            set_learning_rate(copy, self._options.learning_rate)
         return copy
 
     def _retrain(self, model, removed, callbacks):
@@ -386,6 +408,18 @@ class _KeepBest(keras.callbacks.Callback):
         self.model.set_weights(self._weights)
 
 
+def _misfits(model, blocks):
+    """Path of each block without which Keras cannot make the model -> why."""
+    found = {}
+    for path, block in blocks.items():
+        if block.input_shape != block.output_shape:
+            try:
+                without(model, block)
+            except ValueError as error:
+                found[path] = f"{error}".partition("\n")[0]
+    return found
+
+
 def _check_weights(model):
     for layer in model._flatten_layers(include_self=False):
         for variable in (*layer._trainable_variables, *layer._non_trainable_variables):
@@ -395,13 +429,3 @@ def _check_weights(model):
                     f"The weights of {layer.name!r} hold NaN or infinite values "
                     f"({variable.name}): this model cannot be pruned. Train it again."
                 )
-
-
-def _set_learning_rate(model, learning_rate):
-    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
-    if isinstance(optimizer._learning_rate, keras.Variable):
-        optimizer.learning_rate = learning_rate
-    else:  # a schedule, which Keras does not let go of
-        config = {**optimizer.get_config(), "learning_rate": learning_rate}
-        settings = dict(model._compile_config.config)
-        model.compile(**{**settings, "optimizer": type(optimizer).from_config(config)})

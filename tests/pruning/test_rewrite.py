@@ -361,3 +361,53 @@ def test_calibration_data_of_any_kind():
 def test_empty_calibration_data_are_an_error():
     with pytest.raises(ValueError, match="no samples"):
         remove_layer(network(), "b", np.zeros((0, 8)))
+
+
+def test_a_path_is_that_layer_alone():
+    """Another layer of the same name in a nested model is neither meant nor touched."""
+    block = keras.Sequential([keras.Input((8,)), layers.Dense(8, "relu", name="c")], name="block")
+    model = keras.Sequential([keras.Input((8,)), layers.Dense(8, "relu", name="p")])
+    model.add(layers.Dense(8, "relu", name="c"))
+    model.add(block)
+    model.add(layers.Dense(2, name="out"))
+    smaller = remove_layer(model, "p", data()[0])
+    kernels = [m.get_layer("block").get_layer("c").kernel for m in (model, smaller)]
+    np.testing.assert_array_equal(*map(np.asarray, kernels))
+    assert block_of(model, "c").path == "c"
+
+
+def test_a_nested_model_called_by_names_takes_each_by_its_name():
+    a, b = keras.Input((3,), name="aa"), keras.Input((8,), name="bb")
+    joined = layers.Concatenate()([layers.Dense(3, name="onb")(b), layers.Dense(3, name="ona")(a)])
+    nest = keras.Model([b, a], joined, name="nest")
+    inputs = keras.Input((8,))
+    taken = layers.Dense(3, name="a")(layers.Dense(3, name="first")(inputs))
+    model = keras.Model(inputs, layers.Dense(2, name="out")(nest({"aa": taken, "bb": inputs})))
+    assert removable_blocks(model)[0]["a"].consumers == ("nest/ona",)
+    x = data()[0]
+    # linear, so that nothing is lost
+    np.testing.assert_allclose(remove_layer(model, "a", x)(x), model(x), atol=1e-4)
+
+
+def test_a_layer_in_two_nested_models_is_refused():
+    both = layers.Dense(8, name="both")
+    parts = [keras.Sequential([keras.Input((8,)), both], name=n) for n in ("one", "two")]
+    inputs = keras.Input((8,))
+    x = layers.Concatenate()([part(inputs) for part in parts])
+    model = keras.Model(inputs, layers.Dense(2)(layers.Dense(4, name="mid")(x)))
+    with pytest.raises(ValueError, match="in two nested models, 'one/both' and 'two/both'"):
+        remove_layer(model, "mid")
+
+
+def test_the_only_dense_layer_stays():
+    inputs = keras.Input((5, 6))
+    x = layers.Conv1D(2, 3)(layers.Dense(6, name="a")(inputs))
+    model = keras.Model(inputs, layers.Softmax()(layers.GlobalAveragePooling1D()(x)))
+    assert removable_blocks(model)[1] == {"a": "it is the only Dense layer"}
+
+
+def test_a_frozen_bias_stays_frozen():
+    model = network()
+    model.get_layer("a").bias.trainable = False
+    copy, _ = without(model, None)
+    assert [v.trainable for v in copy.get_layer("a").variables] == [True, False]

@@ -259,6 +259,23 @@ def test_the_learning_rate_replaces_a_schedule():
     options = dict(criterion="last", epochs=1, max_removals=1, max_accuracy_drop=1.0)
     prune(model, learning_rate=1e-4, callbacks=[Spy()], **options)
     assert rates == [pytest.approx(1e-4)]
+    result = prune(model, learning_rate=1e-4, **options)
+    assert (
+        result.model.optimizer.get_config()["learning_rate"]
+        == (model.optimizer.get_config()["learning_rate"])
+    )
+
+
+def test_linearity_looks_past_what_lies_between():
+    """Nothing is lost where a consumer is given the block's input anyway."""
+    inputs = keras.Input((64,))
+    block = keras.layers.Dense(6, "relu", kernel_initializer="zeros", name="b")(inputs)
+    joined = keras.layers.Concatenate()([block, inputs])
+    model = keras.Model(inputs, keras.layers.Dense(10, "softmax", name="out")(joined))
+    model.compile("sgd", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    (candidate,) = rank("linearity", situation(model))
+    assert candidate.layer == "b"
+    assert candidate.score < 1e-6
 
 
 class Subclassed(keras.Model):
