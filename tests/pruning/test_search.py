@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import warnings
 
 import keras
 import numpy as np
@@ -326,11 +327,10 @@ def test_errors_about_data():
         pytest.raises(ValueError, match="one class only"),
     ):
         prune_model(model, (x, y), (x, np.zeros_like(y)))
-    with (
-        pytest.warns(UserWarning, match="loss and metrics are left out"),
-        pytest.raises(ValueError, match=r"labels are no class 0\.\.9"),
-    ):
-        prune_model(model, (x, y), (x, y + 5))
+    with warnings.catch_warnings():  # TensorFlow's loss refuses such labels, JAX's does not
+        warnings.filterwarnings("ignore", "loss and metrics are left out")
+        with pytest.raises(ValueError, match=r"labels are no class 0\.\.9"):
+            prune_model(model, (x, y), (x, y + 5))
     with pytest.raises(ValueError, match="read only once"):
         prune_model(model, iter([(x, y)]), (x, y))
     with pytest.raises(ValueError, match="no samples"):
