@@ -1,16 +1,18 @@
 """Open models and save them whole."""
 
 from keras_layer_entropy.model_files.formats import model_format
+from keras_layer_entropy.model_files.inspection import UnsafeModelError
+from keras_layer_entropy.model_files.opening import load_model
 from keras_layer_entropy.model_files.store import (
     FILE_SUFFIXES,
     custom_objects,
     dataset_record,
-    load_model,
     save_model,
 )
 
 __all__ = [
     "FILE_SUFFIXES",
+    "UnsafeModelError",
     "custom_objects",
     "dataset_record",
     "load_model",

@@ -5,12 +5,13 @@ import zipfile
 
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 EXPECTED = (
-    "a .keras file, a directory written by model.save(path, zipped=False), or a Keras .h5 file"
+    "a .keras file, a directory written by model.save(path, zipped=False) or by Keras 2, or a "
+    "Keras .h5 file"
 )
 
 
 def model_format(path):
-    """The format of a saved model: `"keras"`, `"directory"` or `"h5"`.
+    """The format of a saved model: `"keras"`, `"directory"`, `"h5"` or `"saved_model"`.
 
     Args:
         path: file or directory.
@@ -34,11 +35,10 @@ def model_format(path):
         if (path / "config.json").is_file():
             return "directory"
         if (path / "saved_model.pb").is_file():
-            raise ValueError(
-                f"{path} is a TensorFlow SavedModel; expected {EXPECTED}. Load it where it was "
-                "made and save it again with model.save(path)."
-            )
+            return "saved_model"
         raise ValueError(f"{path} is a directory without config.json; expected {EXPECTED}.")
+    if not path.is_file():
+        raise ValueError(f"{path} is neither a file nor a directory; expected {EXPECTED}.")
     with open(path, "rb") as file:
         start = file.read(len(_HDF5_SIGNATURE))
     if start == _HDF5_SIGNATURE:

@@ -1,4 +1,4 @@
-"""Load a model whatever its file is called; save it whole, with the data set it was made for."""
+"""Save a model whole, with the data set it was made for."""
 
 import dataclasses
 import itertools
@@ -7,9 +7,7 @@ import math
 import os
 import pathlib
 import shutil
-import tempfile
 import types
-import warnings
 from collections.abc import Mapping
 
 import keras
@@ -17,60 +15,10 @@ import numpy as np
 from keras import tree
 
 from keras_layer_entropy.files import replacing
-from keras_layer_entropy.model_files.formats import model_format
+from keras_layer_entropy.model_files import checksums
 
 # Names of files in each format; everything else is a directory.
 FILE_SUFFIXES = {"keras": (".keras",), "h5": (".h5", ".hdf5"), "directory": ()}
-
-
-def load_model(path):
-    """Opens a Keras model.
-
-    Args:
-        path: a `.keras` file, a Keras directory or an `.h5` file; told apart by content.
-
-    Returns:
-        `keras.Model`.
-
-    Raises:
-        FileNotFoundError: there is nothing at `path`.
-        ValueError: it is no such model, or Keras cannot make the model it describes.
-
-    Example:
-
-    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
-    >>> save_model(model, tempfile.mkdtemp() + "/saved_model")
-    PosixPath('...saved_model')
-    >>> load_model(_).output_shape
-    (None, 2)
-    """
-    path = pathlib.Path(path)
-    kind = model_format(path)
-    try:
-        if kind == "directory" or path.suffix in FILE_SUFFIXES[kind]:
-            return _load(path)
-        # Keras goes by the name.
-        with tempfile.TemporaryDirectory() as directory:
-            link = pathlib.Path(directory) / f"model{FILE_SUFFIXES[kind][0]}"
-            os.symlink(path.resolve(), link)
-            return _load(link)
-    except Exception as error:
-        raise ValueError(f"Keras cannot open the {kind} model {path}: {error}") from error
-
-
-def _load(path):
-    try:
-        return keras.saving.load_model(path)
-    except Exception as error:  # noqa: BLE001 - Keras raises what the model's own code raises
-        try:
-            model = keras.saving.load_model(path, compile=False)
-        except Exception:  # noqa: BLE001 - the first error says more
-            raise error from None
-        warnings.warn(
-            f"The model was loaded without its loss and metrics, which cannot be made: {error}",
-            stacklevel=4,
-        )
-        return model
 
 
 def save_model(model, path, dataset=None, overwrite=False):
@@ -93,7 +41,12 @@ def save_model(model, path, dataset=None, overwrite=False):
         FileExistsError: there is something at `path` and `overwrite` is False.
         ValueError: what was written cannot be opened again, or is not the same; nothing is left.
 
-    Example: see `load_model`.
+    Example:
+
+    >>> import tempfile
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    >>> save_model(model, tempfile.mkdtemp() + "/saved_model", dataset="digits").name
+    'saved_model'
     """
     path = pathlib.Path(os.path.realpath(path))  # what a link points to, not the link
     if path.exists() and not overwrite:
@@ -113,6 +66,8 @@ def save_model(model, path, dataset=None, overwrite=False):
             raise OSError(f"{path} cannot be written: {first}") from error
         if not is_file and record is not None:
             _record_path(temporary).write_text(record)
+        if path.suffix not in FILE_SUFFIXES["keras"]:  # an archive has checksums of its own
+            checksums.add(temporary, "h5" if is_file else "directory")
         _compare(model, temporary)
     if is_file and record is not None:
         with replacing(_record_path(path)) as temporary:

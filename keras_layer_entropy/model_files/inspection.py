@@ -1,0 +1,322 @@
+"""Look into a model file before anything is made of it: nothing in a file may run code.
+
+Keras's `safe_mode` refuses lambdas; a configuration can name other classes and functions that load
+files, fetch URLs or run code. So every class and function that it names has to be one that models
+are made of, wherever it stands, and HDF5 files and archives may hold nothing but their own data.
+"""
+
+import json
+import math
+import pathlib
+import stat
+import sys
+
+import h5py
+import keras
+from keras.src.backend.common import global_state
+from keras.src.dtype_policies import DTypePolicy
+from keras.src.quantizers import Quantizer
+from keras.src.quantizers.quantization_config import QuantizationConfig
+
+_ARCHIVE_NAMES = ("config.json", "metadata.json", "model.weights.h5")
+_NESTING = 100  # levels of a configuration; a model nested ten deep has about 50
+_EXPANSION = 100  # declared bytes for each one stored; weights hardly compress
+_FLOOR = 2**20  # bytes that may be declared however few are stored
+_FILTERS = (1, 2, 3, 32000)  # deflate, shuffle, checksum, lzf
+
+# What may be named in a configuration.
+_CLASSES = (
+    keras.Operation,  # layers and models, too
+    keras.initializers.Initializer,
+    keras.regularizers.Regularizer,
+    keras.constraints.Constraint,
+    keras.losses.Loss,
+    keras.metrics.Metric,
+    keras.optimizers.Optimizer,
+    keras.optimizers.schedules.LearningRateSchedule,
+    keras.random.SeedGenerator,
+    DTypePolicy,
+    Quantizer,
+    QuantizationConfig,
+)
+_NAMESPACES = (
+    keras.layers,
+    keras.models,
+    keras.activations,
+    keras.losses,
+    keras.metrics,
+    keras.initializers,
+    keras.regularizers,
+    keras.constraints,
+    keras.optimizers,
+    keras.optimizers.schedules,
+    keras.dtype_policies,
+    keras.quantizers,
+)
+_FUNCTIONS = _NAMESPACES[2:8]
+_NO_FUNCTIONS = ("get", "serialize", "deserialize")  # of these modules, but not of models
+_VALUES = ("__keras_tensor__", "__tensor__", "__numpy__", "__bytes__", "__ellipsis__", "__slice__",
+           "__tuple__", "TensorShape")  # fmt: skip
+# Layers that hold code, or call what other frameworks made of a file.
+REFUSED = ("Lambda", "TFSMLayer", "JaxLayer", "FlaxLayer", "TorchModuleWrapper", "TFOpLambda",
+           "SlicingOpLambda", "__lambda__", "__typespec__")  # fmt: skip
+# Options that may hold a path, which the layer would read.
+_PATHS = ("vocabulary", "idf_weights", "filepath")
+
+
+class UnsafeModelError(ValueError):
+    """A model file that could run code or exhaust the machine."""
+
+
+class UnknownNameError(UnsafeModelError):
+    """A configuration that names a class or function that is not Keras's."""
+
+
+def inspect_config(config, custom_objects=None):
+    """Refuses a configuration that names what models are not made of.
+
+    Args:
+        config: what a config.json holds, or an attribute of an `.h5` file.
+        custom_objects: name -> class or function that may be named, too.
+
+    Raises:
+        UnsafeModelError: it does.
+
+    Example:
+
+    >>> inspect_config({"class_name": "Lambda", "config": {}})
+    Traceback (most recent call last):
+    keras_layer_entropy...UnsafeModelError: The model names 'Lambda', which can run code.
+    """
+    todo = [(config, 0)]
+    while todo:
+        value, depth = todo.pop()
+        if depth > _NESTING:
+            raise UnsafeModelError(f"The configuration is nested more than {_NESTING} levels deep.")
+        if isinstance(value, dict):
+            _check_named(value, custom_objects or {})
+            todo += [(item, depth + 1) for item in value.values()]
+        elif isinstance(value, list):
+            todo += [(item, depth + 1) for item in value]
+
+
+def _check_named(value, custom_objects):
+    for key in _PATHS:
+        if isinstance(value.get(key), str):
+            raise UnsafeModelError(
+                f"The model's option {key}={value[key]!r} is a file that it would read."
+            )
+    name = value.get("class_name")
+    if name is None and "config" not in value:
+        return
+    names = (name, value.get("registered_name"), value.get("config"))
+    for given in names[:2]:
+        if given is not None and not isinstance(given, str):
+            raise UnsafeModelError(
+                f"The model names {given!r} where the name of a class is expected."
+            )
+    if any(isinstance(given, str) and given.rpartition(">")[2] in REFUSED for given in names):
+        refused = next(n for n in names if isinstance(n, str) and n.rpartition(">")[2] in REFUSED)
+        raise UnsafeModelError(f"The model names {refused!r}, which can run code.")
+    if name is None or name in _VALUES:
+        return
+    registered = value.get("registered_name")
+    if registered not in (None, name, value.get("config")) and not _registered(
+        registered, custom_objects
+    ):
+        raise UnknownNameError(f"The model names {registered!r}, which is not registered.")
+    if name == "function":
+        _check_function(value, custom_objects)
+    elif not _registered(value.get("registered_name") or name, custom_objects):
+        _check_class(name, value.get("module"))
+
+
+def _registered(name, custom_objects):
+    return keras.saving.get_registered_object(name, custom_objects=custom_objects) is not None
+
+
+def _check_class(name, module):
+    found = _find(name, module)
+    if not (isinstance(found, type) and issubclass(found, _CLASSES)):
+        raise _unknown(module)(
+            f"The model names the class {module + '.' if module else ''}{name}, which is not one "
+            "of Keras's. Classes of your own have to be given as custom objects."
+        )
+
+
+def _unknown(module):
+    """The error for a name: one that is not of Keras may be one of the user's own."""
+    return UnsafeModelError if str(module).partition(".")[0] == "keras" else UnknownNameError
+
+
+def _find(name, module):
+    """What Keras would find, without importing anything."""
+    if name == "Functional":  # no public name
+        return keras.Model
+    if module is None:  # the older formats have no modules
+        found = [getattr(space, name, None) for space in _NAMESPACES]
+        return next((each for each in found if isinstance(each, type)), None)
+    if not isinstance(module, str) or module.partition(".")[0] != "keras":
+        return None
+    return getattr(sys.modules.get(module), name, None)
+
+
+def _check_function(value, custom_objects):
+    name, module = value.get("config"), value.get("module")
+    if not isinstance(name, str):
+        raise UnsafeModelError(
+            f"The model names {name!r} where the name of a function is expected."
+        )
+    if _registered(name, custom_objects) or _registered(
+        value.get("registered_name") or name, custom_objects
+    ):
+        return
+    spaces = [space for space in _FUNCTIONS if module in (None, "builtins", space.__name__)]
+    if name in _NO_FUNCTIONS or not any(callable(getattr(s, name, None)) for s in spaces):
+        raise _unknown(module)(
+            f"The model names the function {module}.{name}, which is no activation, loss, metric, "
+            "initializer, regularizer or constraint of Keras. Functions of your own have to be "
+            "given as custom objects."
+        )
+
+
+def parsed(text, what):
+    """JSON from a file.
+
+    Raises ValueError if it is none.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise UnsafeModelError(f"{what} is nested too deep.") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{what} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{what} is no configuration of a model.")
+    return value
+
+
+def inspect_hdf5(file):
+    """Refuses an `h5py.File` with anything in it but groups and arrays of its own.
+
+    Raises:
+        UnsafeModelError: links to other places or files, arrays whose data are not there.
+    """
+    stored = file.id.get_filesize()
+    declared, seen, todo = 0, set(), [file["/"]]
+    while todo:
+        group = todo.pop()
+        seen.add(_address(group))
+        for name in group:
+            link = group.get(name, getlink=True)
+            if not isinstance(link, h5py.HardLink):
+                raise UnsafeModelError(
+                    f"{group.name}/{name} in the HDF5 file is a {type(link).__name__}."
+                )
+            item = group[name]
+            if isinstance(item, h5py.Dataset):
+                _check_dataset(item)
+                declared += item.size * item.dtype.itemsize
+            elif not isinstance(item, h5py.Group) or _address(item) in seen:
+                raise UnsafeModelError(
+                    f"{item.name} in the HDF5 file is a link to itself, or no data."
+                )
+            else:
+                todo.append(item)
+    if declared > _EXPANSION * stored + _FLOOR:
+        raise UnsafeModelError(f"The HDF5 file declares {declared:,} bytes, but has {stored:,}.")
+
+
+def _address(item):
+    return h5py.h5o.get_info(item.id).addr
+
+
+def _check_dataset(item):
+    properties = item.id.get_create_plist()
+    filters = [properties.get_filter(i)[0] for i in range(properties.get_nfilters())]
+    problem = (
+        ("has its data in another file" if item.external else None)
+        or ("is a view of other files" if item.is_virtual else None)
+        or ("is compressed in an unknown way" if set(filters) - set(_FILTERS) else None)
+        or ("holds objects" if item.dtype.kind == "O" and not _is_text(item.dtype) else None)
+    )
+    if problem:
+        raise UnsafeModelError(f"The dataset {item.name} in the HDF5 file {problem}.")
+
+
+def _is_text(dtype):
+    return h5py.check_string_dtype(dtype) is not None
+
+
+def inspect_archive(archive):
+    """Refuses a `zipfile.ZipFile` that is no plain `.keras` file, and checks its checksums.
+
+    Raises:
+        UnsafeModelError: names that climb out, links, names that occur twice, bytes out of nothing.
+        ValueError: a member is damaged.
+    """
+    names = set()
+    for member in archive.infolist():
+        name = member.filename
+        parts = pathlib.PurePosixPath(name.replace("\\", "/")).parts
+        kind = stat.S_IFMT(member.external_attr >> 16)
+        problem = (
+            ("climbs out of it" if ".." in parts or name.startswith(("/", "\\")) else None)
+            or ("is a link" if kind not in (0, stat.S_IFREG, stat.S_IFDIR) else None)
+            or ("occurs twice" if name in names else None)
+            or ("is encrypted" if member.flag_bits & 1 else None)
+            or (
+                "grows too much when it is unpacked"
+                if member.file_size > _EXPANSION * member.compress_size + _FLOOR
+                else None
+            )
+            or (
+                "does not belong there"
+                if name not in _ARCHIVE_NAMES and not _is_asset(parts, member.is_dir())
+                else None
+            )
+        )
+        if problem:
+            raise UnsafeModelError(f"{name!r} in the archive {problem}.")
+        names.add(name)
+    damaged = archive.testzip()
+    if damaged is not None:
+        raise ValueError(f"{damaged!r} in the archive is damaged.")
+
+
+def _is_asset(parts, is_directory):
+    """Vocabularies, as text."""
+    return parts[:1] == ("assets",) and (is_directory or parts[-1].endswith(".txt"))
+
+
+def inspect_directory(path):
+    """Refuses a directory with links that lead out of it, or assets that are no text."""
+    root = pathlib.Path(path).resolve()
+    for item in root.rglob("*"):
+        if item.is_symlink() and not item.resolve().is_relative_to(root):
+            raise UnsafeModelError(
+                f"{item.name} is a link that leads out of the directory; copy the files (cp -rL)."
+            )
+        parts = item.relative_to(root).parts
+        if parts[0] == "assets" and not _is_asset(parts, item.is_dir()):
+            raise UnsafeModelError(f"{item.name} does not belong among the assets.")
+
+
+def check_size(make, stored):
+    """Refuses a model with far more weights than the file has numbers.
+
+    Args:
+        make: () -> `keras.Model`, from the configuration.
+        stored: bytes of the file with the weights.
+
+    Raises:
+        UnsafeModelError: it has.
+    """
+    with keras.StatelessScope(initialize_variables=False):  # no weight gets memory here
+        variables = make().variables
+    global_state.set_global_attribute("uninitialized_variables", [])
+    needed = sum(math.prod(variable.shape) for variable in variables)
+    if needed > _EXPANSION * stored + _FLOOR:
+        raise UnsafeModelError(
+            f"The model needs {needed:,} numbers as its weights; the file has {stored:,}."
+        )

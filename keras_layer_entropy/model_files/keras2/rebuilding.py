@@ -1,0 +1,98 @@
+"""A model made again from its parts: layers, weights, compilation, optimizer state."""
+
+import copy
+import dataclasses
+import warnings
+from collections.abc import Callable
+
+import keras
+import numpy as np
+
+from keras_layer_entropy.model_files.keras2.configuration import name_of
+from keras_layer_entropy.model_files.keras2.training import compile_arguments, restore_optimizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """A model as it was found in a file.
+
+    Attributes:
+        config: for `keras.saving.deserialize_keras_object`.
+        training: how it was compiled, or None.
+        restore: model -> `OptimizerState` or None; gives every weight its value, or raises
+            ValueError.
+    """
+
+    config: dict
+    training: dict | None
+    restore: Callable
+
+
+def rebuild(saved, inspect):
+    """The model as a `keras.Model`.
+
+    Args:
+        saved: `Parts`.
+        inspect: called with the configuration before anything is made from it.
+
+    Raises:
+        ValueError: it cannot be made, or a weight has no place.
+    """
+    inspect(saved.config)
+    model = keras.saving.deserialize_keras_object(copy.deepcopy(saved.config), safe_mode=True)
+    if not model.built:
+        raise ValueError(f"The model {model.name!r} does not tell the shape of its inputs.")
+    state = saved.restore(model)
+    for part in model._flatten_layers():
+        if hasattr(part, "finalize_state"):  # what a Normalization computes from its weights
+            part.finalize_state()
+    if saved.training is not None:
+        _compile(model, saved, state)
+    return model
+
+
+def _compile(model, saved, state):
+    try:
+        model.compile(**compile_arguments(saved.training, len(model.outputs)))
+    except (ValueError, TypeError, KeyError) as error:
+        warnings.warn(
+            f"The model was loaded without its loss and metrics, which cannot be made: {error}",
+            stacklevel=5,
+        )
+        return
+    model.optimizer.build(model.trainable_variables)
+    try:
+        if state is None:
+            raise ValueError("it is not in the file")
+        restore_optimizer(model.optimizer, state, in_order(model, saved.config, "trainable"))
+    except ValueError as error:
+        warnings.warn(
+            f"The optimizer starts without its state: {error}. Training goes on from the saved "
+            "weights, but with fresh moments.",
+            stacklevel=5,
+        )
+
+
+def in_order(model, config, kind):
+    """The model's "trainable" or "non_trainable" weights, in the order of its configuration."""
+    found = {}
+    for each in config["config"]["layers"]:
+        if each["class_name"] == "InputLayer":
+            continue
+        part = model.get_layer(name_of(each["config"]["name"]))
+        if isinstance(part, keras.Model):
+            variables = in_order(part, each, kind)
+        else:
+            variables = getattr(part, f"{kind}_weights")
+        found |= {id(variable): variable for variable in variables}
+    return list(found.values())
+
+
+def fill(variable, value, name):
+    """Assigns a value of exactly its shape."""
+    if tuple(variable.shape) != np.shape(value):
+        raise ValueError(
+            f"The weight {name} has shape {np.shape(value)}; {variable.path} expects "
+            f"{tuple(variable.shape)}."
+        )
+    variable.assign(value)

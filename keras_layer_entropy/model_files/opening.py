@@ -1,0 +1,200 @@
+"""Open a model of any format, after a look into it."""
+
+import copy
+import dataclasses
+import functools
+import io
+import os
+import pathlib
+import tempfile
+import warnings
+import zipfile
+
+import h5py
+import keras
+
+from keras_layer_entropy.model_files import checksums, inspection
+from keras_layer_entropy.model_files.formats import model_format
+from keras_layer_entropy.model_files.keras2 import hdf5, saved_model
+from keras_layer_entropy.model_files.keras2.rebuilding import rebuild
+
+
+def load_model(path, custom_objects=None, allow_unsafe=False):
+    """Opens a Keras model; nothing that the file holds is run.
+
+    Args:
+        path: a `.keras` file, a Keras directory, an `.h5` file, or a SavedModel directory of
+            Keras 2; told apart by content.
+        custom_objects: name -> class or function of your own that the model may be made of.
+        allow_unsafe: open it whatever classes and functions it names, `Lambda` layers too. Whoever
+            wrote the file can then run any code on this machine, as you.
+
+    Returns:
+        `keras.Model`. What is missing or doubtful is said in a warning: no optimizer state, a loss
+        that cannot be made, weights that are not finite, a newer Keras.
+
+    Raises:
+        FileNotFoundError: there is nothing at `path`.
+        ValueError: it is no such model, it is damaged, it could run code, or it cannot be made.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    >>> path = tempfile.mkdtemp() + "/model.keras"
+    >>> model.save(path)
+    >>> load_model(path).output_shape
+    (None, 2)
+    """
+    path = pathlib.Path(path)
+    kind = model_format(path)
+    opener = _Opener(custom_objects or {}, allow_unsafe)
+    try:
+        with keras.saving.custom_object_scope(opener.custom_objects):
+            model = getattr(opener, kind)(path)
+    except inspection.UnsafeModelError as error:
+        raise inspection.UnsafeModelError(
+            f"{path} is refused: {error} If you trust who made it, allow_unsafe=True opens what "
+            "only names other classes."
+        ) from None
+    except RecursionError:
+        raise inspection.UnsafeModelError(f"{path} is refused: it is nested too deep.") from None
+    except Exception as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        first = text.rpartition("Exception encountered: ")[2][:400]  # Keras nests them
+        raise ValueError(f"The {kind} model {path} cannot be opened: {first}") from error
+    _warn_of_weights(model)
+    return model
+
+
+class _Opener:
+    """How each format is opened."""
+
+    def __init__(self, custom_objects, allow_unsafe):
+        self.custom_objects = custom_objects
+        self.allow_unsafe = allow_unsafe
+
+    def keras(self, path):
+        with zipfile.ZipFile(path) as archive:
+            inspection.inspect_archive(archive)
+            config = inspection.parsed(archive.read("config.json"), "config.json")
+            metadata = inspection.parsed(archive.read("metadata.json"), "metadata.json")
+            with h5py.File(io.BytesIO(archive.read("model.weights.h5"))) as weights:
+                return self._modern(path, config, metadata, weights)
+
+    def directory(self, path):
+        inspection.inspect_directory(path)
+        text = (path / "config.json").read_bytes()
+        config = inspection.parsed(text, "config.json")
+        metadata = inspection.parsed((path / "metadata.json").read_bytes(), "metadata.json")
+        checksums.verify_config(text, metadata)
+        if not (path / "model.weights.h5").is_file():
+            raise ValueError("model.weights.h5 is missing in it")
+        with h5py.File(path / "model.weights.h5") as weights:
+            return self._modern(path, config, metadata, weights)
+
+    def _modern(self, path, config, metadata, weights):
+        inspection.inspect_hdf5(weights)
+        checksums.verify_hdf5(weights)
+        if _version(metadata.get("keras_version"))[0] < 3:
+            return rebuild(hdf5.read_keras(config, weights), self._inspect)
+        uncompiled = copy.deepcopy(config) | {"compile_config": None}
+        self._inspect(uncompiled)
+        compilable = self._compilable(config.get("compile_config"))
+        self._check_size(uncompiled, weights)
+        _warn_of_version(metadata.get("keras_version"))
+        return self._through_keras(path, "" if path.is_dir() else ".keras", compilable)
+
+    def h5(self, path):
+        with h5py.File(path) as file:
+            inspection.inspect_hdf5(file)
+            checksums.verify_hdf5(file)
+            version = file.attrs.get("keras_version", "2")
+            if _version(version)[0] < 3:
+                return rebuild(hdf5.read_h5(file), self._inspect)
+            parts = hdf5.read_modern_h5(file)
+            self._inspect(parts.config)
+            if not self._compilable(parts.training):
+                parts = dataclasses.replace(parts, training=None)
+            self._check_size(parts.config, file)
+            _warn_of_version(version)
+            return rebuild(parts, self._inspect)
+
+    def saved_model(self, path):
+        return rebuild(saved_model.read(path), self._inspect)
+
+    def _inspect(self, config):
+        if not self.allow_unsafe:
+            inspection.inspect_config(config, self.custom_objects)
+
+    def _check_size(self, config, file):
+        make = functools.partial(
+            keras.saving.deserialize_keras_object,
+            copy.deepcopy(config),
+            safe_mode=not self.allow_unsafe,
+        )
+        inspection.check_size(make, file.id.get_filesize())
+
+    def _compilable(self, training):
+        """Whether everything is known that the model was compiled with."""
+        try:
+            self._inspect(training)
+        except inspection.UnknownNameError as error:
+            _warn_uncompiled(error)
+            return False
+        return True
+
+    def _through_keras(self, path, suffix, compilable):
+        if path.suffix == suffix or not suffix:
+            return self._load(path, compilable)
+        # Keras goes by the name.
+        with tempfile.TemporaryDirectory() as directory:
+            link = pathlib.Path(directory) / f"model{suffix}"
+            os.symlink(path.resolve(), link)
+            return self._load(link, compilable)
+
+    def _load(self, path, compilable):
+        load = functools.partial(keras.saving.load_model, path, safe_mode=not self.allow_unsafe)
+        if not compilable:
+            return load(compile=False)
+        try:
+            return load()
+        except Exception as error:  # noqa: BLE001 - Keras raises what the model's own code raises
+            try:
+                model = load(compile=False)
+            except Exception:  # noqa: BLE001 - the first error says more
+                raise error from None
+            _warn_uncompiled(error)
+            return model
+
+
+def _warn_uncompiled(error):
+    warnings.warn(
+        f"The model was loaded without its loss and metrics, which cannot be made: {error}",
+        stacklevel=6,
+    )
+
+
+def _version(text):
+    text = text.decode() if isinstance(text, bytes) else str(text)
+    numbers = [int(part) for part in text.split(".")[:2] if part.isdigit()]
+    return tuple(numbers) or (3,)
+
+
+def _warn_of_version(saved):
+    if _version(saved) > _version(keras.__version__):
+        warnings.warn(
+            f"The model was saved by Keras {saved}, this is Keras {keras.__version__}: what is new "
+            "there may be missing here.",
+            stacklevel=5,
+        )
+
+
+def _warn_of_weights(model):
+    bad = [
+        weight.path
+        for weight in model.weights
+        if keras.backend.is_float_dtype(weight.dtype)
+        and not bool(keras.ops.all(keras.ops.isfinite(weight)))
+    ]
+    if bad:
+        warnings.warn(f"Weights are NaN or infinite: {', '.join(bad)}.", stacklevel=3)
