@@ -15,7 +15,6 @@ from keras_layer_entropy.analyzer import analyze_model
 from keras_layer_entropy.command_line import FLAGS
 from keras_layer_entropy.datasets import load_dataset
 from keras_layer_entropy.measures.entropy import NORMALIZATIONS, PATTERNS
-from keras_layer_entropy.model_files import load_model
 from keras_layer_entropy.statistics import MEASURES
 
 flags.adopt_module_key_flags(command_line)
@@ -41,7 +40,7 @@ def run():
     if FLAGS.output is not None and not FLAGS.overwrite:
         report.check_new(FLAGS.output)
     console = command_line.console()
-    model = load_model(command_line.model_path())
+    model = command_line.opened(command_line.model_path())
     dataset = load_dataset(command_line.dataset_spec(model))
     console.print(command_line.described(dataset.spec))
     profile = analyze_model(

@@ -1,18 +1,31 @@
 """What the command lines have in common: flags for model and data, and how errors are told."""
 
 import dataclasses
+import importlib
 import sys
 import warnings
 
+import keras
 import rich.console
 from absl import app, flags, logging
 
 from keras_layer_entropy.datasets import SOURCES, DatasetSpec
-from keras_layer_entropy.model_files import dataset_record
+from keras_layer_entropy.model_files import dataset_record, load_model
 from keras_layer_entropy.profile import FLAT_TOLERANCE
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("model", None, ".keras file, Keras directory or .h5 file.")
+flags.DEFINE_string(
+    "model", None, ".keras file, Keras directory, .h5 file, or SavedModel directory of Keras 2."
+)
+flags.DEFINE_list(
+    "custom_objects", [], "Modules with layers, losses, ... of your own that the model is made of."
+)
+flags.DEFINE_boolean(
+    "allow_unsafe",
+    False,
+    "Open the model whatever classes and functions it names, Lambda layers too: whoever wrote the "
+    "file can then run any code on this machine, as you.",
+)
 flags.DEFINE_string("dataset", None, f"The data:\n{SOURCES}")
 flags.DEFINE_string("data_dir", None, "Where TensorFlow Datasets keeps its data.")
 flags.DEFINE_string(
@@ -74,6 +87,18 @@ def model_path():
     if FLAGS.model is None:
         raise ValueError("--model=PATH is missing.")
     return FLAGS.model
+
+
+def opened(path):
+    """The model at `path`, made of Keras's objects and those of `--custom_objects`."""
+    for name in FLAGS.custom_objects:
+        try:
+            module = importlib.import_module(name)
+        except ImportError as error:
+            raise ValueError(f"--custom_objects={name} cannot be imported: {error}.") from error
+        own = {key: o for key, o in vars(module).items() if getattr(o, "__module__", None) == name}
+        keras.saving.get_custom_objects().update(own)
+    return load_model(path, allow_unsafe=FLAGS.allow_unsafe)
 
 
 def dataset_spec(model):

@@ -28,7 +28,7 @@ from keras_layer_entropy import command_line, plots, report
 from keras_layer_entropy.command_line import FLAGS
 from keras_layer_entropy.datasets import load_parts
 from keras_layer_entropy.files import recover, replacing
-from keras_layer_entropy.model_files import FILE_SUFFIXES, load_model, model_format, save_model
+from keras_layer_entropy.model_files import FILE_SUFFIXES, model_format, save_model
 from keras_layer_entropy.pruning import (
     CRITERIA,
     PruningOptions,
@@ -68,7 +68,7 @@ _RESUME = flags.DEFINE_boolean("resume", False, "Go on with a run that was inter
 def run():
     """Prunes and writes what the flags say."""
     console, options = command_line.console(), _options()
-    model, output = load_model(command_line.model_path()), _output_path()
+    model, output = command_line.opened(command_line.model_path()), _output_path()
     parts = _parts(console, model, options.seed)
     train = parts.train.training_batches(options.batch_size, options.seed)
     validation = parts.validation.batches(options.batch_size)
@@ -172,7 +172,7 @@ def _resumed(console, checkpoint, output):
     for path in (*recover(output), *recover(checkpoint.folder)):
         console.print(f"note: removed {path}, which a run that was killed left half-written")
     if _RESUME.value:
-        model, steps = checkpoint.load()
+        model, steps = checkpoint.load(command_line.opened)
         if not FLAGS.overwrite:
             _check_free(output)
         console.print(f"Resuming after step {len(steps)}.")

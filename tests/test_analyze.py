@@ -1,28 +1,17 @@
-"""The command line, in processes of its own, on real files."""
+"""The command line on real files; in a process of its own where that matters."""
 
 import csv
 import os
-import subprocess
-import sys
 
 import keras
 import numpy as np
 import pytest
+from command_lines import call, run
 
 from keras_layer_entropy import EntropyProfile, analyze_model, save_model
 from keras_layer_entropy.datasets import DatasetSpec, load_dataset
 
 pytestmark = pytest.mark.tensorflow
-
-
-def analyze(*arguments, **environment):
-    result = subprocess.run(
-        [sys.executable, "-m", "keras_layer_entropy.analyze", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | environment,
-    )
-    return result.returncode, result.stdout, result.stderr
 
 
 @pytest.fixture
@@ -41,7 +30,7 @@ def saved(tmp_path):
 
 def test_the_model_alone_is_enough(saved, tmp_path):
     model, path = saved
-    code, out, err = analyze("--model", path, "--output", tmp_path / "result")
+    code, out, err = run("analyze", "--model", path, "--output", tmp_path / "result")
     assert code == 0, err
     data = load_dataset(DatasetSpec("digits", split="validation", shape=(64,))).arrays
     want = analyze_model(model, data, baseline=True, verbose=0)
@@ -63,7 +52,7 @@ def test_the_model_alone_is_enough(saved, tmp_path):
         "profile.json",
     ]
 
-    code, _, err = analyze("--model", path, "--output", tmp_path / "result")
+    code, _, err = call("analyze", "--model", path, "--output", tmp_path / "result")
     assert code == 2
     assert "would be overwritten: choose another folder, or pass --overwrite" in err
 
@@ -71,7 +60,8 @@ def test_the_model_alone_is_enough(saved, tmp_path):
 def test_options(saved, tmp_path):
     model, path = saved
     np.savez(tmp_path / "d.npz", x=np.ones((6, 8, 8)) / 3, y=[0, 1, 2, 3, 4, 5])
-    code, out, err = analyze(
+    code, out, err = call(
+        "analyze",
         *("--model", path, "--dataset", tmp_path / "d.npz", "--scale=2", "--nobaseline"),
         *("--layers=a", "--measures=state_entropy", "--pattern=per_sample"),
         *("--normalization=none", "--batch_size=2", "--output", tmp_path / "result"),
@@ -109,7 +99,7 @@ def test_options(saved, tmp_path):
 )
 def test_errors_are_one_message_and_code_2(arguments, message, saved, tmp_path):
     arguments = [argument.replace("MODEL", str(saved[1])) for argument in arguments]
-    code, out, err = analyze(*arguments)
+    code, out, err = (call if arguments else run)("analyze", *arguments)
     assert code == 2
     assert "error: " in err
     assert message in err
@@ -118,13 +108,13 @@ def test_errors_are_one_message_and_code_2(arguments, message, saved, tmp_path):
 
 def test_no_data_set_anywhere(saved, tmp_path):
     path = save_model(saved[0], tmp_path / "model.keras")
-    code, _, err = analyze("--model", path)
+    code, _, err = call("analyze", "--model", path)
     assert code == 2
     assert "none is recorded beside the model" in err
     assert "file.npz" in err
 
 
 def test_help_lists_sources():
-    code, out, _ = analyze("--help")
+    code, out, _ = run("analyze", "--help")
     assert "handwritten digits" in out
     assert "--model" in out

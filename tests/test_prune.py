@@ -1,4 +1,4 @@
-"""The command line, in processes of its own, on real files."""
+"""The command line on real files; in a process of its own where that matters."""
 
 import itertools
 import json
@@ -11,29 +11,13 @@ import time
 import keras
 import numpy as np
 import pytest
+from command_lines import call, run, start
 
 from keras_layer_entropy import EntropyProfile, load_model, save_model
 from keras_layer_entropy.datasets import DatasetSpec, load_dataset
 
 pytestmark = pytest.mark.tensorflow
 QUICK = ("--criterion=last", "--epochs=1", "--max_accuracy_drop=1", "--max_removals=2")
-
-
-def start(*arguments, **keywords):
-    return subprocess.Popen(
-        [sys.executable, "-m", "keras_layer_entropy.prune", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-        **keywords,
-    )
-
-
-def prune(*arguments, **keywords):
-    process = start(*arguments, **keywords)
-    out, err = process.communicate()
-    return process.returncode, out, err
 
 
 def trained():
@@ -89,7 +73,7 @@ print(model.count_params())
 
 def test_the_model_alone_is_enough(saved, tmp_path):
     before = contents(saved)
-    code, out, err = prune("--model", saved, "--tolerance=0.5", "--epochs=2")
+    code, out, err = run("prune", "--model", saved, "--tolerance=0.5", "--epochs=2")
     assert code == 0, err
     assert contents(saved) == before
     output = tmp_path / "saved_model_pruned"
@@ -120,7 +104,7 @@ def test_the_model_alone_is_enough(saved, tmp_path):
         assert word in out
 
     # and it can be pruned and analysed again, with nothing said about its data
-    code, out, err = prune("--model", output, "--dry_run", "--criterion=linearity")
+    code, out, err = call("prune", "--model", output, "--dry_run", "--criterion=linearity")
     assert code == 0, err
     assert "1. h" in out
     assert "Dry run: nothing was written." in out
@@ -130,7 +114,7 @@ def test_the_model_alone_is_enough(saved, tmp_path):
 @pytest.mark.parametrize("suffix", [".keras", ".h5"])
 def test_single_files(original, tmp_path, suffix):
     path = save_model(original, tmp_path / f"model{suffix}", dataset="digits")
-    code, _, err = prune("--model", path, *QUICK[:3], "--max_removals=1", "--keep=h16")
+    code, _, err = call("prune", "--model", path, *QUICK[:3], "--max_removals=1", "--keep=h16")
     assert code == 0, err
     assert [x.name for x in load_model(tmp_path / f"model_pruned{suffix}").layers] == [
         *("h32", "h16", "out"),
@@ -151,21 +135,28 @@ def test_data_with_one_part_are_split_with_the_seed(saved, tmp_path):
         strict=True,
     ))  # fmt: skip
     np.savez(tmp_path / "all.npz", x=x, y=y)
-    code, out, err = prune(
-        "--model", saved, "--dataset", tmp_path / "all.npz", "--scale=1", "--seed=3", "--dry_run"
+    code, out, err = call(
+        "prune",
+        "--model",
+        saved,
+        "--dataset",
+        tmp_path / "all.npz",
+        "--scale=1",
+        "--seed=3",
+        "--dry_run",
     )
     assert code == 0, err
     assert "all.npz is split at random (seed 3), 60%, 20%, 20%." in out
 
 
-def test_an_existing_output_is_refused_and_overwritten_only_when_told(saved, tmp_path):
-    output = save_model(trained(), tmp_path / "mine", dataset="digits")
+def test_an_existing_output_is_refused_and_overwritten_only_when_told(original, saved, tmp_path):
+    output = save_model(original, tmp_path / "mine", dataset="digits")
     before = contents(output)
     arguments = ("--model", saved, "--output", output, *QUICK[:3], "--max_removals=1")
-    code, _, err = prune(*arguments)
+    code, _, err = call("prune", *arguments)
     assert (code, contents(output)) == (2, before)
     assert "exists: choose another --output, or pass --overwrite" in err
-    code, _, err = prune(*arguments, "--overwrite")
+    code, _, err = call("prune", *arguments, "--overwrite")
     assert code == 0, err
     assert [layer.name for layer in load_model(output).layers] == ["h32", "h24", "out"]
     assert hidden_files(tmp_path) == []
@@ -177,7 +168,9 @@ def test_overwrite_removes_nothing_but_models(saved, tmp_path):
     (tmp_path / "link").symlink_to(saved)
     before = contents(tmp_path)
     for output in ("mine", ".", "..", "link", "mine/../saved_model"):
-        code, _, err = prune("--model", saved, "--output", tmp_path / output, "--overwrite", *QUICK)
+        code, _, err = call(
+            "prune", "--model", saved, "--output", tmp_path / output, "--overwrite", *QUICK
+        )
         assert code == 2
         assert "is no model" in err or "would write over the input" in err
         assert contents(tmp_path) == before
@@ -187,15 +180,15 @@ def test_what_others_put_into_its_folder_stays(saved, tmp_path):
     notes = tmp_path / "saved_model_pruned.partial" / "notes.txt"
     notes.parent.mkdir()
     notes.write_text("mine")
-    code, _, err = prune("--model", saved, *QUICK[:3], "--max_removals=1")
+    code, _, err = call("prune", "--model", saved, *QUICK[:3], "--max_removals=1")
     assert code == 0, err
     assert notes.read_text() == "mine"
 
 
-def files(tmp_path):
-    """Model and data files of every bad kind; name -> path."""
-    save_model(trained(), tmp_path / "good", dataset="digits")
-    bad = trained()
+def write_bad_files(original, tmp_path):
+    """Model and data files of every bad kind."""
+    save_model(original, tmp_path / "good", dataset="digits")
+    bad = load_model(tmp_path / "good")
     bad.get_layer("h24").kernel.assign(np.full((32, 24), np.nan, "float32"))
     save_model(bad, tmp_path / "nan", dataset="digits")
     shape = keras.Sequential([keras.Input((5,)), keras.layers.Dense(10, "softmax")])
@@ -212,9 +205,9 @@ def files(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(original, tmp_path_factory):
     path = tmp_path_factory.mktemp("bad")
-    files(path)
+    write_bad_files(original, path)
     return path
 
 
@@ -240,10 +233,12 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_errors_are_one_line_and_code_2(case, folder):
+def test_errors_are_one_line_and_code_2(case, folder, monkeypatch):
     arguments, message = BAD[case]
     before = contents(folder)
-    code, out, err = prune(*arguments, cwd=folder)
+    monkeypatch.chdir(folder)
+    execute = run if case in ("no model", "NaN weights") else call
+    code, out, err = execute("prune", *arguments)
     assert code == 2, out + err
     assert message in err
     assert "Traceback" not in out + err
@@ -266,7 +261,7 @@ def small_disk(tmp_path):
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(saved, small_disk):
-    code, out, err = prune("--model", saved, "--output", small_disk / "small", *QUICK)
+    code, out, err = call("prune", "--model", saved, "--output", small_disk / "small", *QUICK)
     assert code == 2, out + err
     assert "cannot be written: it may take" in err
     assert "Traceback" not in err
@@ -302,7 +297,7 @@ KILLS = {
 def test_a_killed_run_loses_nothing_and_goes_on(saved, tmp_path, moment):
     before = contents(saved)
     arguments = ("--model", saved, *QUICK)
-    process = start(*arguments)
+    process = start("prune", *arguments)
     assert watch(process, tmp_path, KILLS[moment]), process.communicate()
     assert contents(saved) == before
     assert not (tmp_path / "saved_model_pruned").exists()
@@ -313,14 +308,14 @@ def test_a_killed_run_loses_nothing_and_goes_on(saved, tmp_path, moment):
         assert load_model(state).output_shape == (None, 10)
 
     if states:
-        code, _, err = prune(*arguments)
+        code, _, err = call("prune", *arguments)
         assert code == 2
         assert "unfinished run" in err
         assert "--resume" in err
-        code, _, err = prune(*arguments, "--resume", "--epochs=2")
+        code, _, err = call("prune", *arguments, "--resume", "--epochs=2")
         assert code == 2
         assert "had epochs=1, not 2" in err
-    code, out, err = prune(*arguments, *(["--resume"] if states else []))
+    code, out, err = call("prune", *arguments, *(["--resume"] if states else []))
     assert code == 0, out + err
     assert ("Resuming after step" in out) == bool(states)
     assert [x.name for x in load_model(tmp_path / "saved_model_pruned").layers] == ["h32", "out"]
@@ -330,7 +325,7 @@ def test_a_killed_run_loses_nothing_and_goes_on(saved, tmp_path, moment):
 
 
 def test_help_says_which_criterion_to_use():
-    code, out, _ = prune("--help")
+    code, out, _ = run("prune", "--help")
     assert code != 2
     for word in (
         "--criterion",

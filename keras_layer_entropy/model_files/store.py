@@ -18,7 +18,12 @@ from keras_layer_entropy.files import replacing
 from keras_layer_entropy.model_files import checksums
 
 # Names of files in each format; everything else is a directory.
-FILE_SUFFIXES = {"keras": (".keras",), "h5": (".h5", ".hdf5"), "directory": ()}
+FILE_SUFFIXES = {
+    "keras": (".keras",),
+    "h5": (".h5", ".hdf5"),
+    "directory": (),
+    "saved_model": (),  # of Keras 2; written again as a directory of Keras 3
+}
 
 
 def save_model(model, path, dataset=None, overwrite=False):

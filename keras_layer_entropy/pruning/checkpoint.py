@@ -47,8 +47,11 @@ class Checkpoint:
         if before is not None and before != self._latest():
             shutil.rmtree(before)
 
-    def load(self):
+    def load(self, open_model=load_model):
         """`(model, steps)` of the last state; removes what a killed run left half-written.
+
+        Args:
+            open_model: path -> model.
 
         Raises:
             ValueError: there is none, it is damaged, or the settings are others.
@@ -71,7 +74,7 @@ class Checkpoint:
         for child in self._own():
             if child != latest:
                 shutil.rmtree(child)
-        return load_model(latest), steps
+        return open_model(latest), steps
 
     def remove(self):
         """Removes what it wrote, and the folder if nothing else is in it."""
