@@ -22,6 +22,7 @@ setup(
     install_requires=[
         "absl-py>=2.1",
         # Several advisories on opening model files are fixed only from here on.
+        "h5py>=3.11",
         "keras>=3.15.1",
         "matplotlib>=3.8",
         "ml_collections>=1.0",
@@ -34,6 +35,13 @@ setup(
     ],
     extras_require={
         "tensorboard": ["tensorboard>=2.19"],
-        "test": ["jax>=0.6", "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.12", "tensorboard>=2.19"],
+        "test": [
+            "jax>=0.6",
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "ruff>=0.12",
+            "tensorboard>=2.19",
+            "tf_keras>=2.21",  # to write the files of Keras 2 that tests read
+        ],
     },
 )

@@ -44,9 +44,12 @@ def model_format(path):
     if start == _HDF5_SIGNATURE:
         return "h5"
     if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if "config.json" in archive.namelist():
-                return "keras"
+        try:
+            with zipfile.ZipFile(path) as archive:
+                if "config.json" in archive.namelist():
+                    return "keras"
+        except zipfile.BadZipFile as error:
+            raise ValueError(f"{path} is a damaged zip archive: {error}.") from error
         raise ValueError(f"{path} is a zip archive without config.json; expected {EXPECTED}.")
     what = "an empty file" if not start else "no zip archive and no HDF5 file"
     raise ValueError(f"{path} is {what}; expected {EXPECTED}.")

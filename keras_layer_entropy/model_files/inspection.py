@@ -8,6 +8,7 @@ are made of, wherever it stands, and HDF5 files and archives may hold nothing bu
 import json
 import math
 import pathlib
+import re
 import stat
 import sys
 
@@ -60,6 +61,9 @@ _VALUES = ("__keras_tensor__", "__tensor__", "__numpy__", "__bytes__", "__ellips
 # Layers that hold code, or call what other frameworks made of a file.
 REFUSED = ("Lambda", "TFSMLayer", "JaxLayer", "FlaxLayer", "TorchModuleWrapper", "TFOpLambda",
            "SlicingOpLambda", "__lambda__", "__typespec__")  # fmt: skip
+# Options that hold regular expressions, which Keras matches against names: some take for ever.
+_PATTERNS = ("policy_map", "optimizer_map", "exclude_layers", "filters")
+_PLAIN = re.compile(r"[\w./ :-]*")
 # Options that may hold a path, which the layer would read.
 _PATHS = ("vocabulary", "idf_weights", "filepath")
 
@@ -106,6 +110,13 @@ def _check_named(value, custom_objects):
             raise UnsafeModelError(
                 f"The model's option {key}={value[key]!r} is a file that it would read."
             )
+    for key in _PATTERNS:
+        given = value.get(key)
+        for pattern in given if isinstance(given, list | dict) else [given]:
+            if isinstance(pattern, str) and not _PLAIN.fullmatch(pattern):
+                raise UnsafeModelError(
+                    f"The model's option {key} has the pattern {pattern[:60]!r}."
+                )
     name = value.get("class_name")
     if name is None and "config" not in value:
         return

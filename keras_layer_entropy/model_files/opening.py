@@ -1,6 +1,5 @@
 """Open a model of any format, after a look into it."""
 
-import copy
 import dataclasses
 import functools
 import io
@@ -97,7 +96,7 @@ class _Opener:
         checksums.verify_hdf5(weights)
         if _version(metadata.get("keras_version"))[0] < 3:
             return rebuild(hdf5.read_keras(config, weights), self._inspect)
-        uncompiled = copy.deepcopy(config) | {"compile_config": None}
+        uncompiled = config | {"compile_config": None}
         self._inspect(uncompiled)
         compilable = self._compilable(config.get("compile_config"))
         self._check_size(uncompiled, weights)
@@ -129,7 +128,7 @@ class _Opener:
     def _check_size(self, config, file):
         make = functools.partial(
             keras.saving.deserialize_keras_object,
-            copy.deepcopy(config),
+            _uncompiled(config),
             safe_mode=not self.allow_unsafe,
         )
         inspection.check_size(make, file.id.get_filesize())
@@ -165,6 +164,15 @@ class _Opener:
                 raise error from None
             _warn_uncompiled(error)
             return model
+
+
+def _uncompiled(value):
+    """A copy of a configuration without how it and models inside it were compiled."""
+    if isinstance(value, list):
+        return [_uncompiled(item) for item in value]
+    if isinstance(value, dict):
+        return {k: _uncompiled(v) for k, v in value.items() if k != "compile_config"}
+    return value
 
 
 def _warn_uncompiled(error):

@@ -1,0 +1,190 @@
+"""Models of Keras 2: what they computed there, and how their training went on there.
+
+The files and the numbers are Keras 2's own, written by `make_keras2_fixtures.py`.
+"""
+
+import pathlib
+import zipfile
+
+import keras
+import numpy as np
+import pytest
+from command_lines import call
+
+from keras_layer_entropy import EntropyProfile, load_model
+from keras_layer_entropy.model_files import model_format
+
+pytestmark = pytest.mark.tensorflow
+FOLDER = pathlib.Path(__file__).parent / "keras2"
+KINDS = sorted(path.stem for path in FOLDER.glob("*.zip"))
+FORMATS = {"saved_model": "saved_model", "h5": "model.h5", "keras": "model.keras"}
+
+REFUSED = {
+    "refused_lambda": "'twice' \\(Lambda\\)",
+    "refused_operations": "'tf.nn.relu' \\(TFOpLambda\\)",
+    "refused_slice": "SlicingOpLambda",
+    "refused_custom_activation": "activation 'bent' is not one of Keras's",
+    "refused_custom_layer": "'twice' \\(Twice\\)",
+    "refused_registered_layer": "\\((fixtures>)?Twice\\)",
+    "refused_subclassed_model": "Subclassed",
+    "refused_module": "an export without layers",
+    "refused_export": "an export without layers",
+    "activations": "'hard_sigmoid' is",
+    "conv_lstm": "'hard_sigmoid' is",
+    "lstm_text": "'hard_sigmoid' is",
+    "image_preprocessing": "RandomCrop",
+    "locally_connected": "LocallyConnected2D",
+}
+# Training goes on otherwise in Keras 3, which computes these steps in another way: batch statistics
+# step by step in TimeDistributed, the kernel's norm in SpectralNormalization.
+OTHER_TRAINING = ("time_distributed", "spectral_normalization")
+# Optimizers whose state Keras 3 keeps in another form; said in a warning.
+FRESH = ("nadam", "legacy_nadam", "adafactor")
+
+
+def unpacked(kind, name, tmp_path):
+    """The path of the model and the arrays, or a skipped test where Keras 2 wrote no such file."""
+    with zipfile.ZipFile(FOLDER / f"{kind}.zip") as archive:
+        archive.extractall(tmp_path)
+    path = tmp_path / FORMATS[name]
+    data = tmp_path / "data.npz"
+    return path, dict(np.load(data)) if data.is_file() else {}
+
+
+def written(kind, name):
+    with zipfile.ZipFile(FOLDER / f"{kind}.zip") as archive:
+        return any(member.startswith(FORMATS[name]) for member in archive.namelist())
+
+
+def inputs(data):
+    if "x" in data:
+        return data["x"]
+    values = [
+        data[f"x_{i}"] for i in range(len([k for k in data if k[:2] == "x_" and k[2:].isdigit()]))
+    ]
+    return dict(zip(data["x_names"], values, strict=True)) if "x_names" in data else values
+
+
+def outputs(model, data):
+    found = model(inputs(data), training=False)  # eager: nothing to trace
+    if isinstance(found, dict):
+        found = [found[name] for name in data["y_names"]]
+    found = found if isinstance(found, list) else [found]
+    return [keras.ops.convert_to_numpy(value) for value in found]
+
+
+CASES = [(kind, name) for kind in KINDS for name in FORMATS if written(kind, name)]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(("kind", "name"), [case for case in CASES if case[0] not in REFUSED])
+def test_outputs_are_those_of_keras_2(kind, name, tmp_path):
+    path, data = unpacked(kind, name, tmp_path)
+    model = load_model(path)
+    # float32: the same operations, in an order that Keras may change; bfloat16 has 8 bits
+    tolerance = 1e-2 if "mixed" in kind else 1e-6
+    for i, found in enumerate(outputs(model, data)):
+        np.testing.assert_allclose(found, data[f"y_{i}"], rtol=10 * tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(("kind", "name"), [case for case in CASES if case[0] in REFUSED])
+def test_what_cannot_be_rebuilt_is_named(kind, name, tmp_path):
+    path, _ = unpacked(kind, name, tmp_path)
+    with pytest.raises(ValueError, match=REFUSED[kind]) as caught:
+        load_model(path)
+    assert "\n" not in str(caught.value)
+
+
+def trained(kind):
+    with zipfile.ZipFile(FOLDER / f"{kind}.zip") as archive, archive.open("data.npz") as file:
+        return "after_0" in np.load(file)
+
+
+CONTINUED = [
+    (kind, name)
+    for kind, name in CASES
+    if kind not in (*REFUSED, *OTHER_TRAINING, *FRESH)
+    and trained(kind)
+    and not (name == "keras" and "legacy" in kind)  # Keras 2 wrote no state there
+    and (name == "saved_model" or "adam" in kind or kind in ("nested", "legacy_rmsprop", "sgd_ema"))
+]
+
+
+@pytest.mark.parametrize(("kind", "name"), CONTINUED)
+def test_training_goes_on_as_in_keras_2(kind, name, tmp_path):
+    """Loss and weights after one more step: the weights, the loss and the optimizer's state."""
+    path, data = unpacked(kind, name, tmp_path)
+    model = load_model(path)
+    targets = data.get("targets")
+    if targets is None:
+        targets = [data[f"targets_{i}"] for i in range(len(model.outputs))]
+    loss = np.ravel(model.train_on_batch(inputs(data), targets))[0]
+    np.testing.assert_allclose(loss, np.ravel(data["loss"])[0], rtol=1e-5)
+    after = {}
+    for i in range(len(data["after_names"])):
+        after.setdefault(data[f"after_{i}"].shape, []).append(data[f"after_{i}"])
+    # On images Keras 2 corrects the moving variance by N / (N - 1), Keras 3 does not.
+    tolerance = 1e-4 if "cnn" in kind else 1e-6
+    for weight in model.weights:
+        value = keras.ops.convert_to_numpy(weight)
+        nearest = min(np.max(np.abs(value - other), initial=0) for other in after[value.shape])
+        assert nearest < tolerance, weight.path
+
+
+@pytest.mark.parametrize("kind", FRESH)
+def test_state_that_cannot_be_taken_over_is_said(kind, tmp_path):
+    path, _ = unpacked(kind, "saved_model", tmp_path)
+    with pytest.warns(UserWarning, match="The optimizer starts without its state"):
+        load_model(path)
+
+
+def test_missing_state_is_said(tmp_path):
+    path, _ = unpacked("legacy_adam", "keras", tmp_path)
+    with pytest.warns(UserWarning, match="starts without its state: it is not in the file"):
+        load_model(path)
+
+
+def test_an_unknown_loss_is_said(tmp_path):
+    path, data = unpacked("custom_loss", "saved_model", tmp_path)
+    with pytest.warns(UserWarning, match="without its loss and metrics, .*squared"):
+        assert not load_model(path).compiled
+
+
+def test_custom_layers_are_rebuilt_when_they_are_given(tmp_path):
+    @keras.saving.register_keras_serializable("fixtures")
+    class Twice(keras.layers.Layer):
+        def call(self, inputs):
+            return 2 * inputs
+
+    path, data = unpacked("refused_registered_layer", "saved_model", tmp_path)
+    try:
+        np.testing.assert_allclose(outputs(load_model(path), data)[0], data["y_0"], rtol=1e-5)
+    finally:
+        keras.saving.get_custom_objects().clear()
+
+
+def test_the_graph_is_never_read(tmp_path):
+    """Only TensorFlow before 2.5 kept the layers in saved_model.pb."""
+    path, data = unpacked("mlp_called", "saved_model", tmp_path)
+    (path / "saved_model.pb").write_bytes(b"not a graph")
+    np.testing.assert_allclose(outputs(load_model(path), data)[0], data["y_0"], rtol=1e-5)
+
+
+def test_command_lines(tmp_path):
+    path, data = unpacked("mlp_called", "saved_model", tmp_path)
+    assert model_format(path) == "saved_model"
+    generator = np.random.default_rng(0)
+    x, y = generator.normal(size=(120, *data["x"].shape[1:])), np.tile([0, 1, 2], 40)
+    np.savez(tmp_path / "data.npz", x=x.astype("float32"), y=y)
+    flags = ("--model", path, "--dataset", tmp_path / "data.npz", "--scale=1")
+    code, out, err = call("analyze", *flags, "--output", tmp_path / "profile")
+    assert code == 0, err
+    profile = EntropyProfile.load(tmp_path / "profile" / "profile.json")
+    assert np.isfinite(profile.entropy).all()
+
+    quick = ("--criterion=last", "--epochs=1", "--max_accuracy_drop=1", "--max_removals=1")
+    code, out, err = call("prune", *flags, *quick)
+    assert code == 0, err
+    pruned = load_model(tmp_path / "saved_model_pruned")
+    dense = [layer for layer in pruned.layers if isinstance(layer, keras.layers.Dense)]
+    assert len(dense) == len(profile.layers) - 1
