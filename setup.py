@@ -21,8 +21,8 @@ setup(
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1",
-        # Several advisories on opening model files are fixed only from here on.
         "h5py>=3.11",
+        # Several advisories on opening model files are fixed only from here on.
         "keras>=3.15.1",
         "matplotlib>=3.8",
         "ml_collections>=1.0",

@@ -118,3 +118,33 @@ def test_help_lists_sources():
     code, out, _ = run("analyze", "--help")
     assert "handwritten digits" in out
     assert "--model" in out
+
+
+def test_custom_objects_and_unsafe_files(tmp_path, monkeypatch):
+    (tmp_path / "my_layers.py").write_text(
+        "import keras\n\n\nclass Scale(keras.layers.Layer):\n"
+        "    def call(self, x):\n        return 2 * x\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    from my_layers import Scale
+
+    model = keras.Sequential([keras.Input((64,)), Scale(), keras.layers.Dense(10, name="out")])
+    path = save_model(model, tmp_path / "own", dataset="digits")
+    code, _, err = call("analyze", "--model", path, "--nobaseline")
+    assert code == 2
+    assert "my_layers.Scale" in err
+    code, out, err = call("analyze", "--model", path, "--nobaseline", "--custom_objects=my_layers")
+    assert code == 0, err
+    assert "out" in out
+    code, _, err = call("analyze", "--model", path, "--custom_objects=no_such_module")
+    assert code == 2
+    assert "--custom_objects=no_such_module cannot be imported" in err
+    keras.saving.get_custom_objects().clear()
+
+    layers = [keras.Input((64,)), keras.layers.Lambda(lambda x: 2 * x), keras.layers.Dense(10)]
+    path = save_model(keras.Sequential(layers), tmp_path / "lambda", dataset="digits")
+    code, _, err = call("analyze", "--model", path, "--nobaseline")
+    assert code == 2
+    assert "names 'Lambda', which can run code" in err
+    code, _, err = call("analyze", "--model", path, "--nobaseline", "--allow_unsafe")
+    assert code == 0, err

@@ -72,7 +72,11 @@ class UnsafeModelError(ValueError):
     """A model file that could run code or exhaust the machine."""
 
 
-class UnknownNameError(UnsafeModelError):
+class UnsafeNameError(UnsafeModelError):
+    """A configuration that names what can run code or read files."""
+
+
+class UnknownNameError(UnsafeNameError):
     """A configuration that names a class or function that is not Keras's."""
 
 
@@ -107,28 +111,26 @@ def inspect_config(config, custom_objects=None):
 def _check_named(value, custom_objects):
     for key in _PATHS:
         if isinstance(value.get(key), str):
-            raise UnsafeModelError(
+            raise UnsafeNameError(
                 f"The model's option {key}={value[key]!r} is a file that it would read."
             )
     for key in _PATTERNS:
         given = value.get(key)
         for pattern in given if isinstance(given, list | dict) else [given]:
             if isinstance(pattern, str) and not _PLAIN.fullmatch(pattern):
-                raise UnsafeModelError(
-                    f"The model's option {key} has the pattern {pattern[:60]!r}."
-                )
+                raise UnsafeNameError(f"The model's option {key} has the pattern {pattern[:60]!r}.")
     name = value.get("class_name")
     if name is None and "config" not in value:
         return
     names = (name, value.get("registered_name"), value.get("config"))
     for given in names[:2]:
         if given is not None and not isinstance(given, str):
-            raise UnsafeModelError(
+            raise UnsafeNameError(
                 f"The model names {given!r} where the name of a class is expected."
             )
     if any(isinstance(given, str) and given.rpartition(">")[2] in REFUSED for given in names):
         refused = next(n for n in names if isinstance(n, str) and n.rpartition(">")[2] in REFUSED)
-        raise UnsafeModelError(f"The model names {refused!r}, which can run code.")
+        raise UnsafeNameError(f"The model names {refused!r}, which can run code.")
     if name is None or name in _VALUES:
         return
     registered = value.get("registered_name")
@@ -157,7 +159,7 @@ def _check_class(name, module):
 
 def _unknown(module):
     """The error for a name: one that is not of Keras may be one of the user's own."""
-    return UnsafeModelError if str(module).partition(".")[0] == "keras" else UnknownNameError
+    return UnsafeNameError if str(module).partition(".")[0] == "keras" else UnknownNameError
 
 
 def _find(name, module):
@@ -175,9 +177,7 @@ def _find(name, module):
 def _check_function(value, custom_objects):
     name, module = value.get("config"), value.get("module")
     if not isinstance(name, str):
-        raise UnsafeModelError(
-            f"The model names {name!r} where the name of a function is expected."
-        )
+        raise UnsafeNameError(f"The model names {name!r} where the name of a function is expected.")
     if _registered(name, custom_objects) or _registered(
         value.get("registered_name") or name, custom_objects
     ):

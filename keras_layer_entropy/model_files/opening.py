@@ -14,7 +14,7 @@ import keras
 
 from keras_layer_entropy.model_files import checksums, inspection
 from keras_layer_entropy.model_files.formats import model_format
-from keras_layer_entropy.model_files.keras2 import hdf5, saved_model
+from keras_layer_entropy.model_files.keras2 import hdf5
 from keras_layer_entropy.model_files.keras2.rebuilding import rebuild
 
 
@@ -51,10 +51,9 @@ def load_model(path, custom_objects=None, allow_unsafe=False):
         with keras.saving.custom_object_scope(opener.custom_objects):
             model = getattr(opener, kind)(path)
     except inspection.UnsafeModelError as error:
-        raise inspection.UnsafeModelError(
-            f"{path} is refused: {error} If you trust who made it, allow_unsafe=True opens what "
-            "only names other classes."
-        ) from None
+        trusted = " If you trust who made it: allow_unsafe=True, --allow_unsafe."
+        hint = trusted if isinstance(error, inspection.UnsafeNameError) else ""
+        raise type(error)(f"{path} is refused: {error}{hint}") from None
     except RecursionError:
         raise inspection.UnsafeModelError(f"{path} is refused: it is nested too deep.") from None
     except Exception as error:
@@ -119,6 +118,9 @@ class _Opener:
             return rebuild(parts, self._inspect)
 
     def saved_model(self, path):
+        # It needs TensorFlow, which is not there wherever JAX is.
+        from keras_layer_entropy.model_files.keras2 import saved_model
+
         return rebuild(saved_model.read(path), self._inspect)
 
     def _inspect(self, config):

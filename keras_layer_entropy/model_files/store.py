@@ -64,11 +64,15 @@ def save_model(model, path, dataset=None, overwrite=False):
     with replacing(path) as temporary:
         if not is_file:
             temporary.mkdir()
+        compiled = dict(model._compile_config.config) if model.compiled else {}
         try:
             model.save(temporary, **({} if is_file else {"zipped": False}))
         except (OSError, RuntimeError) as error:  # h5py's
             first = str(error).partition("\n")[0]
             raise OSError(f"{path} cannot be written: {first}") from error
+        finally:
+            if compiled:  # Keras takes the optimizer out when it writes an .h5 file
+                model._compile_config.config.update(compiled)
         if not is_file and record is not None:
             _record_path(temporary).write_text(record)
         if path.suffix not in FILE_SUFFIXES["keras"]:  # an archive has checksums of its own

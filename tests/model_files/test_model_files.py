@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import h5py
 import keras
 import models
 import numpy as np
@@ -173,3 +174,93 @@ def test_an_unknown_loss_is_left_out(case, tmp_path):
     path = save_model(case.model, tmp_path / "m.keras")
     with pytest.warns(UserWarning, match="without its loss and metrics.*my_loss"):
         assert not load_model(path).compiled
+
+
+def test_h5_keeps_what_keras_loses_there(tmp_path):
+    """Axes that are lists, scores named like functions, a loss called "mse", the optimizer."""
+    x = keras.Input((4, 6))
+    y = keras.layers.Attention(score_mode="dot")([x, keras.layers.Dense(6)(x)])
+    model = keras.Model(x, keras.layers.Softmax(axis=[1, 2])(y))
+    model.compile(keras.optimizers.Adam(0.01), "mse", metrics=["mae"])
+    data = np.random.default_rng(0).normal(size=(8, 4, 6)).astype("float32")
+    model.fit(data, data, verbose=0)
+    model.save(tmp_path / "m.h5")
+    loaded = load_model(tmp_path / "m.h5")
+    np.testing.assert_array_equal(loaded.predict(data, verbose=0), model.predict(data, verbose=0))
+    assert loaded.evaluate(data, data, verbose=0) == pytest.approx(
+        model.evaluate(data, data, verbose=0), rel=1e-6
+    )
+    for each in (model, loaded):
+        each.train_on_batch(data, data)
+    for mine, other in zip(model.get_weights(), loaded.get_weights(), strict=True):
+        np.testing.assert_array_equal(mine, other)  # the same step from the same state
+
+
+def test_what_is_doubtful_is_said(case, tmp_path):
+    layer = case.model.layers[-1]
+    layer.bias.assign(np.full(layer.bias.shape, np.nan))
+    case.model.compile("adam", "sparse_categorical_crossentropy")
+    save_model(case.model, tmp_path / "model")
+    metadata = json.loads((tmp_path / "model" / "metadata.json").read_text())
+    (tmp_path / "model" / "metadata.json").write_text(
+        json.dumps(metadata | {"keras_version": "99.1.0"})
+    )
+    with (
+        pytest.warns(UserWarning, match=f"NaN or infinite: .*{layer.name}/bias"),
+        pytest.warns(UserWarning, match=r"saved by Keras 99\.1\.0, this is Keras"),
+    ):
+        load_model(tmp_path / "model")
+
+
+def test_missing_state_of_the_optimizer_is_said(case, tmp_path):
+    case.model.compile("adam", "sparse_categorical_crossentropy")
+    case.model.save(tmp_path / "m.h5")
+    with h5py.File(tmp_path / "m.h5", "r+") as file:
+        del file["optimizer_weights"]
+    with pytest.warns(UserWarning, match="starts without its state"):
+        assert load_model(tmp_path / "m.h5").compiled
+
+
+def test_checksums_are_inside_and_go_with_what_they_sum(case, tmp_path):
+    """Who writes the model anew with Keras alone leaves no stale checksum behind."""
+    path = save_model(case.model, tmp_path / "m.h5")
+    layer = case.model.layers[-1]
+    layer.bias.assign(layer.bias + 1)
+    case.model.save(path)
+    np.testing.assert_array_equal(load_model(path).layers[-1].bias, layer.bias)
+
+    path = save_model(case.model, tmp_path / "model")
+    with h5py.File(path / "model.weights.h5", "r+") as file:
+        names = []
+        file.visititems(lambda name, item: names.append(name) if hasattr(item, "shape") else None)
+        file[names[0]][...] = file[names[0]][...] + 1
+    with pytest.raises(ValueError, match="weights are damaged"):
+        load_model(path)
+
+
+def test_weights_alone_are_named(case, tmp_path):
+    case.model.save_weights(tmp_path / "m.weights.h5")
+    with pytest.raises(ValueError, match="weights only, no layers. Save the whole model"):
+        load_model(tmp_path / "m.weights.h5")
+
+
+def test_custom_objects(tmp_path):
+    class Scale(keras.layers.Layer):
+        def call(self, x):
+            return 2 * x
+
+    model = keras.Sequential([keras.Input((3,)), Scale()])
+    save_model(model, tmp_path / "m.keras")
+    with pytest.raises(ValueError, match="Scale, which is not one of Keras's.*custom objects"):
+        load_model(tmp_path / "m.keras")
+    loaded = load_model(tmp_path / "m.keras", custom_objects={"Scale": Scale})
+    np.testing.assert_array_equal(loaded.predict(np.ones((1, 3)), verbose=0), np.full((1, 3), 2))
+
+
+def test_saving_leaves_the_model_as_it_was(case, tmp_path):
+    """Keras forgets the optimizer of a model that it wrote to an .h5 file."""
+    case.model.compile(keras.optimizers.Adam(0.02), "sparse_categorical_crossentropy")
+    save_model(case.model, tmp_path / "m.h5")
+    loaded = load_model(save_model(case.model, tmp_path / "m.keras"))
+    assert isinstance(loaded.optimizer, keras.optimizers.Adam)
+    assert float(loaded.optimizer.learning_rate) == pytest.approx(0.02)
