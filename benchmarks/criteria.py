@@ -13,9 +13,11 @@ data choose nothing.
 import dataclasses
 import functools
 import math
+import multiprocessing
 import time
 
 import keras
+import ml_collections
 import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
@@ -160,41 +162,52 @@ def from_scratch(data, config, removed):
     return accuracy(model, data.test)
 
 
-def run(config, seeds, criteria):
-    """Measures everything; prints a table after each seed."""
+def measure(config, seed, criteria):
+    """Everything for one seed: what was done -> accuracies as layers go."""
     rows = {}
 
     def add(name, values, note=""):
-        rows.setdefault(name, []).append(values)
+        rows[name] = values
         print(f"# {name}: {np.round(values, 2).tolist()} {note}", flush=True)
 
-    for seed in range(seeds):
-        started = time.perf_counter()
-        data = load(config, seed)
-        keras.utils.set_random_seed(seed)
-        model = build(config, config.hidden)
-        fit(model, data.train, config, config.epochs)
-        add("original", [accuracy(model, data.test)] * config.removals)
-        orders = {}
-        for criterion in criteria:
-            found, orders[criterion] = without_training(criterion, model, data, config, seed)
-            add(f"{criterion}, refit", found, orders[criterion])
-        order = orders["linearity"]
-        # The first hidden layer takes inputs of another width: there is no kernel to keep.
-        known = order[: order.index("hidden_0")] if "hidden_0" in order else order
-        rest = [math.nan] * (len(order) - len(known))
-        gap = functools.partial(closing_the_gap, model=model, data=data)
-        add("linearity, kernels merged", gap(merged, order=order))
-        add("linearity, deleted and weights kept", gap(remove_layer, order=known) + rest)
-        for criterion in config.retrained:
-            found = with_training(criterion, model, data, config, seed)
-            add(f"{criterion}, refit and {config.retraining} epochs each", found)
-        scratch = [math.nan] * config.removals
-        for removed in config.scratch:
-            scratch[removed - 1] = from_scratch(data, config, removed)
-        add("trained from scratch", scratch)
-        print(f"# seed {seed}: {time.perf_counter() - started:.0f} s", flush=True)
-        print_table(config, rows)
+    started = time.perf_counter()
+    data = load(config, seed)
+    keras.utils.set_random_seed(seed)
+    model = build(config, config.hidden)
+    fit(model, data.train, config, config.epochs)
+    add("original", [accuracy(model, data.test)] * config.removals)
+    orders = {}
+    for criterion in criteria:
+        found, orders[criterion] = without_training(criterion, model, data, config, seed)
+        add(f"{criterion}, refit", found, orders[criterion])
+    order = orders["linearity"]
+    # The first hidden layer takes inputs of another width: there is no kernel to keep.
+    known = order[: order.index("hidden_0")] if "hidden_0" in order else order
+    rest = [math.nan] * (len(order) - len(known))
+    gap = functools.partial(closing_the_gap, model=model, data=data)
+    add("linearity, kernels merged", gap(merged, order=order))
+    add("linearity, deleted and weights kept", gap(remove_layer, order=known) + rest)
+    for criterion in config.retrained:
+        found = with_training(criterion, model, data, config, seed)
+        add(f"{criterion}, refit and {config.retraining} epochs each", found)
+    scratch = [math.nan] * config.removals
+    for removed in config.scratch:
+        scratch[removed - 1] = from_scratch(data, config, removed)
+    add("trained from scratch", scratch)
+    print(f"# seed {seed}: {time.perf_counter() - started:.0f} s", flush=True)
+    return rows
+
+
+def run(config, seeds, criteria):
+    """Measures seed after seed; prints a table after each."""
+    rows = {}
+    # Each seed in a process of its own: what TensorFlow compiled for it goes with it.
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1, maxtasksperchild=1) as pool:
+        for seed in range(seeds):
+            for name, values in pool.apply(measure, (config, seed, criteria)).items():
+                rows.setdefault(name, []).append(values)
+            print_table(config, rows)
 
 
 def print_table(config, rows):
@@ -216,7 +229,7 @@ def main(argv):
     """Measures and prints."""
     del argv
     criteria = list(dict.fromkeys(["linearity", *_CRITERIA.value]))
-    run(_CONFIG.value, _SEEDS.value, criteria)
+    run(ml_collections.FrozenConfigDict(_CONFIG.value), _SEEDS.value, criteria)
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ def inspect_config(config, custom_objects=None):
 
     >>> inspect_config({"class_name": "Lambda", "config": {}})
     Traceback (most recent call last):
-    keras_layer_entropy...UnsafeModelError: The model names 'Lambda', which can run code.
+    keras_layer_entropy...UnsafeNameError: The model names 'Lambda', which can run code.
     """
     todo = [(config, 0)]
     while todo:

@@ -15,6 +15,9 @@ from keras_layer_entropy.pruning.blocks import removable_blocks
 from keras_layer_entropy.pruning.criteria import CRITERIA, Situation, rank
 from keras_layer_entropy.pruning.search import MEASURES
 
+# All of it is calls of Keras; on other backends the example of `prune_model` runs it.
+pytestmark = pytest.mark.tensorflow
+
 
 def digits(split):
     return load_dataset(DatasetSpec("digits", split=split, shape=(64,))).arrays
