@@ -94,11 +94,11 @@ class _Opener:
         inspection.inspect_hdf5(weights)
         checksums.verify_hdf5(weights)
         if _version(metadata.get("keras_version"))[0] < 3:
-            return rebuild(hdf5.read_keras(config, weights), self._inspect)
+            return self._rebuilt(hdf5.read_keras(config, weights), weights.id.get_filesize())
         uncompiled = config | {"compile_config": None}
         self._inspect(uncompiled)
         compilable = self._compilable(config.get("compile_config"))
-        self._check_size(uncompiled, weights)
+        self._check_size(uncompiled, weights.id.get_filesize())
         _warn_of_version(metadata.get("keras_version"))
         return self._through_keras(path, "" if path.is_dir() else ".keras", compilable)
 
@@ -107,33 +107,36 @@ class _Opener:
             inspection.inspect_hdf5(file)
             checksums.verify_hdf5(file)
             version = file.attrs.get("keras_version", "2")
-            if _version(version)[0] < 3:
-                return rebuild(hdf5.read_h5(file), self._inspect)
-            parts = hdf5.read_modern_h5(file)
-            self._inspect(parts.config)
+            read = hdf5.read_h5 if _version(version)[0] < 3 else hdf5.read_modern_h5
+            parts = read(file)
             if not self._compilable(parts.training):
                 parts = dataclasses.replace(parts, training=None)
-            self._check_size(parts.config, file)
             _warn_of_version(version)
-            return rebuild(parts, self._inspect)
+            return self._rebuilt(parts, file.id.get_filesize())
 
     def saved_model(self, path):
         # It needs TensorFlow, which is not there wherever JAX is.
         from keras_layer_entropy.model_files.keras2 import saved_model
 
-        return rebuild(saved_model.read(path), self._inspect)
+        stored = sum(file.stat().st_size for file in path.glob("variables/*"))
+        return self._rebuilt(saved_model.read(path), stored)
+
+    def _rebuilt(self, parts, stored):
+        self._inspect(parts.config)
+        self._check_size(parts.config, stored)
+        return rebuild(parts)
 
     def _inspect(self, config):
         if not self.allow_unsafe:
             inspection.inspect_config(config, self.custom_objects)
 
-    def _check_size(self, config, file):
+    def _check_size(self, config, stored):
         make = functools.partial(
             keras.saving.deserialize_keras_object,
             _uncompiled(config),
             safe_mode=not self.allow_unsafe,
         )
-        inspection.check_size(make, file.id.get_filesize())
+        inspection.check_size(make, stored)
 
     def _compilable(self, training):
         """Whether everything is known that the model was compiled with."""

@@ -368,6 +368,17 @@ def nested_sequential_in_functional():
 
 
 @kind()
+def nested_outputs():
+    """Models whose outputs are the model's: Sequential, functional, and the second call of one."""
+
+    def connect(x):
+        inner = keras.Sequential([keras.Input((5,)), keras.layers.Dense(5)], name="inner")
+        return [inner(inner(x)), small_network("other", 3)(x)]
+
+    return graph(features(5), connect)
+
+
+@kind()
 def nested_shared():
     """A functional model called twice in another."""
 
@@ -620,10 +631,19 @@ def activations():
         keras.layers.Activation("swish"),
         keras.layers.Activation(keras.activations.selu),
         keras.layers.Activation("linear"),
-        keras.layers.Dense(2, "hard_sigmoid"),
         keras.layers.Dense(2, "softplus"),
         keras.layers.Dense(2, keras.activations.exponential),
     )
+
+
+@kind()
+def refused_hard_sigmoid():
+    return stack(features(5), keras.layers.Dense(4, "hard_sigmoid"), keras.layers.Dense(2))
+
+
+@kind()
+def refused_random_crop():
+    return stack(features(9, 8, 3), keras.layers.RandomCrop(4, 4), keras.layers.Flatten())
 
 
 @kind()
@@ -712,7 +732,7 @@ def lstm_text():
     layers = [
         keras.layers.Embedding(11, 4, mask_zero=True, input_length=7),
         keras.layers.LSTM(5, return_sequences=True, unit_forget_bias=False),
-        keras.layers.LSTM(4, recurrent_activation="hard_sigmoid", go_backwards=True),
+        keras.layers.LSTM(4, go_backwards=True),
         keras.layers.Dense(3, "softmax"),
     ]
     return classification(layers, tokens())
@@ -800,7 +820,7 @@ def encoder_decoder():
 def conv_lstm():
     return stack(
         features(3, 5, 5, 2),
-        keras.layers.ConvLSTM2D(3, 3),
+        keras.layers.ConvLSTM2D(3, 3, recurrent_activation="sigmoid"),
         keras.layers.GlobalAveragePooling2D(),
     )
 
@@ -877,7 +897,6 @@ def image_preprocessing():
         keras.layers.RandomZoom(0.1, seed=3),
         keras.layers.RandomTranslation(0.1, 0.1),
         keras.layers.RandomContrast(0.1),
-        keras.layers.RandomCrop(4, 4),
         keras.layers.Conv2D(3, 3),
         keras.layers.Flatten(),
     )

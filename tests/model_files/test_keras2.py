@@ -29,10 +29,8 @@ REFUSED = {
     "refused_subclassed_model": "Subclassed",
     "refused_module": "an export without layers",
     "refused_export": "an export without layers",
-    "activations": "'hard_sigmoid' is",
-    "conv_lstm": "'hard_sigmoid' is",
-    "lstm_text": "'hard_sigmoid' is",
-    "image_preprocessing": "RandomCrop",
+    "refused_hard_sigmoid": "'hard_sigmoid' is",
+    "refused_random_crop": "RandomCrop",
     "locally_connected": "LocallyConnected2D",
 }
 # Training goes on otherwise in Keras 3, which computes these steps in another way: batch statistics

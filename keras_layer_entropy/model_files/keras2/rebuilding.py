@@ -28,17 +28,15 @@ class Parts:
     restore: Callable
 
 
-def rebuild(saved, inspect):
+def rebuild(saved):
     """The model as a `keras.Model`.
 
     Args:
-        saved: `Parts`.
-        inspect: called with the configuration before anything is made from it.
+        saved: `Parts`, inspected.
 
     Raises:
         ValueError: it cannot be made, or a weight has no place.
     """
-    inspect(saved.config)
     model = keras.saving.deserialize_keras_object(copy.deepcopy(saved.config), safe_mode=True)
     if not model.built:
         raise ValueError(f"The model {model.name!r} does not tell the shape of its inputs.")
