@@ -34,8 +34,9 @@ REFUSED = {
     "locally_connected": "LocallyConnected2D",
 }
 # Training goes on otherwise in Keras 3, which computes these steps in another way: batch statistics
-# step by step in TimeDistributed, the kernel's norm in SpectralNormalization.
-OTHER_TRAINING = ("time_distributed", "spectral_normalization")
+# step by step in TimeDistributed, the kernel's norm in SpectralNormalization, Adam for the sparse
+# gradient of an Embedding.
+OTHER_TRAINING = ("time_distributed", "spectral_normalization", "lstm_text")
 # Optimizers whose state Keras 3 keeps in another form; said in a warning.
 FRESH = ("nadam", "legacy_nadam", "adafactor")
 
