@@ -107,9 +107,9 @@ class _Opener:
             inspection.inspect_hdf5(file)
             checksums.verify_hdf5(file)
             version = file.attrs.get("keras_version", "2")
-            read = hdf5.read_h5 if _version(version)[0] < 3 else hdf5.read_modern_h5
-            parts = read(file)
-            if not self._compilable(parts.training):
+            modern = _version(version)[0] >= 3
+            parts = hdf5.read_modern_h5(file) if modern else hdf5.read_h5(file)
+            if modern and not self._compilable(parts.training):
                 parts = dataclasses.replace(parts, training=None)
             _warn_of_version(version)
             return self._rebuilt(parts, file.id.get_filesize())
@@ -118,6 +118,7 @@ class _Opener:
         # It needs TensorFlow, which is not there wherever JAX is.
         from keras_layer_entropy.model_files.keras2 import saved_model
 
+        inspection.inspect_directory(path)
         stored = sum(file.stat().st_size for file in path.glob("variables/*"))
         return self._rebuilt(saved_model.read(path), stored)
 

@@ -6,6 +6,7 @@ The files and the numbers are Keras 2's own, written by `make_keras2_fixtures.py
 import pathlib
 import zipfile
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -187,3 +188,13 @@ def test_command_lines(tmp_path):
     pruned = load_model(tmp_path / "saved_model_pruned")
     dense = [layer for layer in pruned.layers if isinstance(layer, keras.layers.Dense)]
     assert len(dense) == len(profile.layers) - 1
+
+
+def test_weights_of_an_h5_file_go_by_their_names(tmp_path):
+    """Two layers of one shape in a nested model, listed the other way round."""
+    path, data = unpacked("nested_sequential_in_functional", "h5", tmp_path)
+    with h5py.File(path, "r+") as file:
+        group = file["model_weights/inner"]
+        names = list(group.attrs["weight_names"])
+        group.attrs["weight_names"] = names[2:] + names[:2]
+    np.testing.assert_allclose(outputs(load_model(path), data)[0], data["y_0"], rtol=1e-5)

@@ -237,6 +237,12 @@ def test_checksums_are_inside_and_go_with_what_they_sum(case, tmp_path):
     with pytest.raises(ValueError, match="weights are damaged"):
         load_model(path)
 
+    path = save_model(case.model, tmp_path / "other")
+    config = (path / "config.json").read_text()
+    (path / "config.json").write_text(config.replace('"relu"', '"selu"'))
+    with pytest.raises(ValueError, match="config.json was changed since the model was saved"):
+        load_model(path)
+
 
 def test_weights_alone_are_named(case, tmp_path):
     case.model.save_weights(tmp_path / "m.weights.h5")

@@ -297,6 +297,11 @@ def _node(node, class_name, kinds):
     inputs = [_tensor(entry, kinds) for entry in node]
     given = node[0][3] if node and len(node[0]) > 3 else {}
     arguments = {k: _argument(v, kinds) for k, v in given.items() if v is not None}
+    if arguments.pop("training", False):
+        raise ValueError(
+            f"A {class_name} is called with training=True, which Keras 3 does not keep: the model "
+            "would compute something else."
+        )
     if class_name in _RECURRENT and len(inputs) > 1:
         first, *states = inputs
         return {"args": [first], "kwargs": arguments | {"initial_state": states}}

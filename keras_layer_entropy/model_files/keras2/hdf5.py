@@ -52,6 +52,8 @@ def _text(value):
 def _listed(group):
     """`(name, value)` of each weight that a group lists."""
     names = [_text(name) for name in group.attrs.get("weight_names", ())]
+    if len(set(names)) < len(names):
+        raise ValueError(f"{group.name} has two weights of one name: it was not written to its end")
     return [(name, group[name][()]) for name in names]
 
 
@@ -103,7 +105,10 @@ def _state(listed, trainable):
     for name, value in rest:
         slots.setdefault(name.partition(":")[0].rpartition("/")[2], []).append(value)
     ids = [id(variable) for variable in trainable]
-    by_name = {slot: dict(zip(ids, values, strict=False)) for slot, values in slots.items()}
+    by_name = {  # slots of other variables too, once trained and frozen since: whose, is not told
+        slot: dict(zip(ids, values, strict=True)) if len(values) == len(ids) else {}
+        for slot, values in slots.items()
+    }
     return OptimizerState(iterations, by_name=by_name)
 
 

@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import keras
 import numpy as np
+from keras.src.backend.common.masking import get_keras_mask
+from keras.src.layers.merging.base_merge import Merge
 
 from keras_layer_entropy.model_files.keras2.configuration import name_of
 from keras_layer_entropy.model_files.keras2.training import compile_arguments, restore_optimizer
@@ -41,12 +43,28 @@ def rebuild(saved):
     if not model.built:
         raise ValueError(f"The model {model.name!r} does not tell the shape of its inputs.")
     state = saved.restore(model)
+    _check_masks(model)
     for part in model._flatten_layers():
+        if not part.trainable and not isinstance(part, keras.Model):
+            part.trainable = False  # of what it made when it was built, too
         if hasattr(part, "finalize_state"):  # what a Normalization computes from its weights
             part.finalize_state()
     if saved.training is not None:
         _compile(model, saved, state)
     return model
+
+
+def _check_masks(model):
+    """Keras 2 joined the masks of merged tensors by "and", Keras 3 otherwise."""
+    for part in model._flatten_layers():
+        for node in part._inbound_nodes if isinstance(part, Merge) else ():
+            masks = [get_keras_mask(tensor) for tensor in node.input_tensors]
+            if any(mask is not masks[0] for mask in masks):
+                warnings.warn(
+                    f"{part.name!r} merges tensors with different masks, which Keras 3 joins in "
+                    "another way: compare the outputs before you rely on the model.",
+                    stacklevel=5,
+                )
 
 
 def _compile(model, saved, state):

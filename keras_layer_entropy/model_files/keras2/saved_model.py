@@ -25,6 +25,10 @@ _DEPTHWISE = {"depthwise_kernel": "kernel"}
 _RENAMED = {keras.layers.DepthwiseConv1D: _DEPTHWISE, keras.layers.DepthwiseConv2D: _DEPTHWISE}
 # What a checkpoint holds beside weights: bookkeeping, running metrics, states of random numbers.
 _NOT_WEIGHTS = ("keras_api", "save_counter", "_random_generator", "optimizer", "signatures")
+# Lists of what is elsewhere, too, in an order of Keras 2's.
+_SUMMARIES = ("variables", "trainable_variables", "non_trainable_variables", "weights",
+              "trainable_weights", "non_trainable_weights", "layers", "losses", "metrics",
+              "regularization_losses")  # fmt: skip
 
 
 def read(path):
@@ -106,20 +110,11 @@ def _metadata_before_25(file):
 
 
 def _check_agreement(metadata, path):
-    """Everything is written twice, and nothing has a checksum: both have to say the same."""
-    for where, about in metadata.items():
+    """Configurations are written twice and have no checksum: both have to say the same."""
+    for about in metadata.values():
         other = about.get("model_config") or {}
         if not _agree(about.get("config"), other.get("config")):
             raise ValueError(f"{path} is damaged: {about.get('name')!r} is described in two ways.")
-        parts = {
-            part.get("name"): part
-            for at, part in metadata.items()
-            if at.rpartition(".")[0] == where
-        }
-        for part in (about.get("config") or {}).get("layers", ()):
-            name = part["config"].get("name")
-            if not _agree(part, parts.get(name)):
-                raise ValueError(f"{path} is damaged: {name!r} is described in two ways.")
 
 
 def _agree(mine, other):
@@ -229,7 +224,8 @@ def _walk(tree, node, target, taken):
         parts = [(child, target[int(i)]) for i, child in children.items() if int(i) < len(target)]
     else:
         renamed = _RENAMED.get(type(target), {})
-        parts = [(c, getattr(target, renamed.get(n, n), None)) for n, c in children.items()]
+        own = {n: c for n, c in children.items() if n not in _SUMMARIES}
+        parts = [(c, getattr(target, renamed.get(n, n), None)) for n, c in own.items()]
     for child, part in parts:
         if child is None or child in taken:
             continue

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_layer_entropy.model_files.keras2.configuration import made_by, value_of
+from keras_layer_entropy.model_files.keras2.configuration import made_by, name_of, value_of
 
 # Of each optimizer: its slots in the order in which Keras 2 made them (those of one tuple variable
 # by variable, tuple after tuple), by the names that they have in Keras 3.
@@ -83,7 +83,7 @@ def _mapped(make, value):
     if isinstance(value, list):
         return [_mapped(make, item) for item in value]
     if isinstance(value, dict) and "class_name" not in value:
-        return {key: _mapped(make, item) for key, item in value.items()}
+        return {name_of(key): _mapped(make, item) for key, item in value.items()}
     return None if value is None else make(value)
 
 
@@ -168,7 +168,9 @@ def restore_optimizer(optimizer, state, trainable):
         ValueError: it is of another kind or shape; nothing is changed.
     """
     if state.variables is not None:
-        _fill_all(list(zip(optimizer.variables, state.variables, strict=True)))
+        if len(state.variables) not in (len(optimizer.variables), 2):  # 2: it had not begun
+            raise ValueError("it is that of other weights")
+        _fill_all(list(zip(optimizer.variables, state.variables, strict=False)))
         return
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
     kind = type(optimizer).__name__
@@ -212,6 +214,6 @@ def _split(optimizer, groups, values, count):
         if part and len(part) < count * len(group):
             break
         slots |= {name: part[i :: len(group)] for i, name in enumerate(group) if part}
-    if values or not slots:
+    if values:
         raise ValueError(f"{len(values)} values of its state have no place")
     return slots
