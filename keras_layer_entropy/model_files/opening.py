@@ -15,7 +15,7 @@ import keras
 from keras_layer_entropy.model_files import checksums, inspection
 from keras_layer_entropy.model_files.formats import model_format
 from keras_layer_entropy.model_files.keras2 import hdf5
-from keras_layer_entropy.model_files.keras2.rebuilding import rebuild
+from keras_layer_entropy.model_files.keras2.rebuilding import rebuild, reserve_names
 
 
 def load_model(path, custom_objects=None, allow_unsafe=False):
@@ -124,6 +124,7 @@ class _Opener:
 
     def _rebuilt(self, parts, stored):
         self._inspect(parts.config)
+        reserve_names(parts.config)
         self._check_size(parts.config, stored)
         return rebuild(parts)
 

@@ -378,6 +378,41 @@ def nested_outputs():
     return graph(features(5), connect)
 
 
+@kind(traces=True)
+def time_distributed_frozen():
+    """Lists of weights in another order than Keras 3's; without traces they are not written."""
+    inner = [keras.layers.Dense(3, trainable=False), keras.layers.Dense(3, "tanh")]
+    return stack(
+        features(4, 3),
+        keras.layers.TimeDistributed(keras.Sequential([*inner, keras.layers.Dense(3)])),
+        keras.layers.Bidirectional(keras.layers.LSTM(2)),
+    )
+
+
+@kind()
+def frozen_attention():
+    def connect(x):
+        attention = keras.layers.MultiHeadAttention(2, 3, trainable=False)
+        return keras.layers.Dense(2)(attention(x, x))
+
+    return graph(features(4, 3), connect)
+
+
+@kind()
+def merged_masks():
+    def connect(x):
+        masked = keras.layers.Masking()(x)
+        plain = keras.layers.Dense(3)(x)
+        return keras.layers.LSTM(2)(keras.layers.Concatenate()([masked, plain]))
+
+    return graph(features(4, 3), connect)
+
+
+@kind()
+def refused_training_argument():
+    return graph(features(5), lambda x: keras.layers.BatchNormalization()(x, training=True))
+
+
 @kind()
 def nested_shared():
     """A functional model called twice in another."""

@@ -32,12 +32,13 @@ REFUSED = {
     "refused_export": "an export without layers",
     "refused_hard_sigmoid": "'hard_sigmoid' is",
     "refused_random_crop": "RandomCrop",
+    "refused_training_argument": "BatchNormalization is called with training=True",
     "locally_connected": "LocallyConnected2D",
 }
 # Training goes on otherwise in Keras 3, which computes these steps in another way: batch statistics
 # step by step in TimeDistributed, the kernel's norm in SpectralNormalization, Adam for the sparse
 # gradient of an Embedding.
-OTHER_TRAINING = ("time_distributed", "spectral_normalization", "lstm_text")
+OTHER_TRAINING = ("merged_masks", "time_distributed", "spectral_normalization", "lstm_text")
 # Optimizers whose state Keras 3 keeps in another form; said in a warning.
 FRESH = ("nadam", "legacy_nadam", "adafactor")
 
@@ -77,7 +78,9 @@ CASES = [(kind, name) for kind in KINDS for name in FORMATS if written(kind, nam
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize(("kind", "name"), [case for case in CASES if case[0] not in REFUSED])
+@pytest.mark.parametrize(
+    ("kind", "name"), [case for case in CASES if case[0] not in (*REFUSED, "merged_masks")]
+)
 def test_outputs_are_those_of_keras_2(kind, name, tmp_path):
     path, data = unpacked(kind, name, tmp_path)
     model = load_model(path)
@@ -198,3 +201,35 @@ def test_weights_of_an_h5_file_go_by_their_names(tmp_path):
         names = list(group.attrs["weight_names"])
         group.attrs["weight_names"] = names[2:] + names[:2]
     np.testing.assert_allclose(outputs(load_model(path), data)[0], data["y_0"], rtol=1e-5)
+
+
+def test_state_of_other_variables_is_not_mixed_up(tmp_path):
+    """An optimizer that trained more variables than are trainable now has more slots."""
+    path, _ = unpacked("legacy_adam", "h5", tmp_path)
+    with h5py.File(path, "r+") as file:
+        group = file["optimizer_weights"]
+        names = [name for name in group.attrs["weight_names"] if "dense_2/bias" not in name]
+        group.attrs["weight_names"] = names
+    with pytest.warns(UserWarning, match="The optimizer starts without its state"):
+        load_model(path)
+
+
+def test_a_half_written_h5_file_is_named(tmp_path):
+    """Keras 2 leaves one behind when two weights have the same name."""
+    path, _ = unpacked("mlp_called", "h5", tmp_path)
+    with h5py.File(path, "r+") as file:
+        group = file["model_weights/dense"]
+        group.attrs["weight_names"] = list(group.attrs["weight_names"][:1]) * 2
+    with pytest.raises(ValueError, match="two weights of one name"):
+        load_model(path)
+
+
+def test_masks_that_are_joined_otherwise_are_said(tmp_path):
+    path, _ = unpacked("merged_masks", "saved_model", tmp_path)
+    with pytest.warns(UserWarning, match="'concatenate' merges tensors with different masks"):
+        load_model(path)
+
+
+def test_frozen_layers_stay_frozen(tmp_path):
+    path, _ = unpacked("frozen_attention", "saved_model", tmp_path)
+    assert [weight.name for weight in load_model(path).trainable_weights] == ["kernel", "bias"]

@@ -270,3 +270,13 @@ def test_saving_leaves_the_model_as_it_was(case, tmp_path):
     loaded = load_model(save_model(case.model, tmp_path / "m.keras"))
     assert isinstance(loaded.optimizer, keras.optimizers.Adam)
     assert float(loaded.optimizer.learning_rate) == pytest.approx(0.02)
+
+
+def test_stateful_layers_open(tmp_path):
+    inputs = keras.Input(batch_shape=(2, 3, 4))
+    model = keras.Model(inputs, keras.layers.LSTM(5, stateful=True)(inputs))
+    for name in ("m.keras", "m.h5"):
+        loaded = load_model(save_model(model, tmp_path / name))
+        x = np.ones((2, 3, 4), "float32")
+        np.testing.assert_allclose(loaded(x), model(x), atol=1e-6)
+        model.reset_states() if hasattr(model, "reset_states") else model.layers[1].reset_state()

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 from keras.src.backend.common.masking import get_keras_mask
 from keras.src.layers.merging.base_merge import Merge
+from keras.src.utils.naming import auto_name
 
 from keras_layer_entropy.model_files.keras2.configuration import name_of
 from keras_layer_entropy.model_files.keras2.training import compile_arguments, restore_optimizer
@@ -46,12 +47,22 @@ def rebuild(saved):
     _check_masks(model)
     for part in model._flatten_layers():
         if not part.trainable and not isinstance(part, keras.Model):
-            part.trainable = False  # of what it made when it was built, too
+            for weight in part.weights:  # of layers that it made when it was built, too
+                weight.trainable = False
         if hasattr(part, "finalize_state"):  # what a Normalization computes from its weights
             part.finalize_state()
     if saved.training is not None:
         _compile(model, saved, state)
     return model
+
+
+def reserve_names(config):
+    """Names that Keras makes up, of operations on masks, shall not be those of the layers."""
+    layers = config["config"].get("layers", ())
+    names = {layer["config"].get("name") for layer in layers}
+    for class_name in {layer["class_name"] for layer in layers}:
+        while auto_name(class_name) in names:
+            pass
 
 
 def _check_masks(model):
