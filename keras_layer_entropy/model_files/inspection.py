@@ -136,8 +136,8 @@ def _check_named(value, custom_objects):
             raise UnsafeNameError(
                 f"The model names {given!r} where the name of a class is expected."
             )
-    if any(isinstance(given, str) and given.rpartition(">")[2] in REFUSED for given in names):
-        refused = next(n for n in names if isinstance(n, str) and n.rpartition(">")[2] in REFUSED)
+    texts = [given for given in names if isinstance(given, str)]
+    for refused in [text for text in texts if text.rpartition(">")[2] in REFUSED]:
         raise UnsafeNameError(f"The model names {refused!r}, which can run code.")
     if name is None or name in _VALUES:
         return

@@ -139,10 +139,9 @@ def _walk(functional, prefix, bound, graph, numbers):
                 results = [next(numbers) for _ in node.output_tensors]
                 graph.calls.append(Call(path, node.operation, given, tuple(results)))
             else:
-                graph.nested.setdefault(path, []).append(tuple(_inputs_of(inner, node, bound)))
-                within = dict(
-                    zip(map(id, inner.inputs), _inputs_of(inner, node, bound), strict=True)
-                )
+                numbered = _inputs_of(inner, node, bound)
+                graph.nested.setdefault(path, []).append(tuple(numbered))
+                within = dict(zip(map(id, inner.inputs), numbered, strict=True))
                 results = _walk(inner, f"{path}/", within, graph, numbers)
             for number, tensor in zip(results, node.output_tensors, strict=True):
                 bound[id(tensor)] = number

@@ -337,13 +337,12 @@ class _Search:
             del blocks[path]
             reasons[path] = reason
         found = {path: block for path, block in blocks.items() if path in chosen}
+        keep = list(self._options.keep)
+        kept = set(choose_layers(self._original, keep)) if keep else set()
         for path in blocks:
             if path not in chosen and path in there:
-                kept = path in choose_layers(self._original, list(self._options.keep) or None)
                 reasons[path] = (
-                    "it is to be kept"
-                    if kept and self._options.keep
-                    else ("it is not among the layers that may go")
+                    "it is to be kept" if path in kept else "it is not among the layers that may go"
                 )
         return found, reasons
 

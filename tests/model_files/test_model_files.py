@@ -279,4 +279,4 @@ def test_stateful_layers_open(tmp_path):
         loaded = load_model(save_model(model, tmp_path / name))
         x = np.ones((2, 3, 4), "float32")
         np.testing.assert_allclose(loaded(x), model(x), atol=1e-6)
-        model.reset_states() if hasattr(model, "reset_states") else model.layers[1].reset_state()
+        model.layers[1].reset_state()

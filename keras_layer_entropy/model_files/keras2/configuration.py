@@ -235,8 +235,7 @@ def _sequential(options):
     shape = first["config"].get("batch_input_shape") or options.get("build_input_shape")
     made = [layer(config) for config in layers]
     if first["class_name"] != "InputLayer" and shape is not None:
-        dtype = options.get("input_dtype") or "float32"
-        made.insert(0, _input(value_of("shape", shape), dtype))
+        made.insert(0, _input(value_of("shape", shape)))
     return {
         "module": "keras",
         "class_name": "Sequential",
@@ -245,12 +244,11 @@ def _sequential(options):
     }
 
 
-def _input(shape, dtype):
-    config = {"batch_shape": shape, "dtype": dtype}
+def _input(shape):
     return {
         "module": "keras.layers",
         "class_name": "InputLayer",
-        "config": config,
+        "config": {"batch_shape": shape, "dtype": "float32"},
         "registered_name": None,
     }
 

@@ -87,8 +87,8 @@ def _mapped(make, value):
     return None if value is None else make(value)
 
 
-def _made(config, namespace, name=None):
-    name = name or config["class_name"].rpartition(">")[2]
+def _made(config, namespace):
+    name = config["class_name"].rpartition(">")[2]
     cls = getattr(namespace, name, None)
     if not isinstance(cls, type):
         raise ValueError(f"Keras 3 has no {name!r} in {namespace.__name__}")
