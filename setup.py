@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 
 HERE = pathlib.Path(__file__).parent
 VERSION = re.search(
-    r'__version__ = "(.+)"', (HERE / "keras_layer_entropy" / "__init__.py").read_text()
+    r'__version__ = "(.+)"', (HERE / "keras_layer_entropy" / "version.py").read_text()
 ).group(1)
 
 setup(
@@ -18,10 +18,12 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["keras_layer_entropy", "keras_layer_entropy.*"]),
+    package_data={"keras_layer_entropy.report": ["page.html"]},
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1",
         "h5py>=3.11",
+        "jinja2>=3.1",
         # Several advisories on opening model files are fixed only from here on.
         "keras>=3.15.1",
         "matplotlib>=3.8",
@@ -40,6 +42,7 @@ setup(
             "pytest>=8",
             "pytest-xdist>=3.6",
             "ruff>=0.12",
+            "selenium>=4.30",  # drives the browser that tests the report
             "tensorboard>=2.19",
             "tf_keras>=2.21",  # to write the files of Keras 2 that tests read
         ],

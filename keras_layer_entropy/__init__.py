@@ -7,6 +7,7 @@ from keras_layer_entropy.monitor import EntropyMonitor
 from keras_layer_entropy.probe import ActivationProbe
 from keras_layer_entropy.profile import EntropyProfile
 from keras_layer_entropy.pruning import PruningResult, prune_model, remove_layer
+from keras_layer_entropy.version import __version__
 
 __all__ = [
     "ActivationProbe",
@@ -14,6 +15,7 @@ __all__ = [
     "EntropyMonitor",
     "EntropyProfile",
     "PruningResult",
+    "__version__",
     "analyze_model",
     "load_model",
     "measures",
@@ -22,4 +24,3 @@ __all__ = [
     "remove_layer",
     "save_model",
 ]
-__version__ = "0.1.0"

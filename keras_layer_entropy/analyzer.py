@@ -25,8 +25,8 @@ def analyze_model(
             data are read twice.
         seed: seed of that initialisation.
         verbose: as in `model.evaluate`.
-        **options: `layers`, `num_classes`, `measures`, `pattern`, `normalization`, as for
-            `EntropyAnalyzer`.
+        **options: `layers`, `num_classes`, `measures`, `pattern`, `normalization`,
+            `keep_patterns`, as for `EntropyAnalyzer`.
 
     Returns:
         `EntropyProfile`.
@@ -62,6 +62,8 @@ class EntropyAnalyzer:
             several outputs.
         measures: names out of `statistics.MEASURES`.
         pattern, normalization: as for `measures.entropy.activation_entropy`.
+        keep_patterns: keep the activation pattern of every class in `profile.patterns`; it takes
+            classes x units numbers for each layer.
 
     Raises:
         ValueError: no such layer, measure, pattern or normalization.
@@ -86,9 +88,12 @@ class EntropyAnalyzer:
         measures=("activation_entropy",),
         pattern="mean_then_softmax",
         normalization="log",
+        keep_patterns=False,
     ):
         self.model = model
-        self._statistics = ModelStatistics(model, num_classes, measures, pattern, normalization)
+        self._statistics = ModelStatistics(
+            model, num_classes, measures, pattern, normalization, keep_patterns
+        )
         with strategy_scope(model):
             self._probe = ActivationProbe(model, layers)
         self._pass = None

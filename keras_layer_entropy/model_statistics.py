@@ -1,6 +1,7 @@
 """The statistics of all layers of a model together: batches in, an EntropyProfile out."""
 
 import dataclasses
+import datetime
 import warnings
 
 import numpy as np
@@ -10,6 +11,7 @@ from keras_layer_entropy.labels import find_labels
 from keras_layer_entropy.measures.entropy import check_pattern, maximum_entropy
 from keras_layer_entropy.profile import EntropyProfile
 from keras_layer_entropy.statistics import MEASURES, LabelStatistic, check_measures
+from keras_layer_entropy.version import versions
 
 _MOST_STATE = 4 * 2**30  # bytes
 
@@ -27,7 +29,8 @@ class ModelStatistics:
 
     Args:
         model: the model whose loss and output names tell what its labels are.
-        num_classes, measures, pattern, normalization: as for `analyzer.EntropyAnalyzer`.
+        num_classes, measures, pattern, normalization, keep_patterns: as for
+            `analyzer.EntropyAnalyzer`.
     """
 
     def __init__(
@@ -37,12 +40,22 @@ class ModelStatistics:
         measures=("activation_entropy",),
         pattern="mean_then_softmax",
         normalization="log",
+        keep_patterns=False,
     ):
         check_pattern(pattern)
         maximum_entropy(2, normalization)
         self._model = model
         self._num_classes = num_classes
         self._measures = check_measures(measures)
+        self._keep_patterns = keep_patterns
+        if keep_patterns and (
+            pattern == "per_sample" or "activation_entropy" not in self._measures
+        ):
+            raise ValueError(
+                f"keep_patterns=True with pattern={pattern!r} and measures={self._measures}: "
+                "patterns of classes come with 'activation_entropy' and the pattern "
+                "'mean_then_softmax' or 'softmax_then_mean'."
+            )
         self._pattern = pattern
         self._normalization = normalization
         self._labels = None
@@ -142,7 +155,14 @@ class ModelStatistics:
             values={m: [x.statistics[m].result() for x in self._layers] for m in self._measures},
             metrics=dict(metrics or {}),
             epoch=epoch,
+            patterns={
+                x.path: x.statistics["activation_entropy"].patterns()
+                for x in (self._layers if self._keep_patterns else ())
+            },
             settings={
+                "model": self._model.name,
+                "versions": versions(),
+                "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
                 "pattern": self._pattern,
                 "normalization": self._normalization
                 if isinstance(self._normalization, str)

@@ -21,6 +21,7 @@ from keras import tree
 from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
 
 from keras_layer_entropy.layer_kinds import is_linear, kind
+from keras_layer_entropy.measures.entropy import two_way
 
 _SOFTMAX = {"softmax", "softmax_v2", "log_softmax", "log_softmax_v2", "Softmax", "LogSoftmax"}
 _SIGMOID = {"sigmoid", "log_sigmoid", "logistic", "expit", "Sigmoid", "LogSigmoid"}
@@ -73,6 +74,11 @@ class Activation:
             features = {k: keras.ops.moveaxis(v, self.unit_axis, -1) for k, v in features.items()}
         return features if self.mask is None else features | {"mask": self.mask}
 
+    def sample_pattern(self):
+        """The activation pattern of each sample: `[batch, ..., units]`, which add up to 1."""
+        values = keras.ops.cast(self.features()["pattern"], "float32")
+        return keras.ops.softmax(two_way(values), axis=-1)
+
 
 class ActivationProbe(keras.Model):
     """A model whose outputs are the outputs of layers inside another model.
@@ -87,6 +93,8 @@ class ActivationProbe(keras.Model):
         layers: which layers; None for every `Dense`. A name (`"dense_1"`), a path
             (`"block/dense_1"`), a layer class (`keras.layers.Conv2D`), a predicate
             `layer -> bool`, a layer itself, or a list of these.
+        patterns: give each sample's activation pattern, the softmax over the layer's units (of the
+            logits, where the layer itself ends in softmax), in place of the layer's output.
 
     Raises:
         ValueError: no such layer.
@@ -101,7 +109,7 @@ class ActivationProbe(keras.Model):
     {'block/inner': (5, 8), 'logits': (5, 2)}
     """
 
-    def __init__(self, model, layers=None):
+    def __init__(self, model, layers=None, patterns=False):
         if not isinstance(model, keras.Model):
             raise ValueError(
                 f"model is a {type(model).__name__}; expected a keras.Model (load_model opens one)."
@@ -109,10 +117,11 @@ class ActivationProbe(keras.Model):
         super().__init__(name="activation_probe")
         self.model = model
         self.recorder = Recorder(model, layers)
+        self.patterns = patterns
 
     def call(self, inputs, training=False):
         _, activations = self.record(inputs, training=training)
-        return {activation.path: activation.output for activation in activations}
+        return {a.path: a.sample_pattern() if self.patterns else a.output for a in activations}
 
     def record(self, inputs, training=False):
         """`(outputs of the model, list of Activation in the order of the forward pass)`."""

@@ -36,6 +36,8 @@ class EntropyProfile:
         baseline: the profile of the same network freshly initialised, or None.
         epoch: the epoch (counted from 0, as in Keras) that a monitor measured, or None.
         settings: what was asked for (pattern, normalization, seed, ...), as plain JSON values.
+        patterns: layer -> `[classes, units]`, the activation pattern of each class (two states for
+            a layer of one unit); empty unless it was measured with `keep_patterns=True`.
 
     Example:
 
@@ -60,6 +62,7 @@ class EntropyProfile:
     baseline: "EntropyProfile | None" = None
     epoch: int | None = None
     settings: Mapping = dataclasses.field(default_factory=dict)
+    patterns: Mapping = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         shape = (len(self.layers), len(self.classes))
@@ -72,6 +75,14 @@ class EntropyProfile:
             "values",
             {name: _array(f"values[{name!r}]", v, shape) for name, v in self.values.items()},
         )
+        if self.patterns:
+            shapes = {
+                x: (shape[1], max(n, 2)) for x, n in zip(self.layers, self.units, strict=True)
+            }
+            patterns = {
+                x: _array(f"patterns[{x!r}]", self.patterns.get(x, ()), shapes[x]) for x in shapes
+            }
+            object.__setattr__(self, "patterns", patterns)
         for name in ("units", "outputs"):
             if len(getattr(self, name)) != shape[0]:
                 raise ValueError(
@@ -200,6 +211,11 @@ class EntropyProfile:
         data = {"format_version": FORMAT_VERSION}
         data |= {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         data["baseline"] = self.baseline and self.baseline._to_json()
+        # Six digits are enough for a picture, and a third of the file.
+        data["patterns"] = {
+            layer: [[float(f"{p:.6g}") for p in row] for row in pattern.tolist()]
+            for layer, pattern in self.patterns.items()
+        }
         return _plain(data)
 
     @classmethod
@@ -207,6 +223,7 @@ class EntropyProfile:
         data = {key: value for key, value in data.items() if key != "format_version"}
         data["values"] = {k: np.array(v, np.float64) for k, v in data["values"].items()}
         data["metrics"] = {k: np.nan if v is None else v for k, v in data["metrics"].items()}
+        data["patterns"] = {k: np.array(v, np.float64) for k, v in data.get("patterns", {}).items()}
         data["baseline"] = data["baseline"] and cls._from_json(data["baseline"])
         return cls(**data)
 

@@ -143,11 +143,16 @@ class LayerStatistic(_SumStatistic):
 
     def result(self):
         """float64 `[classes]`; NaN for a class without samples or with values not finite."""
+        known, mean = self._means()
+        return np.where(known, np.asarray(self._measure(mean), np.float64), np.nan)
+
+    def _means(self):
+        """For which classes there are means, `[classes]`, and these, `[classes, features]`."""
         total = self._sum()
         weight, total = total[:, 0], total[:, 1:]
         known = (weight > 0) & ~np.isnan(total).any(axis=1)
         mean = np.where(known[:, None], total, 0.0) / np.where(known, weight, 1.0)[:, None]
-        return np.where(known, np.asarray(self._measure(mean), np.float64), np.nan)
+        return known, mean
 
     def not_finite(self):
         """Boolean `[classes]`: where activations were NaN or infinite."""
@@ -177,6 +182,17 @@ class ActivationEntropy(LayerStatistic):
         if self.pattern == "softmax_then_mean":
             return ops.softmax(values, axis=-1)
         return ops.expand_dims(formulas.softmax_entropy(values), axis=-1)
+
+    def patterns(self):
+        """The pattern of each class, float64 `[classes, units]`; NaN where `result` is.
+
+        Not for `per_sample`, which averages entropies.
+        """
+        known, mean = self._means()
+        if self.pattern == "mean_then_softmax":
+            mean = np.exp(mean - mean.max(axis=-1, keepdims=True))
+            mean /= mean.sum(axis=-1, keepdims=True)
+        return np.where(known[:, None], mean, np.nan)
 
     def _measure(self, mean):
         if self.pattern == "mean_then_softmax":

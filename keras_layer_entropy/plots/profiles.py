@@ -1,0 +1,346 @@
+"""Figures of profiles: against depth, class by class, over epochs, before and after."""
+
+import itertools
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from keras_layer_entropy.plots.style import (
+    BLUE,
+    CYCLE,
+    MEASURE_NAMES,
+    PALE_BLUE,
+    VERMILION,
+    axis_label,
+    bare,
+    layer_labels,
+    short,
+    slanted,
+)
+
+
+def entropy_curve(profile, measure="activation_entropy", title=None):
+    """Entropy against depth: every class thin, their mean thick, the untrained twin dashed.
+
+    Args:
+        profile: `EntropyProfile`; its `baseline`, if there is one, is the twin.
+        measure: a name in `profile.values`.
+        title: title of the figure.
+
+    Returns:
+        `matplotlib.figure.Figure`.
+
+    Example:
+
+    >>> from keras_layer_entropy import EntropyProfile
+    >>> profile = EntropyProfile(
+    ...     layers=("dense", "logits"), units=(8, 2), outputs=(False, True), classes=("a", "b"),
+    ...     count=[5, 5], normalizer=[2.1, 0.7],
+    ...     values={"activation_entropy": [[0.9, 0.8], [0.1, 0.2]]})
+    >>> [line.get_label() for line in entropy_curve(profile).axes[0].lines]
+    ['each class', '_class b', 'mean of the classes']
+    """
+    values, depth = profile.values[measure], np.arange(len(profile.layers))
+    labels = layer_labels(profile)
+    height = 3.7 + 0.04 * max(map(len, labels))  # the labels are slanted
+    figure = Figure(figsize=(max(6.0, 2.2 + 0.6 * len(depth)), height), layout="constrained")
+    axes = figure.add_subplot()
+    for index, name in enumerate(profile.classes if len(profile.classes) > 1 else ()):
+        label = "each class" if index == 0 else f"_class {name}"
+        faint = min(1.0, 30 / len(profile.classes))
+        axes.plot(
+            depth,
+            values[:, index],
+            color=PALE_BLUE,
+            linewidth=0.9,
+            alpha=faint,
+            label=label,
+            zorder=2,
+        )
+    mean = "mean of the classes" if len(profile.classes) > 1 else "all samples"
+    axes.plot(
+        depth, profile.mean_of(measure), "o-", color=BLUE, linewidth=2.6, label=mean, zorder=4
+    )
+    if profile.baseline is not None:
+        axes.plot(
+            depth,
+            profile.baseline.mean_of(measure),
+            "s--",
+            color=VERMILION,
+            linewidth=1.8,
+            markersize=4.5,
+            label="same network, untrained (mean)",
+            zorder=3,
+        )
+    slanted(axes, depth, labels)
+    axes.set_xlabel("layer (units), in the order of the forward pass")
+    axes.set_ylabel(axis_label(profile, measure))
+    if profile.settings.get("normalization", "log") == "log":
+        axes.set_ylim(-0.03, 1.03)
+    bare(axes)
+    axes.set_title(title or f"{MEASURE_NAMES.get(measure, measure)} against depth", loc="left")
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
+def heatmap(profile, measure="activation_entropy", title=None):
+    """Layers x classes: one cell per layer and class, the value written in it.
+
+    Args, returns: as for `entropy_curve`.
+
+    Example:
+
+    >>> from keras_layer_entropy import EntropyProfile
+    >>> profile = EntropyProfile(
+    ...     layers=("dense", "logits"), units=(8, 2), outputs=(False, True), classes=("a", "b"),
+    ...     count=[5, 5], normalizer=[2.1, 0.7],
+    ...     values={"activation_entropy": [[0.9, 0.8], [0.1, 0.2]]})
+    >>> [text.get_text() for text in heatmap(profile).axes[0].texts]
+    ['.90', '.80', '.10', '.20']
+    """
+    values = profile.values[measure]
+    rows, columns = values.shape
+    figure = Figure(
+        figsize=(min(max(4.6, 3.2 + 0.55 * columns), 16.0), max(3.4, 1.6 + 0.36 * rows)),
+        layout="constrained",
+    )
+    axes = figure.add_subplot()
+    bounded = profile.settings.get("normalization", "log") == "log"
+    limits = {"vmin": 0.0, "vmax": 1.0} if bounded else {}
+    image = axes.imshow(values, aspect="auto", cmap="cividis", **limits)
+    if columns <= 20:
+        for (row, column), value in np.ndenumerate(values):
+            level = image.norm(value)
+            axes.text(
+                column,
+                row,
+                short(value),
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="black" if np.isnan(value) or level > 0.55 else "white",
+            )
+    axes.set_yticks(range(rows), layer_labels(profile))
+    shown = np.arange(0, columns, max(1, columns // 25))
+    names = [profile.classes[i] for i in shown]
+    if max(map(len, names)) > 4:
+        slanted(axes, shown, names)
+    else:
+        axes.set_xticks(shown, names)
+    axes.set_xlabel("class")
+    axes.set_ylabel("layer (units)")
+    axes.set_title(title or f"{MEASURE_NAMES.get(measure, measure)}, class by class", loc="left")
+    figure.colorbar(image, label=axis_label(profile, measure))
+    return figure
+
+
+def pruning_curves(before, after, accuracies, limit):
+    """What pruning did: entropy against depth before and after; accuracy as layers went.
+
+    Args:
+        before, after: `EntropyProfile`s of the original and of the smaller network, the layers of
+            the second among those of the first; their untrained twins are drawn faintly.
+        accuracies: list of `(layers removed, accuracy, kind)`, kind being `"original"`,
+            `"right after removal"`, `"after retraining"` or `"rolled back"`.
+        limit: the lowest accuracy that was accepted.
+
+    Returns:
+        `matplotlib.figure.Figure`.
+
+    Example:
+
+    >>> from keras_layer_entropy import EntropyProfile
+    >>> profile = EntropyProfile(
+    ...     layers=("dense", "logits"), units=(8, 2), outputs=(False, True), classes=("a", "b"),
+    ...     count=[5, 5], normalizer=[2.1, 0.7],
+    ...     values={"activation_entropy": [[0.9, 0.8], [0.1, 0.2]]})
+    >>> figure = pruning_curves(profile, profile, [(0, 0.9, "original")], 0.89)
+    >>> [axes.get_ylabel() for axes in figure.axes]
+    ['activation entropy (normalised, 0 to 1)', 'validation accuracy']
+    """
+    labels = layer_labels(before)
+    height = 4.0 + 0.04 * max(map(len, labels))
+    figure = Figure(figsize=(max(9.0, 5.6 + 0.45 * len(labels)), height), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(max(3.0, 0.45 * len(labels)), 2.6))
+    place = {layer: i for i, layer in enumerate(before.layers)}
+    for profile, color, marker, name in (
+        (before, VERMILION, "o", "before"),
+        (after, BLUE, "s", "after"),
+    ):
+        depth = [place[layer] for layer in profile.layers]
+        if profile.baseline is not None:
+            left.plot(depth, profile.baseline.mean, ":", color=color, alpha=0.6, linewidth=1.3,
+                      label=f"{name}, untrained")  # fmt: skip
+        left.plot(depth, profile.mean, marker=marker, color=color, linewidth=2.4, label=name)
+    slanted(left, range(len(labels)), labels)
+    left.set_ylabel(axis_label(before, "activation_entropy"))
+    left.set_ylim(-0.03, 1.03)
+    left.set_title("Activation entropy against depth", loc="left")
+    styles = {
+        "original": dict(marker="D", color="black"),
+        "right after removal": dict(marker="v", color=VERMILION),
+        "after retraining": dict(marker="o", color=BLUE),
+        "rolled back": dict(marker="x", color="0.45"),
+    }
+    for kind, style in styles.items():
+        points = [(n, value) for n, value, of in accuracies if of == kind]
+        if points:
+            right.plot(*zip(*points, strict=True), linestyle="none", label=kind, **style)
+    right.axhline(limit, color="0.45", linestyle="--", linewidth=1.0, label="limit")
+    most = max(n for n, _, _ in accuracies)
+    right.set_xticks(range(0, most + 1, max(1, most // 10)))
+    right.set_xlim(-0.5, most + 0.5)
+    right.set_xlabel("layers removed")
+    right.set_ylabel("validation accuracy")
+    right.set_title("Accuracy as layers went", loc="left")
+    for axes in (left, right):
+        bare(axes)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.3 if axes is left else -0.18),
+                    ncols=2, frameon=False)  # fmt: skip
+    return figure
+
+
+def compared_curves(profiles, measure="activation_entropy", title=None):
+    """The mean curves of several profiles in one plot, layer by layer from the first.
+
+    Args:
+        profiles: name -> `EntropyProfile`; the layers need not be the same.
+        measure: a name in `profile.values`.
+        title: title of the figure.
+
+    Returns:
+        `matplotlib.figure.Figure`.
+
+    Raises:
+        ValueError: no profiles.
+
+    Example:
+
+    >>> from keras_layer_entropy import EntropyProfile
+    >>> profile = EntropyProfile(
+    ...     layers=("dense", "logits"), units=(8, 2), outputs=(False, True), classes=("a", "b"),
+    ...     count=[5, 5], normalizer=[2.1, 0.7],
+    ...     values={"activation_entropy": [[0.9, 0.8], [0.1, 0.2]]})
+    >>> axes = compared_curves({"one": profile, "another": profile}).axes[0]
+    >>> [line.get_label() for line in axes.lines]
+    ['one', 'another']
+    """
+    if not profiles:
+        raise ValueError("There are no profiles to compare.")
+    longest = max(profiles.values(), key=lambda profile: len(profile.layers))
+    figure = Figure(figsize=(7.0, 4.4), layout="constrained")
+    axes = figure.add_subplot()
+    styles = zip(profiles.items(), itertools.cycle(CYCLE), itertools.cycle("osD^vP*X"))
+    for (name, profile), color, marker in styles:
+        values = profile.mean_of(measure)
+        axes.plot(range(len(values)), values, marker=marker, color=color, lw=1.9, label=name)
+    axes.set_xticks(range(len(longest.layers)), range(1, len(longest.layers) + 1))
+    axes.set_xlabel("layer, in the order of the forward pass")
+    axes.set_ylabel(axis_label(longest, measure))
+    axes.set_ylim(-0.03, 1.03)
+    bare(axes)
+    axes.set_title(title or MEASURE_NAMES.get(measure, measure), loc="left")
+    figure.legend(loc="outside lower center", ncols=min(3, len(profiles)), frameon=False)
+    return figure
+
+
+def entropy_over_epochs(profiles, measure="activation_entropy", title=None):
+    """A line per layer over the epochs of a training; from dark (first layer) to light (last).
+
+    Args:
+        profiles: `EntropyProfile`s of one model with their `epoch`: `EntropyMonitor.profiles`.
+        measure: a name in `profile.values`.
+        title: title of the figure.
+
+    Returns:
+        `matplotlib.figure.Figure`.
+
+    Raises:
+        ValueError: no profiles, or profiles of different layers.
+
+    Example:
+
+    >>> from keras_layer_entropy import EntropyProfile
+    >>> epochs = [EntropyProfile(
+    ...     layers=("dense", "logits"), units=(8, 2), outputs=(False, True), classes=("a", "b"),
+    ...     count=[5, 5], normalizer=[2.1, 0.7], epoch=epoch,
+    ...     values={"activation_entropy": [[0.9, 0.8], [0.1, 0.2]]}) for epoch in range(3)]
+    >>> [line.get_label() for line in entropy_over_epochs(epochs).axes[0].lines]
+    ['dense (8)', 'logits (2)']
+    """
+    if not profiles or len({profile.layers for profile in profiles}) != 1:
+        raise ValueError(
+            f"{len(profiles)} profiles of {len({p.layers for p in profiles})} different lists of "
+            "layers; expected profiles of one model, those of EntropyMonitor.profiles."
+        )
+    labels = layer_labels(profiles[0])
+    figure = Figure(figsize=(7.0, 3.4 + 0.1 * len(labels)), layout="constrained")
+    axes = figure.add_subplot()
+    epochs = [i if p.epoch is None else p.epoch for i, p in enumerate(profiles)]
+    means = np.array([profile.mean_of(measure) for profile in profiles])
+    colors = colormaps["viridis"](np.linspace(0, 0.85, len(labels)))
+    for values, label, color in zip(means.T, labels, colors, strict=True):
+        # Epochs are counted from 1, as `fit` prints them.
+        axes.plot(np.add(epochs, 1), values, "o-", color=color, markersize=3.5, label=label)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(axis_label(profiles[0], measure))
+    bare(axes)
+    axes.set_title(title or f"{MEASURE_NAMES.get(measure, measure)} over epochs", loc="left")
+    figure.legend(loc="outside right upper", frameon=False, title="layer (units)")
+    return figure
+
+
+def stability(per_sample, pooled, title=None):
+    """How much patterns vary inside a class: per-sample against pooled entropy, layer by layer.
+
+    The entropy of the mean of the images' patterns (pooled) is never below the mean of their
+    entropies (per sample); the gap between the two is the instability.
+
+    Args:
+        per_sample, pooled: `EntropyProfile`s of the same model and data, measured with
+            `pattern="per_sample"` and `pattern="softmax_then_mean"`.
+        title: title of the figure.
+
+    Returns:
+        `matplotlib.figure.Figure`.
+
+    Raises:
+        ValueError: profiles of other patterns, or of different layers.
+
+    Example:
+
+    >>> import keras
+    >>> from keras_layer_entropy import analyze_model
+    >>> model = keras.Sequential([keras.layers.Dense(8, "relu"), keras.layers.Dense(3)])
+    >>> data = np.random.normal(size=(90, 4)), np.arange(90) % 3
+    >>> figure = stability(*(analyze_model(model, data, pattern=pattern, verbose=0)
+    ...                      for pattern in ("per_sample", "softmax_then_mean")))
+    >>> [line.get_label() for line in figure.axes[0].lines]
+    ['entropy of the mean pattern (pooled)', 'mean of the entropies (per sample)']
+    """
+    found = tuple(profile.settings.get("pattern") for profile in (per_sample, pooled))
+    if found != ("per_sample", "softmax_then_mean") or per_sample.layers != pooled.layers:
+        raise ValueError(
+            f"per_sample has pattern={found[0]!r} and pooled {found[1]!r}, for {per_sample.layers} "
+            f"and {pooled.layers}; expected 'per_sample' and 'softmax_then_mean' of one model."
+        )
+    labels, depth = layer_labels(pooled), np.arange(len(pooled.layers))
+    figure = Figure(figsize=(max(6.0, 2.2 + 0.6 * len(depth)), 4.4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.fill_between(
+        depth, per_sample.mean, pooled.mean, color=PALE_BLUE, alpha=0.35, lw=0, label="instability"
+    )
+    axes.plot(depth, pooled.mean, "o-", color=BLUE, lw=2.2,
+              label="entropy of the mean pattern (pooled)")  # fmt: skip
+    axes.plot(depth, per_sample.mean, "s-", color=VERMILION, lw=2.2,
+              label="mean of the entropies (per sample)")  # fmt: skip
+    slanted(axes, depth, labels)
+    axes.set_ylabel(axis_label(pooled, "activation_entropy"))
+    axes.set_ylim(-0.03, 1.03)
+    bare(axes)
+    axes.set_title(title or "How much patterns vary inside a class", loc="left")
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    return figure

@@ -1,0 +1,44 @@
+"""Figures as pixels and as SVG to stand in an HTML page."""
+
+import io
+import re
+
+import matplotlib
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+from keras_layer_entropy.plots.style import GRID
+
+# Drawn in place of what the page chooses, in light and in dark; no figure uses this colour itself.
+_INK = "#010203"
+
+
+def pixels(figure):
+    """The figure as pixels: uint8 `[height, width, 4]`."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.array(canvas.buffer_rgba())
+
+
+def svg(draw, *args, **kwargs):
+    """The figure that `draw(*args, **kwargs)` makes, as an `<svg>` element for an HTML page.
+
+    Its text is text, in the font and colour of the page, and its ground is transparent.
+
+    Example:
+
+    >>> from matplotlib.figure import Figure
+    >>> svg(Figure).startswith("<svg")
+    True
+    """
+    names = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+    style = dict.fromkeys(names, _INK) | {"svg.fonttype": "none", "legend.labelcolor": _INK}
+    file = io.BytesIO()
+    with matplotlib.rc_context(style):
+        draw(*args, **kwargs).savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    text = file.getvalue().decode()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r' id="[A-Za-z]\w*_\d+"', "", text)  # the same in every figure, and not used
+    text = text.replace(_INK, "currentColor").replace(GRID.lower(), "var(--grid)")
+    return re.sub(r' width="[\d.]+pt" height="[\d.]+pt"', "", text, count=1).strip()

@@ -1,0 +1,60 @@
+"""What the figures have in common: colours, names, labels."""
+
+import posixpath
+
+import numpy as np
+
+# Okabe & Ito's colours, told apart by colour-blind people too.
+BLUE, VERMILION, PALE_BLUE = "#0072B2", "#D55E00", "#7FB2D5"
+CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+GRID = "#E4E4E4"
+MEASURE_NAMES = {
+    "activation_entropy": "Activation entropy",
+    "instability": "Instability within a class",
+    "state_entropy": "On/off state entropy (bits)",
+}
+
+
+def bare(axes):
+    """Takes off what a chart does not need: the frame's top and right, and vertical grid lines."""
+    axes.grid(axis="y", color=GRID, zorder=0)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def slanted(axes, places, labels):
+    """Names below the x axis that may be long."""
+    axes.set_xticks(places, labels, rotation=30, ha="right", rotation_mode="anchor")
+
+
+def layer_labels(profile):
+    """`path (units)` of each layer, long paths shortened."""
+    return [f"{x} ({n})" for x, n in zip(shortened(profile.layers), profile.units, strict=True)]
+
+
+def shortened(layers, longest=24):
+    """Paths without the folders that all long ones share, so that what tells them apart is kept."""
+    if max(map(len, layers)) <= longest:
+        return list(layers)
+    shared = posixpath.commonpath([posixpath.dirname(x) for x in layers if len(x) > longest])
+    start = f"{shared}/" if shared else ""
+    short = ["../" + x.removeprefix(start) if start and x.startswith(start) else x for x in layers]
+    # What is still too long keeps its end, or both ends if ends are the same.
+    cut = [x if len(x) <= longest else "..." + x[3 - longest :] for x in short]
+    if len(set(cut)) < len(cut):
+        cut = [x if len(x) <= 2 * longest else f"{x[:longest]}...{x[-longest:]}" for x in short]
+    return cut if len(set(cut)) == len(cut) else short
+
+
+def axis_label(profile, measure):
+    """The measure and its unit."""
+    if measure == "state_entropy":
+        return "state entropy (bits)"
+    return f"{measure.replace('_', ' ')} ({profile.unit})"
+
+
+def short(value):
+    """A number in two decimals, `-` where it is NaN."""
+    if np.isnan(value):
+        return "-"
+    return f"{value:.2f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.2f}"
