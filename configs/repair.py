@@ -15,10 +15,10 @@ def get_config(preset="full"):
     # Weak on purpose: sigmoids one behind another let little gradient through.
     config.activation = "sigmoid"
     config.optimizer = "sgd"
-    config.learning_rate = 0.1
+    config.learning_rate = 0.15
     config.batch_size = 128
-    config.epochs = 1 if small else 5
+    config.epochs = 1 if small else 8
     config.seeds = 1 if small else 3
     config.removals = 2
-    config.epochs_after = 1 if small else 5  # after each removal
+    config.epochs_after = 1 if small else 4  # after each removal
     return config

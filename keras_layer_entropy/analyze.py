@@ -3,7 +3,8 @@
     python -m keras_layer_entropy.analyze --model saved_model/ --dataset digits --output analysis
 
 prints a table of its layers and, with --output, leaves profile.json, profile.csv, entropy.png and
-heatmap.png there. Without --dataset the data set recorded beside the model is used.
+heatmap.png there; with --report=report.html, one page that explains them. Without --dataset the
+data set recorded beside the model is used.
 """
 
 import sys
@@ -39,10 +40,12 @@ def run():
     """Measures and writes what the flags say."""
     if FLAGS.output is not None and not FLAGS.overwrite:
         report.check_new(FLAGS.output)
+    if FLAGS.report is not None and not FLAGS.overwrite:
+        report.check_new_file(FLAGS.report)
     console = command_line.console()
     model = command_line.opened(command_line.model_path())
     dataset = load_dataset(command_line.dataset_spec(model))
-    console.print(command_line.described(dataset.spec))
+    console.print(f"Data: {command_line.described(dataset.spec)}")
     profile = analyze_model(
         model,
         dataset.batches(FLAGS.batch_size),
@@ -51,6 +54,7 @@ def run():
         measures=tuple(dict.fromkeys(["activation_entropy", *_MEASURES.value])),
         pattern=_PATTERN.value,
         normalization=_NORMALIZATION.value,
+        keep_patterns=FLAGS.report is not None and _PATTERN.value != "per_sample",
         batch_size=FLAGS.batch_size,
         baseline=_BASELINE.value,
         seed=FLAGS.seed,
@@ -58,12 +62,17 @@ def run():
     )
     if dataset.classes is not None and len(dataset.classes) == len(profile.classes):
         profile = profile.with_classes(dataset.classes)
+    profile = command_line.signed(profile, dataset.spec, "analyze")
     console.print(report.table(profile, FLAGS.tolerance))
+    console.print(report.summary(profile, FLAGS.tolerance), highlight=False)
     if profile.metrics:
         console.print(", ".join(f"{name} {value:.4g}" for name, value in profile.metrics.items()))
     if FLAGS.output is not None:
         for path in report.save_profile(profile, FLAGS.output, FLAGS.overwrite):
             console.print(f"wrote {path}", highlight=False)
+    if FLAGS.report is not None:
+        profile.report(FLAGS.report, tolerance=FLAGS.tolerance, overwrite=FLAGS.overwrite)
+        console.print(f"wrote {FLAGS.report}", highlight=False)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import shlex
 import sys
 import warnings
 
@@ -42,6 +43,7 @@ flags.DEFINE_integer("batch_size", 256, "Samples per batch.", lower_bound=1)
 flags.DEFINE_integer("seed", 0, "Seed of everything random.")
 flags.DEFINE_float("tolerance", FLAT_TOLERANCE, "A layer over which entropy falls by less is flat.")
 flags.DEFINE_string("output", None, "Where to write.")
+flags.DEFINE_string("report", None, "Also write a report, one HTML page, to this file.")
 flags.DEFINE_boolean("overwrite", False, "Replace what exists there.")
 
 
@@ -124,10 +126,17 @@ def dataset_spec(model):
 
 
 def described(spec):
-    """One line about a data set."""
-    return f"Data: {spec.name}, split {spec.split or 'all'}, inputs times {spec.scale:.6g}" + (
+    """A data set in words."""
+    return f"{spec.name}, split {spec.split or 'all'}, inputs times {spec.scale:.6g}" + (
         f", as {tuple(spec.shape)}" if spec.shape else ""
     )
+
+
+def signed(profile, spec, module):
+    """The profile with the data and the command that it comes from among its settings."""
+    command = shlex.join(["python", "-m", f"keras_layer_entropy.{module}", *sys.argv[1:]])
+    own = {"data": described(spec), "command": command}
+    return dataclasses.replace(profile, settings={**profile.settings, **own})
 
 
 def _input_shape(model):

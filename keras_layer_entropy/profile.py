@@ -178,6 +178,23 @@ class EntropyProfile:
             for record in records:
                 writer.writerow({k: "" if _plain(v) is None else v for k, v in record.items()})
 
+    def report(self, path, **options):
+        """Writes one self-contained HTML page: curve, heat map, layers, patterns, caveats.
+
+        Args:
+            path: the file.
+            **options: `history`, `tolerance`, `overwrite`, as for `report.write_report`.
+
+        Returns:
+            The path.
+
+        Raises:
+            FileExistsError: it exists and `overwrite` is not given.
+        """
+        from keras_layer_entropy.report import write_report  # the one import that goes up
+
+        return write_report(path, self, **options)
+
     def save(self, path):
         """Writes the profile, its baseline included, as JSON (NaN as null)."""
         text = json.dumps(self._to_json(), indent=1, allow_nan=False)

@@ -5,7 +5,8 @@
 takes out Dense layers one at a time, refits the layers behind them in closed form, retrains, keeps
 what holds its validation accuracy, and leaves saved_model_pruned/ beside the input, which is never
 written to: the model in the same format, pruning.json (every step), before.json and after.json
-(entropy profiles) and pruning.png. Test data are touched once, at the end.
+(entropy profiles) and pruning.png; with --report=report.html, one page that shows all of this. Test
+data are touched once, at the end.
 
 Which --criterion? entropy_gradient, the default, is the paper's: it takes out only layers over
 which entropy is flat or rises, and stops there. linearity takes out the layer that the next ones
@@ -24,7 +25,8 @@ import keras
 import rich.progress
 from absl import flags
 
-from keras_layer_entropy import command_line, plots, report
+from keras_layer_entropy import command_line, report
+from keras_layer_entropy.analyzer import analyze_model
 from keras_layer_entropy.command_line import FLAGS
 from keras_layer_entropy.datasets import load_parts
 from keras_layer_entropy.files import recover, replacing
@@ -38,6 +40,7 @@ from keras_layer_entropy.pruning import (
     score,
 )
 from keras_layer_entropy.pruning.checkpoint import RECORD, Checkpoint, fingerprint
+from keras_layer_entropy.statistics import MEASURES
 from keras_layer_entropy.streaming import Source
 
 _RECORDS = (RECORD, "before.json", "after.json", "pruning.png")
@@ -68,6 +71,8 @@ _RESUME = flags.DEFINE_boolean("resume", False, "Go on with a run that was inter
 def run():
     """Prunes and writes what the flags say."""
     console, options = command_line.console(), _options()
+    if FLAGS.report is not None and not FLAGS.overwrite:
+        report.check_new_file(FLAGS.report)
     model, output = command_line.opened(command_line.model_path()), _output_path()
     parts = _parts(console, model, options.seed)
     train = parts.train.training_batches(options.batch_size, options.seed)
@@ -218,7 +223,6 @@ def _print_plan(console, candidates, reasons):
 
 def _finish(console, model, result, parts, output, settings):
     """Measures both models, writes everything, prints the table."""
-    before, after = (_named(profile, parts) for profile in (result.before, result.after))
     validation = parts.validation.batches(FLAGS.batch_size)
     costs = compare_costs([model, result.model], Source(validation, FLAGS.batch_size).first()[0])
     accuracies = {
@@ -228,6 +232,12 @@ def _finish(console, model, result, parts, output, settings):
         ]
         for name, part in (("validation", parts.validation), ("test", parts.test))
     }
+    profiles = [
+        command_line.signed(_named(profile, parts), parts.validation.spec, "prune")
+        for profile in (result.before, result.after)
+    ]
+    result = dataclasses.replace(result, before=profiles[0], after=profiles[1])
+    search = report.Pruning(result, costs, accuracies)
     record = {
         "format_version": 1,
         "settings": settings,
@@ -238,16 +248,10 @@ def _finish(console, model, result, parts, output, settings):
     }
 
     def write_records(paths):
-        before.save(paths["before.json"])
-        after.save(paths["after.json"])
-        figure = plots.pruning_curves(
-            before,
-            after,
-            _accuracies(result, accuracies["validation"][0]),
-            accuracies["validation"][0] - result.options.max_accuracy_drop,
-        )
+        result.before.save(paths["before.json"])
+        result.after.save(paths["after.json"])
         with replacing(paths["pruning.png"]) as temporary:
-            figure.savefig(temporary, dpi=150)
+            search.figure().savefig(temporary, dpi=150)
         with replacing(paths[RECORD]) as temporary:
             temporary.write_text(json.dumps(record, indent=1) + "\n")
 
@@ -258,28 +262,40 @@ def _finish(console, model, result, parts, output, settings):
         with replacing(output) as temporary:
             save_model(result.model, temporary, dataset=parts.test.spec)
             write_records(_record_paths(temporary))
-    removed = ", ".join(result.removed) or "no layer"
-    console.print(f"\nRemoved: {removed}. Wrote {output}", highlight=False)
-    console.print(report.comparison(*costs, accuracies["validation"], accuracies["test"]))
+    console.print(f"\n{search.summary()}\nWrote {output}", highlight=False)
+    console.print(report.comparison(*costs, **accuracies))
+    if FLAGS.report is not None:
+        _write_report(search, model, validation)
+        console.print(f"wrote {FLAGS.report}", highlight=False)
+
+
+def _write_report(search, model, validation):
+    """The page; both models are measured once more, for it shows more of them."""
+    result = search.result
+    profiles = {}
+    for name, network in (("before", model), ("after", result.model)):
+        known = getattr(result, name)
+        profile = analyze_model(
+            network, validation, measures=tuple(MEASURES), batch_size=FLAGS.batch_size,
+            layers=FLAGS.layers, baseline=True, keep_patterns=True, seed=FLAGS.seed, verbose=0,
+        )  # fmt: skip
+        profile = profile.with_classes(known.classes)
+        settings = {**profile.settings, **known.settings}
+        profiles[name] = dataclasses.replace(profile, settings=settings)
+    search = dataclasses.replace(search, result=dataclasses.replace(result, **profiles))
+    report.write_report(
+        FLAGS.report,
+        profiles["before"],
+        pruning=search,
+        tolerance=FLAGS.tolerance,
+        overwrite=FLAGS.overwrite,
+    )
 
 
 def _named(profile, parts):
     """The profile with the names that the data have for its classes."""
     names = parts.validation.classes
     return profile.with_classes(names) if len(names or ()) == len(profile.classes) else profile
-
-
-def _accuracies(result, original):
-    """What `plots.pruning_curves` takes."""
-    points, removed = [(0, original, "original")], 0
-    for step in result.steps:
-        if step.kept:
-            removed += 1
-            points.append((removed, step.accuracy_removed, "right after removal"))
-            points.append((removed, step.accuracy_retrained, "after retraining"))
-        else:
-            points.append((removed + 1, step.accuracy_retrained, "rolled back"))
-    return points
 
 
 class _Progress(keras.callbacks.Callback):

@@ -10,6 +10,8 @@ from keras_layer_entropy.plots.style import (
     axis_label,
     bare,
     layer_labels,
+    plain,
+    set_limits,
     shortened,
     slanted,
 )
@@ -93,7 +95,7 @@ def activation_probabilities(profile, classes=None, title=None):
     for axes, label, layer in zip(panels, layer_labels(profile), profile.layers, strict=True):
         pattern = _patterns(profile)[layer]
         for row, color in zip(rows, (BLUE, VERMILION), strict=False):
-            _steps(axes, pattern[row], color, f"class {profile.classes[row]}")
+            _steps(axes, pattern[row], color, f"class {plain(profile.classes[row])}")
         axes.axhline(1 / pattern.shape[1], color="0.5", linestyle=":", lw=1, label="uniform")
         axes.set_title(label, loc="left", fontsize=10)
         axes.set_xlim(-0.5, pattern.shape[1] - 0.5)
@@ -152,7 +154,7 @@ def probability_histograms(patterns, title=None, bins=30):
         axes.axvline(1 / values.shape[1], color="0.5", linestyle=":", lw=1, label="uniform")
         axes.set_xscale("log")
         axes.set_ylabel("images")
-        axes.set_title(f"{name} ({values.shape[1]})", loc="left", fontsize=10)
+        axes.set_title(plain(f"{name} ({values.shape[1]})"), loc="left", fontsize=10)
         bare(axes)
     panels[-1].set_xlabel("probability of activation of a neuron in one image (log scale)")
     handles, labels = panels[0].get_legend_handles_labels()
@@ -198,8 +200,7 @@ def entropy_and_patterns(profile, class_name=None, title=None):
     axes.plot(depth, profile.entropy[:, column], "o-", color=BLUE, lw=2.4, label="trained")
     slanted(axes, depth, labels)
     axes.set_ylabel(axis_label(profile, "activation_entropy"))
-    if profile.settings.get("normalization", "log") == "log":
-        axes.set_ylim(-0.03, 1.03)
+    set_limits(axes, profile, "activation_entropy")
     axes.legend(frameon=False)
     bare(axes)
     panels = right.subplots(len(depth), 1, squeeze=False)[:, 0]
@@ -214,7 +215,7 @@ def entropy_and_patterns(profile, class_name=None, title=None):
         bare(panel)
     panels[-1].set_xlabel("neuron", fontsize=9)
     right.supylabel("probability of activation", fontsize=9)
-    name = profile.classes[column]
+    name = plain(profile.classes[column])
     figure.suptitle(title or f"Entropy and patterns of class {name}", x=0.02, ha="left")
     return figure
 

@@ -7,15 +7,18 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from keras_layer_entropy.measures.catalogue import DESCRIPTIONS
 from keras_layer_entropy.plots.style import (
     BLUE,
     CYCLE,
-    MEASURE_NAMES,
     PALE_BLUE,
     VERMILION,
     axis_label,
     bare,
     layer_labels,
+    limits,
+    plain,
+    set_limits,
     short,
     slanted,
 )
@@ -45,10 +48,10 @@ def entropy_curve(profile, measure="activation_entropy", title=None):
     values, depth = profile.values[measure], np.arange(len(profile.layers))
     labels = layer_labels(profile)
     height = 3.7 + 0.04 * max(map(len, labels))  # the labels are slanted
-    figure = Figure(figsize=(max(6.0, 2.2 + 0.6 * len(depth)), height), layout="constrained")
+    figure = Figure(figsize=(max(7.0, 2.2 + 0.6 * len(depth)), height), layout="constrained")
     axes = figure.add_subplot()
     for index, name in enumerate(profile.classes if len(profile.classes) > 1 else ()):
-        label = "each class" if index == 0 else f"_class {name}"
+        label = "each class" if index == 0 else f"_class {plain(name)}"
         faint = min(1.0, 30 / len(profile.classes))
         axes.plot(
             depth,
@@ -77,10 +80,9 @@ def entropy_curve(profile, measure="activation_entropy", title=None):
     slanted(axes, depth, labels)
     axes.set_xlabel("layer (units), in the order of the forward pass")
     axes.set_ylabel(axis_label(profile, measure))
-    if profile.settings.get("normalization", "log") == "log":
-        axes.set_ylim(-0.03, 1.03)
+    set_limits(axes, profile, measure)
     bare(axes)
-    axes.set_title(title or f"{MEASURE_NAMES.get(measure, measure)} against depth", loc="left")
+    axes.set_title(title or f"{DESCRIPTIONS[measure].title} against depth", loc="left")
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure
 
@@ -107,9 +109,8 @@ def heatmap(profile, measure="activation_entropy", title=None):
         layout="constrained",
     )
     axes = figure.add_subplot()
-    bounded = profile.settings.get("normalization", "log") == "log"
-    limits = {"vmin": 0.0, "vmax": 1.0} if bounded else {}
-    image = axes.imshow(values, aspect="auto", cmap="cividis", **limits)
+    lowest, highest = limits(profile, measure) or (None, None)
+    image = axes.imshow(values, aspect="auto", cmap="cividis", vmin=lowest, vmax=highest)
     if columns <= 20:
         for (row, column), value in np.ndenumerate(values):
             level = image.norm(value)
@@ -124,14 +125,14 @@ def heatmap(profile, measure="activation_entropy", title=None):
             )
     axes.set_yticks(range(rows), layer_labels(profile))
     shown = np.arange(0, columns, max(1, columns // 25))
-    names = [profile.classes[i] for i in shown]
+    names = [plain(profile.classes[i]) for i in shown]
     if max(map(len, names)) > 4:
         slanted(axes, shown, names)
     else:
         axes.set_xticks(shown, names)
     axes.set_xlabel("class")
     axes.set_ylabel("layer (units)")
-    axes.set_title(title or f"{MEASURE_NAMES.get(measure, measure)}, class by class", loc="left")
+    axes.set_title(title or f"{DESCRIPTIONS[measure].title}, class by class", loc="left")
     figure.colorbar(image, label=axis_label(profile, measure))
     return figure
 
@@ -176,7 +177,7 @@ def pruning_curves(before, after, accuracies, limit):
         left.plot(depth, profile.mean, marker=marker, color=color, linewidth=2.4, label=name)
     slanted(left, range(len(labels)), labels)
     left.set_ylabel(axis_label(before, "activation_entropy"))
-    left.set_ylim(-0.03, 1.03)
+    set_limits(left, before, "activation_entropy")
     left.set_title("Activation entropy against depth", loc="left")
     styles = {
         "original": dict(marker="D", color="black"),
@@ -235,13 +236,13 @@ def compared_curves(profiles, measure="activation_entropy", title=None):
     styles = zip(profiles.items(), itertools.cycle(CYCLE), itertools.cycle("osD^vP*X"))
     for (name, profile), color, marker in styles:
         values = profile.mean_of(measure)
-        axes.plot(range(len(values)), values, marker=marker, color=color, lw=1.9, label=name)
+        axes.plot(range(len(values)), values, marker=marker, color=color, lw=1.9, label=plain(name))
     axes.set_xticks(range(len(longest.layers)), range(1, len(longest.layers) + 1))
     axes.set_xlabel("layer, in the order of the forward pass")
     axes.set_ylabel(axis_label(longest, measure))
-    axes.set_ylim(-0.03, 1.03)
+    set_limits(axes, longest, measure)
     bare(axes)
-    axes.set_title(title or MEASURE_NAMES.get(measure, measure), loc="left")
+    axes.set_title(title or DESCRIPTIONS[measure].title, loc="left")
     figure.legend(loc="outside lower center", ncols=min(3, len(profiles)), frameon=False)
     return figure
 
@@ -280,7 +281,7 @@ def entropy_over_epochs(profiles, measure="activation_entropy", title=None):
     axes = figure.add_subplot()
     epochs = [i if p.epoch is None else p.epoch for i, p in enumerate(profiles)]
     means = np.array([profile.mean_of(measure) for profile in profiles])
-    colors = colormaps["viridis"](np.linspace(0, 0.85, len(labels)))
+    colors = colormaps["viridis"](np.linspace(0.05, 0.85, len(labels)))
     for values, label, color in zip(means.T, labels, colors, strict=True):
         # Epochs are counted from 1, as `fit` prints them.
         axes.plot(np.add(epochs, 1), values, "o-", color=color, markersize=3.5, label=label)
@@ -288,7 +289,7 @@ def entropy_over_epochs(profiles, measure="activation_entropy", title=None):
     axes.set_xlabel("epoch")
     axes.set_ylabel(axis_label(profiles[0], measure))
     bare(axes)
-    axes.set_title(title or f"{MEASURE_NAMES.get(measure, measure)} over epochs", loc="left")
+    axes.set_title(title or f"{DESCRIPTIONS[measure].title} over epochs", loc="left")
     figure.legend(loc="outside right upper", frameon=False, title="layer (units)")
     return figure
 
@@ -339,7 +340,7 @@ def stability(per_sample, pooled, title=None):
               label="mean of the entropies (per sample)")  # fmt: skip
     slanted(axes, depth, labels)
     axes.set_ylabel(axis_label(pooled, "activation_entropy"))
-    axes.set_ylim(-0.03, 1.03)
+    set_limits(axes, pooled, "activation_entropy")
     bare(axes)
     axes.set_title(title or "How much patterns vary inside a class", loc="left")
     figure.legend(loc="outside lower center", ncols=2, frameon=False)

@@ -41,4 +41,6 @@ def svg(draw, *args, **kwargs):
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r' id="[A-Za-z]\w*_\d+"', "", text)  # the same in every figure, and not used
     text = text.replace(_INK, "currentColor").replace(GRID.lower(), "var(--grid)")
-    return re.sub(r' width="[\d.]+pt" height="[\d.]+pt"', "", text, count=1).strip()
+    # As wide as the page, but no wider than it was drawn.
+    width = re.compile(r' width="([\d.]+pt)" height="[\d.]+pt"')
+    return width.sub(r' style="max-width: \1"', text, count=1).strip()

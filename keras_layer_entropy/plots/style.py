@@ -4,15 +4,19 @@ import posixpath
 
 import numpy as np
 
+from keras_layer_entropy.measures.catalogue import DESCRIPTIONS
+
 # Okabe & Ito's colours, told apart by colour-blind people too.
 BLUE, VERMILION, PALE_BLUE = "#0072B2", "#D55E00", "#7FB2D5"
 CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 GRID = "#E4E4E4"
-MEASURE_NAMES = {
-    "activation_entropy": "Activation entropy",
-    "instability": "Instability within a class",
-    "state_entropy": "On/off state entropy (bits)",
-}
+
+
+def plain(text):
+    """Text that matplotlib shows as it is: names of layers and classes may hold anything."""
+    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(text))
+    text = text.replace("$", r"\$")  # no formula
+    return f" {text}" if text.startswith("_") else text  # which would leave it out of a legend
 
 
 def bare(axes):
@@ -48,9 +52,21 @@ def shortened(layers, longest=24):
 
 def axis_label(profile, measure):
     """The measure and its unit."""
-    if measure == "state_entropy":
-        return "state entropy (bits)"
-    return f"{measure.replace('_', ' ')} ({profile.unit})"
+    return f"{measure.replace('_', ' ')} ({DESCRIPTIONS[measure].unit or profile.unit})"
+
+
+def limits(profile, measure):
+    """The smallest and the largest value that the measure can have, or None."""
+    largest = DESCRIPTIONS[measure].largest
+    if DESCRIPTIONS[measure].unit is None and profile.settings.get("normalization", "log") != "log":
+        return None
+    return None if largest is None else (0.0, largest)
+
+
+def set_limits(axes, profile, measure):
+    """The y axis from the smallest to the largest possible value, a little more for the marks."""
+    if (found := limits(profile, measure)) is not None:
+        axes.set_ylim(found[0] - 0.03 * found[1], 1.03 * found[1])
 
 
 def short(value):

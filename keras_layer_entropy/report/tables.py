@@ -1,16 +1,11 @@
-"""A profile as people read it: a table on the terminal, files in a folder."""
-
-import pathlib
+"""Tables for the terminal."""
 
 import numpy as np
 import rich.box
 import rich.table
 
-from keras_layer_entropy import plots
-from keras_layer_entropy.files import replacing
 from keras_layer_entropy.profile import FLAT_TOLERANCE
-
-FILES = ("profile.json", "profile.csv", "entropy.png", "heatmap.png")
+from keras_layer_entropy.report.verdict import verdict
 
 
 def table(profile, tolerance=FLAT_TOLERANCE):
@@ -75,6 +70,13 @@ def comparison(before, after, validation, test):
     result.add_column("")
     for name in ("before", "after", "after / before"):
         result.add_column(name, justify="right")
+    for row in comparison_rows(before, after, validation, test):
+        result.add_row(*row)
+    return result
+
+
+def comparison_rows(before, after, validation, test):
+    """The rows of `comparison`, as text: name, before, after, ratio or difference."""
     rows = [
         ("Dense layers", before.dense_layers, after.dense_layers, "{:d}"),
         ("parameters", before.parameters, after.parameters, "{:,d}"),
@@ -84,62 +86,10 @@ def comparison(before, after, validation, test):
     for size, latency in before.latency.items():
         name = f"latency, batch of {size} (ms)"
         rows.append((name, latency, after.latency[size], "{:.2f}"))
-    for name, first, second, form in rows:
-        result.add_row(name, form.format(first), form.format(second), f"{second / first:.2f}")
-    for name, (first, second) in (("validation", validation), ("test", test)):
-        difference = f"{second - first:+.4f}"
-        result.add_row(f"{name} accuracy", f"{first:.4f}", f"{second:.4f}", difference)
-    return result
-
-
-def verdict(profile, tolerance=FLAT_TOLERANCE):
-    """One word per layer: `flat`, `rises`, `falls`, or `output`, or nothing for the first."""
-    words = []
-    for gradient, output in zip(profile.gradient, profile.outputs, strict=True):
-        if output:
-            words.append("output")
-        elif np.isnan(gradient):
-            words.append("")
-        else:
-            words.append("rises" if gradient < 0 else "flat" if gradient < tolerance else "falls")
-    return words
-
-
-def save_profile(profile, directory, overwrite=False):
-    """Writes `profile.json`, `profile.csv`, `entropy.png` and `heatmap.png` into a folder.
-
-    Args:
-        profile: `EntropyProfile` with activation_entropy.
-        directory: made where it does not exist.
-        overwrite: replace files of these names.
-
-    Returns:
-        List of the paths.
-
-    Raises:
-        FileExistsError: one of the files exists and `overwrite` is False; nothing is written.
-    """
-    if not overwrite:
-        check_new(directory)
-    paths = [pathlib.Path(directory, name) for name in FILES]
-    profile.save(paths[0])
-    profile.to_csv(paths[1])
-    for path, draw in zip(paths[2:], (plots.entropy_curve, plots.heatmap), strict=True):
-        with replacing(path) as temporary:
-            draw(profile).savefig(temporary, dpi=150)
-    return paths
-
-
-def check_new(directory):
-    """Raises FileExistsError where `save_profile` would overwrite a file."""
-    if pathlib.Path(directory).is_file():
-        raise FileExistsError(f"{directory} is a file; expected a folder to write to.")
-    existing = [name for name in FILES if pathlib.Path(directory, name).exists()]
-    if existing:
-        raise FileExistsError(
-            f"{', '.join(existing)} in {directory} would be overwritten: choose another folder, or "
-            "pass --overwrite (overwrite=True)."
-        )
+    ratios = [(name, f.format(a), f.format(b), f"{b / a:.2f}") for name, a, b, f in rows]
+    pairs = (("validation", validation), ("test", test))
+    accuracies = [(f"{n} accuracy", f"{a:.4f}", f"{b:.4f}", f"{b - a:+.4f}") for n, (a, b) in pairs]
+    return ratios + accuracies
 
 
 def _extreme(profile, row, choose):

@@ -1,0 +1,98 @@
+"""What moves the entropy of layers besides learning? Four controls.
+
+python examples/controls.py --config configs/controls.py:full --workdir runs/controls
+
+Networks with 4 Dense layers: trained, untrained, trained on shuffled labels, trained and rescaled
+(one layer's weights times 3, the next one's divided by 3: the same function), and trained with
+layers that get narrower instead of layers of one width. Leaves results.md, results.json and
+controls.png.
+"""
+
+import keras
+import numpy as np
+import studies
+
+from keras_layer_entropy import analyze_model, plots
+
+MEASURES = ("activation_entropy", "state_entropy")
+
+
+def run(config, workdir, overwrite=False):
+    """Measures every control for each seed; returns the records in results.json."""
+    folder = studies.new_folder(workdir, overwrite)
+    data = studies.load(config)
+    records = []
+    for seed in range(config.seeds):
+        keras.backend.clear_session()
+        profiles = measure(config, data, seed)
+        for name, (accuracy, profile) in profiles.items():
+            means = {m: profile.mean_of(m).tolist() for m in MEASURES}
+            records.append({"seed": seed, "network": name, "accuracy": accuracy, **means})
+            print(f"seed {seed}, {name}: {accuracy:.4f}", flush=True)
+        if seed == 0:
+            shown = {name: profile for name, (_, profile) in profiles.items()}
+            for measure_ in MEASURES:
+                figure = plots.compared_curves(shown, measure_)
+                studies.draw(folder, f"controls_{measure_}.png", figure)
+    studies.write(folder, records, tables(config, records))
+    return records
+
+
+def measure(config, data, seed):
+    """Name of a network -> `(test accuracy, profile)`."""
+    found = {}
+
+    def add(name, model):
+        profile = analyze_model(model, data.test.arrays, measures=MEASURES, verbose=0)
+        found[name] = profile.metrics["accuracy"], profile
+
+    keras.utils.set_random_seed(seed)
+    model = studies.build(config, config.hidden)
+    add("untrained", model)
+    studies.train(model, data, config)
+    add("trained", model)
+    rescale(model, "dense_2", "dense_3", config.factor)
+    add(f"trained, dense_2 x {config.factor:g}", model)
+
+    model = studies.build(config, config.hidden)
+    shuffled = np.random.default_rng(seed).permutation(data.train.arrays[1])
+    studies.train(model, data, config, y=shuffled)
+    add("trained on shuffled labels", model)
+
+    model = studies.build(config, config.narrowing)
+    add("narrowing, untrained", model)
+    studies.train(model, data, config)
+    add("narrowing, trained", model)
+    return found
+
+
+def rescale(model, layer, following, factor):
+    """Multiplies a layer's weights and divides the next one's: with ReLU, the same function."""
+    kernel, bias = model.get_layer(layer).get_weights()
+    model.get_layer(layer).set_weights([kernel * factor, bias * factor])
+    kernel, bias = model.get_layer(following).get_weights()
+    model.get_layer(following).set_weights([kernel / factor, bias])
+
+
+def tables(config, records):
+    """The table of results.md: per network its accuracy and the mean of each layer."""
+    depth = len(config.hidden) + 1
+    header = ["network", "test accuracy"]
+    header += [f"{measure}, layer {i}" for measure in ("Ĥ", "state") for i in range(1, depth + 1)]
+    rows = []
+    for name in dict.fromkeys(r["network"] for r in records):
+        have = [r for r in records if r["network"] == name]
+        cells = [
+            studies.mean_sd([r[m][layer] for r in have], 3)
+            for m in MEASURES
+            for layer in range(depth)
+        ]
+        rows.append([name, studies.mean_sd([r["accuracy"] for r in have]), *cells])
+    return (
+        f"{config.dataset}, {config.seeds} seeds, mean ± s.d.; Ĥ: activation entropy, normalised; "
+        "state: state entropy, bits; layer 4 is the output\n\n" + studies.markdown(header, rows)
+    )
+
+
+if __name__ == "__main__":
+    studies.main(run, "configs/controls.py", "runs/controls")

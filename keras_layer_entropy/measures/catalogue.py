@@ -1,0 +1,69 @@
+"""What each measure is called, its unit, what it says and what it does not, in plain words."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """A measure in words.
+
+    Attributes:
+        title: its name as a heading.
+        unit: its unit; None where the normalization of the profile decides.
+        largest: the largest value it can have in that unit; None where there is none.
+        meaning: how to read it.
+        caveat: how far to trust it.
+    """
+
+    title: str
+    unit: str | None
+    largest: float | None
+    meaning: str
+    caveat: str
+
+
+DESCRIPTIONS = {
+    "activation_entropy": Description(
+        title="Activation entropy",
+        unit=None,
+        largest=1.0,
+        meaning=(
+            "All samples of one class are fed in and each neuron's output is averaged; the softmax "
+            "over the layer's neurons is the activation pattern, and this is its entropy, divided "
+            "by the largest it could be: near 1 when all neurons answer alike, near 0 when a few "
+            "neurons answer for the class."
+        ),
+        caveat=(
+            "It depends on the scale of activations: the same pattern, three times as large, has a "
+            "much lower entropy. A falling curve can be plain growth of magnitudes: compare it "
+            "with the untrained network and with the state entropy. A layer over which entropy "
+            "does not fall is a suspect, not a verdict: take it out and measure the accuracy."
+        ),
+    ),
+    "instability": Description(
+        title="Instability within a class",
+        unit=None,
+        largest=1.0,
+        meaning=(
+            "How much the pattern varies from sample to sample inside a class: the entropy of the "
+            "mean of the samples' patterns minus the mean of their entropies. 0 when all samples "
+            "of the class share one pattern."
+        ),
+        caveat="Like the activation entropy, it depends on the scale of activations.",
+    ),
+    "state_entropy": Description(
+        title="On/off state entropy",
+        unit="bits",
+        largest=1.0,
+        meaning=(
+            "A neuron is on for a sample when what goes into its activation function is positive. "
+            "This is the mean over neurons of the binary entropy of the share of samples for which "
+            "it is on: 0 when each is always on or always off for the class, 1 when each is on for "
+            "half of the samples."
+        ),
+        caveat=(
+            "It does not change with the scale of weights, but says nothing of how far a neuron is "
+            "on."
+        ),
+    ),
+}

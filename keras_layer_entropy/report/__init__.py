@@ -1,0 +1,20 @@
+"""A profile as people read it: a table on the terminal, files in a folder, one HTML page."""
+
+from keras_layer_entropy.report.files import FILES, check_new, check_new_file, save_profile
+from keras_layer_entropy.report.page import write_report
+from keras_layer_entropy.report.pruning import Pruning
+from keras_layer_entropy.report.tables import comparison, table
+from keras_layer_entropy.report.verdict import summary, verdict
+
+__all__ = [
+    "FILES",
+    "Pruning",
+    "check_new",
+    "check_new_file",
+    "comparison",
+    "save_profile",
+    "summary",
+    "table",
+    "verdict",
+    "write_report",
+]

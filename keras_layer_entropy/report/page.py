@@ -1,0 +1,195 @@
+"""One self-contained HTML page: what was measured, what it says, and what that is worth."""
+
+import base64
+import dataclasses
+import functools
+import importlib.resources
+
+import jinja2
+import numpy as np
+
+from keras_layer_entropy import plots
+from keras_layer_entropy.files import replacing
+from keras_layer_entropy.measures.catalogue import DESCRIPTIONS
+from keras_layer_entropy.profile import FLAT_TOLERANCE
+from keras_layer_entropy.report.files import check_new_file
+from keras_layer_entropy.report.tables import comparison_rows
+from keras_layer_entropy.report.verdict import summary, verdict
+
+# Numbers of patterns that a page carries; four bytes each, and a third more as text.
+_MOST_PATTERNS = 1_000_000
+
+
+def write_report(
+    path, profile, *, history=(), pruning=None, tolerance=FLAT_TOLERANCE, overwrite=False
+):
+    """Writes a report, one HTML file that needs nothing else.
+
+    Args:
+        path: the file.
+        profile: `EntropyProfile` with activation_entropy; the patterns of classes are shown where
+            it was measured with `keep_patterns=True`. Its settings `data` and `command` (text), if
+            there are any, say on what it was measured and how.
+        history: `EntropyMonitor.profiles` of the training, to be drawn over epochs.
+        pruning: `Pruning`, to be told step by step; `profile` is then that of the original.
+        tolerance: below this gradient a layer is flat.
+        overwrite: replace the file.
+
+    Returns:
+        The path.
+
+    Raises:
+        FileExistsError: it exists and `overwrite` is False.
+        ValueError: a profile without activation_entropy, or a history of several models.
+
+    Example:
+
+    >>> import pathlib, tempfile
+    >>> from keras_layer_entropy import EntropyProfile
+    >>> profile = EntropyProfile(
+    ...     layers=("dense", "logits"), units=(8, 2), outputs=(False, True), classes=("a", "b"),
+    ...     count=[5, 5], normalizer=[2.1, 0.7],
+    ...     values={"activation_entropy": [[0.9, 0.8], [0.1, 0.2]]})
+    >>> file = write_report(tempfile.mkdtemp() + "/report.html", profile)
+    >>> pathlib.Path(file).read_text()[:15]
+    '<!doctype html>'
+    """
+    if not overwrite:
+        check_new_file(path)
+    networks = [_network(profile, "before" if pruning else "", tolerance)]
+    if pruning is not None:
+        networks.append(_network(pruning.result.after, "after", tolerance))
+    values = {
+        "model": profile.settings.get("model", "a Keras model"),
+        "facts": _facts(profile),
+        "verdict": summary(profile, tolerance),
+        "networks": networks,
+        "patterns": {n["key"]: n["patterns"] for n in networks},
+        "epochs": plots.svg(plots.entropy_over_epochs, list(history)) if history else None,
+        "pruning": pruning and _pruning(pruning),
+        "descriptions": {name: DESCRIPTIONS[name] for name in profile.values},
+        "command": profile.settings.get("command"),
+    }
+    with replacing(path) as temporary:
+        temporary.write_text(_template().render(values), encoding="utf-8")
+    return path
+
+
+@functools.cache
+def _template():
+    text = importlib.resources.files(__package__).joinpath("page.html").read_text("utf-8")
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.from_string(text)
+
+
+def _facts(profile):
+    """What was measured: pairs of a name and a text."""
+    settings = profile.settings
+    facts = [("data", settings.get("data"))]
+    facts += [("samples", f"{int(profile.count.sum()):,} of {len(profile.classes)} classes")]
+    facts += [(name, f"{value:.4g}") for name, value in profile.metrics.items()]
+    facts += [("pattern", settings.get("pattern")), ("entropy", profile.unit)]
+    facts += [("untrained seed", settings.get("baseline_seed"))]
+    facts += [("measured", settings.get("date", "").replace("T", " ").replace("+00:00", " UTC"))]
+    facts += [("versions", ", ".join(f"{k} {v}" for k, v in settings.get("versions", {}).items()))]
+    return [(name, text) for name, text in facts if text not in (None, "")]
+
+
+def _network(profile, key, tolerance):
+    """What the page shows of one network."""
+    shown = [name for name in profile.values if name != "activation_entropy"]
+    return {
+        "key": key or "network",
+        "title": {"before": "The network before", "after": "The network after"}.get(key),
+        "curve": plots.svg(plots.entropy_curve, profile),
+        "heatmap": plots.svg(plots.heatmap, profile),
+        "others": [
+            (
+                name,
+                [plots.svg(draw, profile, name) for draw in (plots.entropy_curve, plots.heatmap)],
+            )
+            for name in shown
+        ],
+        "columns": [DESCRIPTIONS[name].title for name in shown],
+        "has_twin": profile.baseline is not None,
+        "layers": _layers(profile, shown, tolerance),
+        "patterns": _patterns(profile),
+    }
+
+
+def _layers(profile, shown, tolerance):
+    """The rows of the table of layers: each number with what stands there when it is pointed at."""
+    words = verdict(profile, tolerance)
+    rows = []
+    for row, layer in enumerate(profile.layers):
+        values = profile.entropy[row]
+        known = np.flatnonzero(np.isfinite(values))
+        low, high = (
+            (int(known[np.argmin(values[known])]), int(known[np.argmax(values[known])]))
+            if len(known)
+            else (None, None)
+        )
+        nats = profile.mean[row] * profile.normalizer[row]
+        cells = [_cell(profile.units[row], f"{profile.units[row]:,}", "units")]
+        cells += [_number(profile.mean[row], f"{nats:.4f} nats, mean of {len(known)} classes")]
+        for column in (low, high):
+            cells.append(
+                _number(np.nan, "")
+                if column is None
+                else _number(
+                    values[column],
+                    f"class {profile.classes[column]}, {profile.count[column]:,} samples",
+                    f" ({profile.classes[column]})" if len(profile.classes) > 1 else "",
+                )
+            )
+        cells += [_number(profile.gradient[row], "the layer before, minus this one", sign="+")]
+        cells += [_cell(words[row], words[row], "")]
+        if profile.baseline is not None:
+            fresh = profile.baseline.mean[row]
+            cells += [_number(fresh, f"{profile.mean[row] - fresh:+.4f} by training")]
+        for name in shown:
+            unit = DESCRIPTIONS[name].unit or profile.unit
+            cells += [_number(profile.mean_of(name)[row], unit)]
+        rows.append({"layer": layer, "cells": cells})
+    return rows
+
+
+def _number(value, words, after="", sign=""):
+    if np.isnan(value):
+        return _cell("", "-", words)
+    return _cell(float(value), f"{value:{sign}.3f}{after}", f"{value:{sign}.6f}, {words}")
+
+
+def _cell(sort, text, title):
+    return {"sort": sort, "text": text, "title": title}
+
+
+def _patterns(profile):
+    """The patterns as the page's script reads them: float32, base64, as many classes as fit in."""
+    if not profile.patterns:
+        return None
+    per_class = sum(pattern.shape[1] for pattern in profile.patterns.values())
+    classes = max(1, min(len(profile.classes), _MOST_PATTERNS // per_class))
+    return {
+        "classes": [str(name) for name in profile.classes[:classes]],
+        "left_out": len(profile.classes) - classes,
+        "layers": {
+            layer: base64.b64encode(pattern[:classes].astype("<f4").tobytes()).decode()
+            for layer, pattern in profile.patterns.items()
+        },
+    }
+
+
+def _pruning(pruning):
+    result = pruning.result
+    return {
+        "summary": pruning.summary(),
+        "comparison": comparison_rows(*pruning.costs, **pruning.accuracies),
+        "figure": plots.svg(pruning.figure),
+        "steps": result.steps,
+        "limit": pruning.limit,
+        "reasons": result.reasons,
+        "options": dataclasses.asdict(result.options),
+    }

@@ -1,0 +1,61 @@
+"""What came of a search, as reports and figures show it."""
+
+import dataclasses
+
+from keras_layer_entropy import plots
+from keras_layer_entropy.pruning import Cost, PruningResult
+
+
+@dataclasses.dataclass(frozen=True)
+class Pruning:
+    """A search and what it was worth.
+
+    Attributes:
+        result: `PruningResult`.
+        costs: `Cost` of the original and of the smaller model.
+        accuracies: `"validation"` and `"test"` -> accuracies of the two.
+    """
+
+    result: PruningResult
+    costs: tuple[Cost, Cost]
+    accuracies: dict
+
+    @property
+    def limit(self):
+        """The lowest validation accuracy that was accepted."""
+        return self.accuracies["validation"][0] - self.result.options.max_accuracy_drop
+
+    @property
+    def points(self):
+        """The validation accuracies as layers went, for `plots.pruning_curves`."""
+        points, removed = [(0, self.accuracies["validation"][0], "original")], 0
+        for step in self.result.steps:
+            if step.kept:
+                removed += 1
+                points.append((removed, step.accuracy_removed, "right after removal"))
+                points.append((removed, step.accuracy_retrained, "after retraining"))
+            else:
+                points.append((removed + 1, step.accuracy_retrained, "rolled back"))
+        return points
+
+    def figure(self):
+        """`plots.pruning_curves` of it."""
+        before, after = self.result.before, self.result.after
+        return plots.pruning_curves(before, after, self.points, self.limit)
+
+    def summary(self):
+        """What came of it, in one sentence or two."""
+        removed, (before, after) = self.result.removed, self.costs
+        validation, test = self.accuracies["validation"], self.accuracies["test"]
+        if not removed:
+            return "No layer was taken out: " + (
+                "every one that was tried is needed."
+                if self.result.steps
+                else "the criterion chose none."
+            )
+        return (
+            f"{len(removed)} of {before.dense_layers} Dense layers went ({', '.join(removed)}), "
+            f"and {1 - after.parameters / before.parameters:.0%} of the parameters. Validation "
+            f"accuracy {validation[0]:.4f} before, {validation[1]:.4f} after; test accuracy "
+            f"{test[0]:.4f} and {test[1]:.4f}."
+        )
