@@ -108,7 +108,7 @@ def _network(profile, key, tolerance):
         "others": [
             (
                 name,
-                [plots.svg(draw, profile, name) for draw in (plots.entropy_curve, plots.heatmap)],
+                *(plots.svg(draw, profile, name) for draw in (plots.entropy_curve, plots.heatmap)),
             )
             for name in shown
         ],

@@ -1,0 +1,48 @@
+"""Train a network with too many Dense layers on CIFAR-10, then let pruning find how many it needs.
+
+python examples/prune.py --config configs/pruning.py:full --workdir runs/pruning
+
+Leaves the trained network in saved_model/, the smaller one in pruned/, and report.html, which tells
+of every step. What `python -m keras_layer_entropy.prune` does with a saved model, from Python.
+"""
+
+import dataclasses
+
+import keras
+import rich
+import studies
+
+from keras_layer_entropy import prune_model, report, save_model
+from keras_layer_entropy.pruning import compare_costs
+
+
+def run(config, workdir, overwrite=False):
+    """Trains, prunes, reports; returns the `PruningResult`."""
+    folder = studies.new_folder(workdir, overwrite)
+    keras.utils.set_random_seed(config.seed)
+    data = studies.load(config)
+    model = studies.build(config, config.hidden)
+    studies.train(model, data, config)
+    save_model(model, folder / "saved_model", dataset=data.test.spec, overwrite=overwrite)
+    result = prune_model(
+        model, data.train.arrays, data.validation.arrays, criterion=config.criterion,
+        max_accuracy_drop=config.max_accuracy_drop, epochs=config.epochs_after,
+        batch_size=config.batch_size, seed=config.seed,
+    )  # fmt: skip
+    save_model(result.model, folder / "pruned", dataset=data.test.spec, overwrite=overwrite)
+    accuracies = {
+        name: [studies.accuracy(m, part.arrays) for m in (model, result.model)]
+        for name, part in (("validation", data.validation), ("test", data.test))
+    }
+    costs = compare_costs([model, result.model], data.test.arrays[0][:1])
+    before, after = (p.with_classes(data.test.classes) for p in (result.before, result.after))
+    result = dataclasses.replace(result, before=before, after=after)
+    search = report.Pruning(result, costs, accuracies)
+    report.write_report(folder / "report.html", before, pruning=search, overwrite=overwrite)
+    rich.print(search.summary())
+    rich.print(report.comparison(*costs, **accuracies))
+    return result
+
+
+if __name__ == "__main__":
+    studies.main(run, "configs/pruning.py", "runs/pruning")
