@@ -31,8 +31,8 @@ class EntropyMonitor(keras.callbacks.Callback):
             keys of such a measurement are `val_<layer>_entropy`.
         layers, num_classes, measures: as for `EntropyAnalyzer`.
         every: measure each `every`-th epoch only, counted like `validation_freq`.
-        log_dir: folder for TensorBoard: scalars per layer and per class, and the heat map; None
-            for none. Needs the `tensorboard` package.
+        log_dir: folder for TensorBoard: scalars per layer and per class, the curve and the heat
+            map; None for none. Needs the `tensorboard` package.
 
     Attributes:
         profiles: one `EntropyProfile` per measured epoch of the last `fit`.
@@ -315,7 +315,7 @@ def _running_fit(model):
 
 
 class _Summaries:
-    """TensorBoard event files: scalars per layer and per class, and the heat map."""
+    """TensorBoard event files: scalars per layer and per class, the curve and the heat map."""
 
     def __init__(self, log_dir):
         import tensorflow as tf
@@ -332,8 +332,9 @@ class _Summaries:
                     self._summary.scalar(f"{measure}/{layer}", mean)
                     for name, value in zip(profile.classes, row, strict=True):
                         self._summary.scalar(f"{measure}_by_class/{layer}/{name}", value)
-                heatmap = plots.pixels(plots.heatmap(profile, measure))
-                self._summary.image(f"{measure}/heatmap", heatmap[None])
+                for name, draw in (("curve", plots.entropy_curve), ("heatmap", plots.heatmap)):
+                    picture = plots.pixels(draw(profile, measure))
+                    self._summary.image(f"{measure}/{name}", picture[None])
         self._writer.flush()
 
     def close(self):

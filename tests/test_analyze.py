@@ -1,6 +1,7 @@
 """The command line on real files; in a process of its own where that matters."""
 
 import csv
+import html
 import os
 
 import keras
@@ -55,6 +56,29 @@ def test_the_model_alone_is_enough(saved, tmp_path):
     code, _, err = call("analyze", "--model", path, "--output", tmp_path / "result")
     assert code == 2
     assert "would be overwritten: choose another folder, or pass --overwrite" in err
+
+
+def test_report(saved, tmp_path):
+    path = tmp_path / "deep" / "report.html"
+    arguments = ("analyze", "--model", saved[1], "--report", path)
+    code, out, err = call(*arguments)
+    assert code == 0, err
+    assert f"wrote {path}" in out
+    assert "Entropy never rises with depth" in out or "Entropy rises over" in out
+    page = path.read_text()
+    assert "digits, split validation, inputs times 0.0625, as (64,)" in page
+    command = f"python -m keras_layer_entropy.analyze --model {saved[1]} --report {path}"
+    assert command in html.unescape(page)
+    assert "Patterns of" in page
+    code, _, err = call(*arguments)
+    assert code == 2
+    assert "report.html exists: choose another name, or pass --overwrite" in err
+    code, out, err = call(*arguments, "--overwrite", "--pattern=per_sample")
+    assert code == 0, err
+    assert "per_sample" in path.read_text()
+    code, _, err = call("analyze", "--model", saved[1], "--report", tmp_path)
+    assert code == 2
+    assert "is a folder; expected the name of a file" in err
 
 
 def test_options(saved, tmp_path):

@@ -108,6 +108,43 @@ def test_patterns_and_normalizations():
                 np.testing.assert_allclose(profile.entropy[row], nats / divisor(units), **FLOAT32)
 
 
+@pytest.mark.parametrize("pattern", ["mean_then_softmax", "softmax_then_mean"])
+def test_patterns_are_kept(pattern):
+    case = models.nested()
+    expected = case.expected()
+    profile = analyze_model(
+        case.model, (case.x, case.y), pattern=pattern, keep_patterns=True, verbose=0
+    )
+    assert set(profile.patterns) == set(expected)
+    for layer, (values, _) in expected.items():
+        rows = [values[case.y == c].reshape(-1, values.shape[-1]) for c in range(models.CLASSES)]
+        want = {
+            "mean_then_softmax": [reference.softmax(r.mean(axis=0)) for r in rows],
+            "softmax_then_mean": [reference.softmax(r).mean(axis=0) for r in rows],
+        }[pattern]
+        np.testing.assert_allclose(profile.patterns[layer], want, **FLOAT32)
+        # The entropy of what is kept is what is measured.
+        np.testing.assert_allclose(
+            reference.entropy(profile.patterns[layer]),
+            profile.entropy_nats[profile.layers.index(layer)],
+            **FLOAT32,
+        )
+    assert analyze_model(case.model, (case.x, case.y), verbose=0).patterns == {}
+
+
+def test_patterns_of_single_samples():
+    case = models.nested()
+    expected = case.expected()
+    found = ActivationProbe(case.model, patterns=True).predict(case.x, verbose=0)
+    for layer, (values, _) in expected.items():
+        np.testing.assert_allclose(found[layer], reference.softmax(values), **FLOAT32)
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(1, "sigmoid", name="out")])
+    x = np.eye(4, dtype="float32")
+    found = ActivationProbe(model, patterns=True).predict(x, verbose=0)["out"]
+    on = model.predict(x, verbose=0)[:, 0]
+    np.testing.assert_allclose(found, np.stack([1 - on, on], axis=-1), **FLOAT32)
+
+
 def test_softmax_output_is_read_through_its_logits():
     model = keras.Sequential([keras.Input((10,)), layers.Dense(10, "softmax", name="out")])
     model.layers[-1].set_weights([40.0 * np.eye(10), np.zeros(10)])
@@ -415,6 +452,8 @@ def test_weightless_samples_may_have_any_label():
         (dict(measures=()), "expected some of"),
         (dict(pattern="median"), "Unknown pattern 'median'"),
         (dict(normalization="max"), "Unknown normalization 'max'"),
+        (dict(keep_patterns=True, pattern="per_sample"), "patterns of classes come with"),
+        (dict(keep_patterns=True, measures="state_entropy"), "patterns of classes come with"),
         (dict(num_classes=0), "num_classes=0; expected a positive int"),
         (dict(num_classes={"a": 1, "b": 2}), "expected exactly one"),
     ],

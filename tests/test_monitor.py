@@ -1,6 +1,7 @@
 """EntropyMonitor inside a real `fit`, in every way that people call it."""
 
 import csv
+import io
 import json
 import os
 import subprocess
@@ -12,8 +13,9 @@ import numpy as np
 import pytest
 import reference
 from keras import layers
+from PIL import Image
 
-from keras_layer_entropy import EntropyMonitor, analyze_model
+from keras_layer_entropy import EntropyMonitor, analyze_model, plots
 
 pytestmark = pytest.mark.tensorflow
 
@@ -378,7 +380,12 @@ def test_tensorboard_summaries(tmp_path):
     events = EventAccumulator(str(tmp_path / "log"), size_guidance={"tensors": 0})
     events.Reload()
     tags = events.Tags()["tensors"]
-    assert "activation_entropy/heatmap" in tags
+    for name, draw in (("curve", plots.entropy_curve), ("heatmap", plots.heatmap)):
+        pictures = events.Tensors(f"activation_entropy/{name}")
+        assert [event.step for event in pictures] == [p.epoch for p in monitor.profiles]
+        *_, png = tensor_util.make_ndarray(pictures[-1].tensor_proto)  # width, height, the image
+        pixels = np.asarray(Image.open(io.BytesIO(png)))
+        np.testing.assert_array_equal(pixels, plots.pixels(draw(monitor.profiles[-1])))
     for row, layer in enumerate(("a", "out")):
         found = [
             float(tensor_util.make_ndarray(e.tensor_proto))

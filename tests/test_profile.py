@@ -126,3 +126,35 @@ def test_shapes_are_checked():
 def test_with_classes():
     profile = make(baseline=make()).with_classes(["cat", "dog", "cow"])
     assert profile.classes == profile.baseline.classes == ("cat", "dog", "cow")
+
+
+def test_patterns_are_kept_to_six_digits(tmp_path):
+    patterns = {x: np.full((3, n), 1 / 3) for x, n in zip("abc", (4, 4, 4), strict=True)}
+    patterns["out"] = np.array([[0.1, 0.2, 0.7], [np.nan] * 3, [1e-9, 0.5, 0.5]])
+    profile = make(patterns=patterns)
+    profile.save(tmp_path / "p.json")
+    loaded = EntropyProfile.load(tmp_path / "p.json")
+    for layer, want in patterns.items():
+        np.testing.assert_allclose(loaded.patterns[layer], want, rtol=1e-6)
+    assert loaded.with_classes("uvw").patterns["out"][2, 1] == 0.5
+    with pytest.raises(ValueError, match=r"patterns\['out'\] has shape \(0,\); expected \(3, 3\)"):
+        make(patterns={x: patterns[x] for x in "abc"})
+
+
+def test_a_profile_of_an_earlier_version_opens(tmp_path):
+    make().save(tmp_path / "p.json")
+    data = json.loads((tmp_path / "p.json").read_text())
+    del data["patterns"]
+    (tmp_path / "p.json").write_text(json.dumps(data))
+    assert EntropyProfile.load(tmp_path / "p.json").patterns == {}
+
+
+def test_report(tmp_path):
+    path = make().report(tmp_path / "report.html")
+    assert "Layer entropy of" in path.read_text()
+    with pytest.raises(FileExistsError, match="report.html exists: choose another name"):
+        make().report(path)
+    make().report(path, overwrite=True)
+    with pytest.raises(ValueError, match="activation_entropy"):
+        make(values={"state_entropy": np.ones((4, 3))}).report(tmp_path / "other.html")
+    assert [child.name for child in tmp_path.iterdir()] == ["report.html"]

@@ -1,8 +1,10 @@
 """The command line on real files; in a process of its own where that matters."""
 
+import html
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -322,6 +324,31 @@ def test_a_killed_run_loses_nothing_and_goes_on(saved, tmp_path, moment):
     steps = json.loads((tmp_path / "saved_model_pruned" / "pruning.json").read_text())["steps"]
     assert [step["layer"] for step in steps] == ["h16", "h24"]
     assert sorted(os.listdir(tmp_path)) == ["saved_model", "saved_model_pruned"]
+
+
+def test_report_shows_every_step(saved, tmp_path):
+    path, output = tmp_path / "report.html", tmp_path / "small"
+    code, out, err = call("prune", "--model", saved, "--output", output, *QUICK, "--report", path)
+    assert code == 0, err
+    assert f"wrote {path}" in out
+    page = html.unescape(path.read_text())
+    record = json.loads((output / "pruning.json").read_text())
+    for step in record["steps"]:
+        assert f"{step['accuracy_removed']:.4f}" in page
+        assert f"{step['accuracy_retrained']:.4f}" in page
+    assert "2 of 4 Dense layers went (h16, h24)" in page
+    assert "python -m keras_layer_entropy.prune --model" in page
+    # The patterns of both networks, measured for the page.
+    data = re.search(r'<script type="application/json" id="patterns">(.*?)</script>', page)
+    patterns = json.loads(data[1])
+    assert {key: list(v["layers"]) for key, v in patterns.items()} == {
+        "before": ["h32", "h24", "h16", "out"],
+        "after": ["h32", "out"],
+    }
+    code, _, err = call("prune", "--model", saved, "--output", tmp_path / "b", "--report", path)
+    assert code == 2
+    assert "report.html exists" in err
+    assert not (tmp_path / "b").exists()
 
 
 def test_help_says_which_criterion_to_use():

@@ -1,5 +1,6 @@
-"""The table and the files."""
+"""The table, the files and the words."""
 
+import dataclasses
 import io
 import os
 
@@ -46,3 +47,44 @@ def test_files(tmp_path):
         report.save_profile(profile, tmp_path / "new" / "folder")
     assert paths[0].stat().st_mtime_ns == before
     report.save_profile(profile, tmp_path / "new" / "folder", overwrite=True)
+
+
+def summary(entropy, baseline=None, **options):
+    """Of layers a, b, c, out with these means."""
+    profiles = [
+        make(values={"activation_entropy": np.repeat(np.reshape(x, (4, 1)), 3, axis=1)})
+        for x in (entropy, baseline or entropy)
+    ]
+    twin = profiles[1] if baseline else None
+    return report.summary(dataclasses.replace(profiles[0], baseline=twin), **options)
+
+
+def test_summary():
+    assert summary([0.9, 0.8, 0.7, 0.1]) == (
+        "Entropy never rises with depth: 0.900 in a, 0.100 in out. No layer is flat: entropy falls "
+        "by 0.01 or more over each."
+    )
+    assert summary([0.9, 0.895, 0.893, 0.1], [0.9, 0.9, 0.9, 0.7]) == (
+        "Entropy never rises with depth: 0.900 in a, 0.100 in out. It falls by 0.800 in all; in "
+        "the untrained network it falls by 0.200. b and c are candidates for removal: entropy "
+        "falls by less than 0.01 over each."
+    )
+    assert summary([0.9, 0.95, 0.7, 0.95], [0.9, 0.9, 0.9, 0.98]) == (
+        "Entropy rises over b and out: 0.900 in a, 0.950 in out. In the untrained network it rises "
+        "by 0.080. b is a candidate for removal: entropy falls by less than 0.01 or rises over it."
+    )
+    assert summary([0.9, np.nan, 0.7, 0.1]) == (
+        "Not every layer could be measured: some activations are not finite."
+    )
+
+
+def test_summary_takes_the_tolerance_and_shortens_lists():
+    assert "No layer is flat: entropy falls by 0.001" in summary(
+        [0.9, 0.89, 0.8, 0.1], tolerance=0.001
+    )
+    names = [f"d{i}" for i in range(10)]
+    profile = EntropyProfile(
+        layers=names, units=[4] * 10, outputs=[False] * 10, classes=("x",), count=[1],
+        normalizer=np.ones(10), values={"activation_entropy": np.full((10, 1), 0.5)},
+    )  # fmt: skip
+    assert "d1, d2, d3, d4, d5, d6 and 3 more are candidates" in report.summary(profile)

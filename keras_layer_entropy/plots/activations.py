@@ -111,8 +111,8 @@ def activation_probabilities(profile, classes=None, title=None):
 def probability_histograms(patterns, title=None, bins=30):
     """How the neurons' probabilities are spread over single images: a histogram per layer.
 
-    For each neuron, how many images give it a probability in each bin: the neurons faint, their
-    mean thick.
+    For each neuron, how many images give it a probability in each bin; drawn is the mean over the
+    neurons, and how far the middle 80 per cent of them lie apart.
 
     Args:
         patterns: layer -> `[images, units]`, the pattern of each image
@@ -145,10 +145,9 @@ def probability_histograms(patterns, title=None, bins=30):
         low = max(values.min(), 1e-6)
         edges = np.geomspace(low * 0.999, max(values.max(), low) * 1.001, bins + 1)
         counts = [np.histogram(np.maximum(v, low), edges)[0] for v in values.T]
-        faint = min(0.5, 12 / len(counts))
-        for neuron, count in enumerate(counts):
-            label = "each neuron" if neuron == 0 else None
-            axes.stairs(count, edges, color=PALE_BLUE, lw=0.7, alpha=faint, label=label)
+        band = np.quantile(counts, (0.1, 0.9), axis=0)
+        axes.stairs(band[1], edges, baseline=band[0], fill=True, color=PALE_BLUE, alpha=0.45,
+                    label="middle 80 % of the neurons")  # fmt: skip
         mean = np.mean(counts, axis=0)
         axes.stairs(mean, edges, color=BLUE, lw=2.2, label="mean of the neurons")
         axes.axvline(1 / values.shape[1], color="0.5", linestyle=":", lw=1, label="uniform")

@@ -320,7 +320,7 @@ def stability(per_sample, pooled, title=None):
     >>> figure = stability(*(analyze_model(model, data, pattern=pattern, verbose=0)
     ...                      for pattern in ("per_sample", "softmax_then_mean")))
     >>> [line.get_label() for line in figure.axes[0].lines]
-    ['entropy of the mean pattern (pooled)', 'mean of the entropies (per sample)']
+    ['of the mean pattern (pooled)', 'of the single samples (mean)']
     """
     found = tuple(profile.settings.get("pattern") for profile in (per_sample, pooled))
     if found != ("per_sample", "softmax_then_mean") or per_sample.layers != pooled.layers:
@@ -329,19 +329,19 @@ def stability(per_sample, pooled, title=None):
             f"and {pooled.layers}; expected 'per_sample' and 'softmax_then_mean' of one model."
         )
     labels, depth = layer_labels(pooled), np.arange(len(pooled.layers))
-    figure = Figure(figsize=(max(6.0, 2.2 + 0.6 * len(depth)), 4.4), layout="constrained")
+    figure = Figure(figsize=(max(7.0, 2.2 + 0.6 * len(depth)), 4.4), layout="constrained")
     axes = figure.add_subplot()
     axes.fill_between(
         depth, per_sample.mean, pooled.mean, color=PALE_BLUE, alpha=0.35, lw=0, label="instability"
     )
     axes.plot(depth, pooled.mean, "o-", color=BLUE, lw=2.2,
-              label="entropy of the mean pattern (pooled)")  # fmt: skip
+              label="of the mean pattern (pooled)")  # fmt: skip
     axes.plot(depth, per_sample.mean, "s-", color=VERMILION, lw=2.2,
-              label="mean of the entropies (per sample)")  # fmt: skip
+              label="of the single samples (mean)")  # fmt: skip
     slanted(axes, depth, labels)
     axes.set_ylabel(axis_label(pooled, "activation_entropy"))
     set_limits(axes, pooled, "activation_entropy")
     bare(axes)
     axes.set_title(title or "How much patterns vary inside a class", loc="left")
-    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure

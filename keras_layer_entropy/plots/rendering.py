@@ -39,7 +39,9 @@ def svg(draw, *args, **kwargs):
     text = file.getvalue().decode()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r' id="[A-Za-z]\w*_\d+"', "", text)  # the same in every figure, and not used
+    used = set(re.findall(r"#([\w.-]+)", text))
+    # Matplotlib gives every part a name, the same in every figure of the page.
+    text = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", text)
     text = text.replace(_INK, "currentColor").replace(GRID.lower(), "var(--grid)")
     # As wide as the page, but no wider than it was drawn.
     width = re.compile(r' width="([\d.]+pt)" height="[\d.]+pt"')

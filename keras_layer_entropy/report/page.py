@@ -56,13 +56,14 @@ def write_report(
     """
     if not overwrite:
         check_new_file(path)
+    words = summary(profile, tolerance)
     networks = [_network(profile, "before" if pruning else "", tolerance)]
     if pruning is not None:
         networks.append(_network(pruning.result.after, "after", tolerance))
     values = {
         "model": profile.settings.get("model", "a Keras model"),
         "facts": _facts(profile),
-        "verdict": summary(profile, tolerance),
+        "verdict": words,
         "networks": networks,
         "patterns": {n["key"]: n["patterns"] for n in networks},
         "epochs": plots.svg(plots.entropy_over_epochs, list(history)) if history else None,
