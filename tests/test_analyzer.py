@@ -5,6 +5,7 @@ import models
 import numpy as np
 import pytest
 import reference
+from backends import some_on_each
 from keras import layers, ops
 
 from keras_layer_entropy import ActivationProbe, EntropyAnalyzer, analyze_model
@@ -13,6 +14,9 @@ from keras_layer_entropy.untrained import untrained
 ALL_MEASURES = ("activation_entropy", "instability", "state_entropy")
 # float32 activations of size 10 carry errors of 1e-6, which the entropy multiplies by a few.
 FLOAT32 = dict(rtol=0, atol=1e-5)
+# How values reach the statistics differs by backend: each kind of model is measured on each. What
+# is then done with them does not, so that one of each way of calling layers is enough.
+FEW = some_on_each(models.FLOAT32, (models.sequential, models.batch_normalized, models.subclassed))
 
 
 def check_profile(profile, case, expected, **tolerance):
@@ -63,7 +67,7 @@ def test_half_precision(make):
     assert profile.outputs == (False, True)  # the softmax in float32 belongs to the last layer
 
 
-@pytest.mark.parametrize("make", models.FLOAT32, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("make", FEW, ids=lambda f: f.__name__)
 def test_probe_predicts_outputs(make):
     case = make()
     expected = case.expected()
@@ -238,6 +242,7 @@ def test_model_metrics_are_those_of_evaluate():
     assert profile.metrics == pytest.approx(want, rel=1e-5)  # another order of float32 sums
 
 
+@pytest.mark.tensorflow
 def test_regression_targets_are_no_classes():
     model = keras.Sequential([keras.Input((8,)), layers.Dense(4, name="a"), layers.Dense(1)])
     model.compile("sgd", "mse")
@@ -256,6 +261,7 @@ def test_analyzer_is_used_again_and_parts_add_up():
     assert (whole.count.sum(), first.count.sum()) == (50, 20)
 
 
+@pytest.mark.tensorflow
 def test_analyzer_refuses_data_of_another_kind():
     case = models.sequential()
     analyzer = EntropyAnalyzer(case.model)
@@ -264,6 +270,7 @@ def test_analyzer_refuses_data_of_another_kind():
         analyzer.analyze(case.x, verbose=0)
 
 
+@pytest.mark.tensorflow
 def test_too_many_classes_are_refused():
     case = models.sequential()
     with pytest.raises(ValueError, match=r"need 67.1 GiB: choose fewer layers.*num_classes=1"):
@@ -314,15 +321,16 @@ def test_generator_is_read_once():
         analyze_model(case.model, iter([(case.x, case.y)]), baseline=True, verbose=0)
 
 
-@pytest.mark.parametrize("make", models.FLOAT32, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("make", FEW, ids=lambda f: f.__name__)
 def test_baseline_is_the_untrained_twin(make):
     case = make()
     case.expected()
     weights = case.model.get_weights()
     y = case.y % (2 if make is models.single_sigmoid else models.CLASSES)
+    analyzer = EntropyAnalyzer(case.model)
 
     def measure(seed):
-        return analyze_model(case.model, (case.x, y), baseline=True, seed=seed, verbose=0)
+        return analyzer.analyze((case.x, y), baseline=True, seed=seed, verbose=0)
 
     profile, same, other = measure(0), measure(0), measure(1)
 
@@ -362,6 +370,7 @@ def test_baseline_keeps_what_was_not_trained():
     assert np.asarray(model.layers[1].moving_mean).all()
 
 
+@pytest.mark.tensorflow
 def test_absent_class_is_nan_and_named():
     case = models.sequential()
     keep = case.y != 1
@@ -425,6 +434,7 @@ def test_bad_options(options, message):
         analyze_model(case.model, (case.x, case.y), verbose=0, **options)
 
 
+@pytest.mark.tensorflow
 def test_bad_data():
     case = models.sequential()
     for empty in ((case.x[:0], case.y[:0]), iter([])):
@@ -484,6 +494,7 @@ def test_float64_policy():
     check_profile(profile, case, expected, **FLOAT32)
 
 
+@pytest.mark.tensorflow
 def test_boolean_one_hot_and_plain_lists():
     case = models.sequential()
     want = analyze_model(case.model, (case.x, case.y), verbose=0)
@@ -493,6 +504,7 @@ def test_boolean_one_hot_and_plain_lists():
         np.testing.assert_array_equal(found.entropy, want.entropy)
 
 
+@pytest.mark.tensorflow
 def test_layers_that_do_not_fit_the_labels():
     inputs = keras.Input((4, 8))
     tokens = layers.Dense(3, name="tokens")(layers.Dense(6, name="a")(inputs))
