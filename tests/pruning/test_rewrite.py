@@ -63,10 +63,10 @@ def test_training_goes_on_as_if_nothing_had_happened(optimizer):
     # In TensorFlow tracing takes longer than the steps: one optimizer shows that it works.
     eager = keras.backend.backend() == "tensorflow" and optimizer != "adam"
     model = compiled(network(), optimizer, run_eagerly=eager)
-    model.fit(x, y, epochs=2, batch_size=16, shuffle=False, verbose=0)
+    model.fit(x, y, epochs=2, batch_size=32, shuffle=False, verbose=0)
     copy, _ = without(model, None)
     histories = [
-        m.fit(x, y, epochs=2, batch_size=16, shuffle=False, verbose=0).history
+        m.fit(x, y, epochs=2, batch_size=32, shuffle=False, verbose=0).history
         for m in (model, copy)
     ]
     assert histories[0] == histories[1]

@@ -250,8 +250,8 @@ CASES = [
 # Graphs are read and models made again in one way on every backend. Forward passes and the
 # regressions are the backend's: with each kind of layer that changes what goes through them.
 ON_EACH = (
-    *(with_normalization_and_dropout, branches, transformer_feed_forward, convolutional),
-    *(masked_sequence, dicts_in_and_out, mixed_precision),
+    *(with_normalization_and_dropout, transformer_feed_forward, convolutional, masked_sequence),
+    mixed_precision,
 )
 
 
@@ -371,8 +371,8 @@ def test_it_saves_loads_and_trains(case, tmp_path):
     smaller = remove_layer(case.model, case.remove, calibration_data=case.x)
     targets = keras.tree.map_structure(lambda o: np.asarray(ops.cast(o, "float32")) * 0 + 1,
                                        smaller(case.x))  # fmt: skip
-    smaller.compile("adam", "mse", run_eagerly=True)  # tracing takes longer than seven steps
-    smaller.fit(case.x, targets, epochs=1, verbose=0)
+    smaller.compile("adam", "mse", run_eagerly=True)  # tracing takes longer than two steps
+    smaller.fit(case.x, targets, batch_size=SAMPLES // 2, epochs=1, verbose=0)
     smaller.save(tmp_path / "model.keras")
     again = keras.saving.load_model(
         tmp_path / "model.keras",
