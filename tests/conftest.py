@@ -4,13 +4,14 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import keras
 import numpy as np
 import pytest
 
 
 @pytest.fixture(autouse=True)
 def _fresh_keras():
+    import keras  # not above: the process that hands out the tests needs none, and it takes seconds
+
     keras.backend.clear_session(free_memory=False)  # collecting garbage takes 0.2 s
     keras.utils.set_random_seed(1)
     yield

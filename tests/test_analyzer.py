@@ -5,6 +5,7 @@ import models
 import numpy as np
 import pytest
 import reference
+from backends import some_on_each
 from keras import layers, ops
 
 from keras_layer_entropy import ActivationProbe, EntropyAnalyzer, analyze_model
@@ -13,6 +14,10 @@ from keras_layer_entropy.untrained import untrained
 ALL_MEASURES = ("activation_entropy", "instability", "state_entropy")
 # float32 activations of size 10 carry errors of 1e-6, which the entropy multiplies by a few.
 FLOAT32 = dict(rtol=0, atol=1e-5)
+# How values reach the statistics differs by backend: each kind of model is measured on each. What
+# is then done with them does not, so that one of each way of calling layers is enough.
+NOT_FROZEN = some_on_each(models.FLOAT32, [m for m in models.FLOAT32 if m is not models.frozen])
+FEW = some_on_each(models.FLOAT32, (models.sequential, models.batch_normalized, models.subclassed))
 
 
 def check_profile(profile, case, expected, **tolerance):
@@ -31,15 +36,16 @@ def check_profile(profile, case, expected, **tolerance):
             np.testing.assert_allclose(profile.values[name][row], want, **tolerance, err_msg=name)
 
 
-@pytest.mark.parametrize("make", models.FLOAT32, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("make", NOT_FROZEN, ids=lambda f: f.__name__)
 def test_every_kind_of_model(make):
     case = make()
     expected = case.expected()
     before = {id(layer): dict(vars(layer)) for layer in case.model._flatten_layers()}
 
     y = case.y % (2 if make is models.single_sigmoid else models.CLASSES)
+    # Two batches of one size, because JAX compiles for each.
     profile = analyze_model(
-        case.model, (case.x, y), measures=ALL_MEASURES, batch_size=16, verbose=0
+        case.model, (case.x, y), measures=ALL_MEASURES, batch_size=25, verbose=0
     )
 
     check_profile(profile, case, expected, **FLOAT32)
@@ -63,7 +69,7 @@ def test_half_precision(make):
     assert profile.outputs == (False, True)  # the softmax in float32 belongs to the last layer
 
 
-@pytest.mark.parametrize("make", models.FLOAT32, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("make", FEW, ids=lambda f: f.__name__)
 def test_probe_predicts_outputs(make):
     case = make()
     expected = case.expected()
@@ -81,31 +87,26 @@ def test_probe_predicts_outputs(make):
 def test_patterns_and_normalizations():
     case = models.nested()
     expected = case.expected()
-    for pattern in ("mean_then_softmax", "softmax_then_mean", "per_sample"):
-        for normalization, divisor in (
-            ("log", np.log),
-            ("none", np.ones_like),
-            (lambda n: 2.0 * n, lambda n: 2.0 * n),
-        ):
-            profile = analyze_model(
-                case.model,
-                (case.x, case.y),
+    for pattern, normalization, divisor in (
+        ("mean_then_softmax", "log", np.log),
+        ("softmax_then_mean", "none", np.ones_like),
+        ("per_sample", lambda n: 2.0 * n, lambda n: 2.0 * n),
+    ):
+        profile = analyze_model(
+            case.model, (case.x, case.y), pattern=pattern, normalization=normalization, verbose=0
+        )
+        for row, (values, _) in enumerate(expected.values()):
+            nats = reference.by_class(
+                reference.activation_entropy,
+                values,
+                case.y,
+                models.CLASSES,
                 pattern=pattern,
-                normalization=normalization,
-                verbose=0,
+                normalize=False,
             )
-            for row, (values, _) in enumerate(expected.values()):
-                nats = reference.by_class(
-                    reference.activation_entropy,
-                    values,
-                    case.y,
-                    models.CLASSES,
-                    pattern=pattern,
-                    normalize=False,
-                )
-                np.testing.assert_allclose(profile.entropy_nats[row], nats, **FLOAT32)
-                units = np.float64(values.shape[-1])
-                np.testing.assert_allclose(profile.entropy[row], nats / divisor(units), **FLOAT32)
+            np.testing.assert_allclose(profile.entropy_nats[row], nats, **FLOAT32)
+            units = np.float64(values.shape[-1])
+            np.testing.assert_allclose(profile.entropy[row], nats / divisor(units), **FLOAT32)
 
 
 @pytest.mark.parametrize("pattern", ["mean_then_softmax", "softmax_then_mean"])
@@ -158,6 +159,7 @@ def test_softmax_output_is_read_through_its_logits():
     assert trap == pytest.approx(0.968, abs=5e-4)
 
 
+@pytest.mark.tensorflow
 def test_labels_in_every_form_agree():
     case = models.sequential()
     x, y = case.x, case.y
@@ -173,8 +175,9 @@ def test_labels_in_every_form_agree():
 def test_without_labels_everything_is_one_class():
     case = models.sequential()
     expected = case.expected()
+    analyzer = EntropyAnalyzer(case.model)
     for data in (case.x, (case.x,), (case.x, None)):
-        profile = analyze_model(case.model, data, verbose=0)
+        profile = analyzer.analyze(data, verbose=0)
         assert profile.classes == ("all",)
         assert profile.count.tolist() == [50]
         want = [reference.activation_entropy(a) for a, _ in expected.values()]
@@ -275,6 +278,7 @@ def test_model_metrics_are_those_of_evaluate():
     assert profile.metrics == pytest.approx(want, rel=1e-5)  # another order of float32 sums
 
 
+@pytest.mark.tensorflow
 def test_regression_targets_are_no_classes():
     model = keras.Sequential([keras.Input((8,)), layers.Dense(4, name="a"), layers.Dense(1)])
     model.compile("sgd", "mse")
@@ -293,6 +297,7 @@ def test_analyzer_is_used_again_and_parts_add_up():
     assert (whole.count.sum(), first.count.sum()) == (50, 20)
 
 
+@pytest.mark.tensorflow
 def test_analyzer_refuses_data_of_another_kind():
     case = models.sequential()
     analyzer = EntropyAnalyzer(case.model)
@@ -301,6 +306,7 @@ def test_analyzer_refuses_data_of_another_kind():
         analyzer.analyze(case.x, verbose=0)
 
 
+@pytest.mark.tensorflow
 def test_too_many_classes_are_refused():
     case = models.sequential()
     with pytest.raises(ValueError, match=r"need 67.1 GiB: choose fewer layers.*num_classes=1"):
@@ -314,11 +320,10 @@ def test_batch_size_does_not_matter():
     case.expected()
     values = [
         analyze_model(case.model, (case.x, case.y), batch_size=size, verbose=0).entropy
-        for size in (1, 7, 50)
+        for size in (7, 50)  # the last of 7 is a sample alone
     ]
     # Only the order of float32 additions differs.
     np.testing.assert_allclose(values[0], values[1], atol=1e-6)
-    np.testing.assert_allclose(values[0], values[2], atol=1e-6)
 
 
 @pytest.mark.tensorflow
@@ -351,15 +356,16 @@ def test_generator_is_read_once():
         analyze_model(case.model, iter([(case.x, case.y)]), baseline=True, verbose=0)
 
 
-@pytest.mark.parametrize("make", models.FLOAT32, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("make", FEW, ids=lambda f: f.__name__)
 def test_baseline_is_the_untrained_twin(make):
     case = make()
     case.expected()
     weights = case.model.get_weights()
     y = case.y % (2 if make is models.single_sigmoid else models.CLASSES)
+    analyzer = EntropyAnalyzer(case.model)
 
     def measure(seed):
-        return analyze_model(case.model, (case.x, y), baseline=True, seed=seed, verbose=0)
+        return analyzer.analyze((case.x, y), baseline=True, seed=seed, verbose=0)
 
     profile, same, other = measure(0), measure(0), measure(1)
 
@@ -399,6 +405,7 @@ def test_baseline_keeps_what_was_not_trained():
     assert np.asarray(model.layers[1].moving_mean).all()
 
 
+@pytest.mark.tensorflow
 def test_absent_class_is_nan_and_named():
     case = models.sequential()
     keep = case.y != 1
@@ -420,6 +427,7 @@ def test_activations_that_are_not_finite_are_named(bad):
     assert np.isnan(profile.entropy[0]).tolist() == [False, False, True]
 
 
+@pytest.mark.tensorflow
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
@@ -464,6 +472,7 @@ def test_bad_options(options, message):
         analyze_model(case.model, (case.x, case.y), verbose=0, **options)
 
 
+@pytest.mark.tensorflow
 def test_bad_data():
     case = models.sequential()
     for empty in ((case.x[:0], case.y[:0]), iter([])):
@@ -523,6 +532,7 @@ def test_float64_policy():
     check_profile(profile, case, expected, **FLOAT32)
 
 
+@pytest.mark.tensorflow
 def test_boolean_one_hot_and_plain_lists():
     case = models.sequential()
     want = analyze_model(case.model, (case.x, case.y), verbose=0)
@@ -532,6 +542,7 @@ def test_boolean_one_hot_and_plain_lists():
         np.testing.assert_array_equal(found.entropy, want.entropy)
 
 
+@pytest.mark.tensorflow
 def test_layers_that_do_not_fit_the_labels():
     inputs = keras.Input((4, 8))
     tokens = layers.Dense(3, name="tokens")(layers.Dense(6, name="a")(inputs))

@@ -9,6 +9,8 @@ from test_profile import make
 
 from keras_layer_entropy import plots
 
+pytestmark = pytest.mark.tensorflow  # figures are the same on every backend
+
 
 def test_entropy_curve():
     profile = make(baseline=make(epoch=None))

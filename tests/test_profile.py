@@ -9,6 +9,8 @@ import pytest
 
 from keras_layer_entropy import EntropyProfile
 
+pytestmark = pytest.mark.tensorflow  # no backend in it
+
 
 def make(**changes):
     values = dict(

@@ -54,23 +54,23 @@ def hidden_files(folder):
     return [path.name for path in folder.iterdir() if path.name.startswith(".")]
 
 
-def measured(path):
-    """Test accuracy of a saved model, measured by a process of its own."""
+def measured(*paths):
+    """Accuracies and parameters of each saved model, measured by a process of its own."""
     code = """
 import sys
 import numpy as np
 from keras_layer_entropy import load_model
 from keras_layer_entropy.datasets import DatasetSpec, load_dataset
-model = load_model(sys.argv[1])
-for split in ("validation", "test"):
-    x, y = load_dataset(DatasetSpec("digits", split=split, shape=(64,))).arrays
-    print(np.mean(np.argmax(model(x), axis=-1) == y))
-print(model.count_params())
+for model in map(load_model, sys.argv[1:]):
+    for split in ("validation", "test"):
+        x, y = load_dataset(DatasetSpec("digits", split=split, shape=(64,))).arrays
+        print(np.mean(np.argmax(model(x), axis=-1) == y), end=" ")
+    print(model.count_params())
 """
-    command = [sys.executable, "-c", code, str(path)]
+    command = [sys.executable, "-c", code, *map(str, paths)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     out = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    return [float(number) for number in out.stdout.split()]
+    return [[float(number) for number in line.split()] for line in out.stdout.splitlines()]
 
 
 def test_the_model_alone_is_enough(saved, tmp_path):
@@ -88,7 +88,7 @@ def test_the_model_alone_is_enough(saved, tmp_path):
         name for name in ("h32", "h24", "h16", "out") if name not in removed
     ]
     # the table is true when another process measures the saved files
-    first, second = measured(saved), measured(output)
+    first, second = measured(saved, output)
     for i, name in enumerate(("validation", "test")):
         assert record["accuracy"][name] == pytest.approx([first[i], second[i]], abs=1e-6)
         row = next(line for line in out.splitlines() if line.startswith(f"{name} accuracy"))
@@ -239,7 +239,7 @@ def test_errors_are_one_line_and_code_2(case, folder, monkeypatch):
     arguments, message = BAD[case]
     before = contents(folder)
     monkeypatch.chdir(folder)
-    execute = run if case in ("no model", "NaN weights") else call
+    execute = run if case == "NaN weights" else call  # once as it is really started
     code, out, err = execute("prune", *arguments)
     assert code == 2, out + err
     assert message in err
@@ -295,33 +295,33 @@ KILLS = {
 }
 
 
-@pytest.mark.parametrize("moment", KILLS)
-def test_a_killed_run_loses_nothing_and_goes_on(saved, tmp_path, moment):
-    before = contents(saved)
-    arguments = ("--model", saved, *QUICK)
-    process = start("prune", *arguments)
-    assert watch(process, tmp_path, KILLS[moment]), process.communicate()
-    assert contents(saved) == before
-    assert not (tmp_path / "saved_model_pruned").exists()
-    states = sorted((tmp_path / "saved_model_pruned.partial").glob("step-*"))
-    if "first step is saved" not in moment:
-        assert states
-    for state in states:  # the last accepted model is whole
-        assert load_model(state).output_shape == (None, 10)
+def test_a_killed_run_loses_nothing_and_goes_on(saved, tmp_path):
+    """Killed at every moment in turn, each time going on with what the last one left."""
+    before, output = contents(saved), tmp_path / "saved_model_pruned"
+    arguments, states = ("--model", saved, *QUICK), []
+    for moment, seen in KILLS.items():
+        process = start("prune", *arguments, *(["--resume"] if states else []))
+        assert watch(process, tmp_path, seen), (moment, process.communicate())
+        assert contents(saved) == before
+        assert not output.exists()
+        states = sorted((tmp_path / "saved_model_pruned.partial").glob("step-*"))
+        if "first step is saved" not in moment:
+            assert states, moment
+        for state in states:  # the last accepted model is whole
+            assert load_model(state).output_shape == (None, 10)
 
-    if states:
-        code, _, err = call("prune", *arguments)
-        assert code == 2
-        assert "unfinished run" in err
-        assert "--resume" in err
-        code, _, err = call("prune", *arguments, "--resume", "--epochs=2")
-        assert code == 2
-        assert "had epochs=1, not 2" in err
-    code, out, err = call("prune", *arguments, *(["--resume"] if states else []))
+    code, _, err = call("prune", *arguments)
+    assert code == 2
+    assert "unfinished run" in err
+    assert "--resume" in err
+    code, _, err = call("prune", *arguments, "--resume", "--epochs=2")
+    assert code == 2
+    assert "had epochs=1, not 2" in err
+    code, out, err = call("prune", *arguments, "--resume")
     assert code == 0, out + err
-    assert ("Resuming after step" in out) == bool(states)
-    assert [x.name for x in load_model(tmp_path / "saved_model_pruned").layers] == ["h32", "out"]
-    steps = json.loads((tmp_path / "saved_model_pruned" / "pruning.json").read_text())["steps"]
+    assert "Resuming after step 2" in out
+    assert [x.name for x in load_model(output).layers] == ["h32", "out"]
+    steps = json.loads((output / "pruning.json").read_text())["steps"]
     assert [step["layer"] for step in steps] == ["h16", "h24"]
     assert sorted(os.listdir(tmp_path)) == ["saved_model", "saved_model_pruned"]
 

@@ -11,6 +11,8 @@ from test_profile import make
 
 from keras_layer_entropy import EntropyProfile, report
 
+pytestmark = pytest.mark.tensorflow  # no backend in it
+
 
 def rendered(table):
     console = rich.console.Console(width=120, record=True, file=io.StringIO())

@@ -41,7 +41,7 @@ def test_files_and_table(result):
     assert "dense_7" in process.stdout.split("flat?")[1]
     with open(workdir / "profile.csv") as file:
         assert len(list(csv.DictReader(file))) == 9 * 10
-    again = demo(workdir)
+    again = demo(workdir, "--config.epochs=1")
     assert again.returncode != 0
     assert "exists" in again.stderr
 

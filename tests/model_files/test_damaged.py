@@ -11,7 +11,7 @@ from test_keras2 import FOLDER
 from keras_layer_entropy import load_model, save_model
 
 pytestmark = pytest.mark.tensorflow
-TRIES = 500
+TRIES = 250
 
 
 def ours(name):
