@@ -5,15 +5,10 @@ python examples/digits.py --workdir=runs/digits
 
 import keras
 import rich
-from absl import app, flags
-from ml_collections import config_flags
+import studies
 
 from keras_layer_entropy import EntropyMonitor, analyze_model, report, save_model
 from keras_layer_entropy.datasets import DatasetSpec, load_dataset
-
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/digits.py")
-_WORKDIR = flags.DEFINE_string("workdir", "runs/digits", "Folder for the results.")
-_OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Replace earlier results there.")
 
 
 def build(config):
@@ -23,7 +18,8 @@ def build(config):
         for _ in range(config.hidden_layers)
     ]
     model = keras.Sequential(
-        [keras.Input((64,)), *hidden, keras.layers.Dense(10, "softmax", name="output")]
+        [keras.Input((64,)), *hidden, keras.layers.Dense(10, "softmax", name="output")],
+        name="digits_mlp",
     )
     model.compile(
         keras.optimizers.Adam(config.learning_rate),
@@ -34,45 +30,44 @@ def build(config):
 
 
 def run(config, workdir, overwrite=False):
-    """Trains, analyses, and leaves saved_model/, profile.* and figures in `workdir`.
+    """Trains, analyses, and leaves saved_model/, profile.*, figures and a report in `workdir`.
 
     Returns `(model, profile)`.
     """
+    folder = studies.new_folder(workdir, overwrite)
     keras.utils.set_random_seed(config.seed)
     train, validation, test = (
         load_dataset(DatasetSpec("digits", split=split, shape=(64,)))
         for split in ("train", "validation", "test")
     )
     model = build(config)
+    monitor = EntropyMonitor()
     model.fit(
         *train.arrays,
         validation_data=validation.arrays,
         batch_size=config.batch_size,
         epochs=config.epochs,
         verbose=2,
-        callbacks=[EntropyMonitor()],
+        callbacks=[monitor],
     )
     profile = analyze_model(
         model,
         test.arrays,
         measures=("activation_entropy", "instability", "state_entropy"),
         baseline=True,
+        keep_patterns=True,
         seed=config.seed,
         verbose=0,
     )
-    save_model(model, f"{workdir}/saved_model", dataset=test.spec, overwrite=overwrite)
-    paths = report.save_profile(profile, workdir, overwrite)
+    save_model(model, folder / "saved_model", dataset=test.spec, overwrite=overwrite)
+    report.save_profile(profile, folder, overwrite)
+    profile.report(folder / "report.html", history=monitor.profiles, overwrite=overwrite)
     rich.print(report.table(profile))
-    rich.print(f"Test accuracy {profile.metrics['accuracy']:.3f}. Now look at {paths[2]}.")
+    rich.print(report.summary(profile))
+    accuracy = profile.metrics["accuracy"]
+    rich.print(f"Test accuracy {accuracy:.3f}. Now open {folder / 'report.html'}.")
     return model, profile
 
 
-def main(argv):
-    """Runs what the flags say."""
-    if len(argv) > 1:
-        raise app.UsageError(f"Unknown arguments {argv[1:]}.")
-    run(_CONFIG.value, _WORKDIR.value, _OVERWRITE.value)
-
-
 if __name__ == "__main__":
-    app.run(main)
+    studies.main(run, "configs/digits.py", "runs/digits")

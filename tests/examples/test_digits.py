@@ -35,15 +35,15 @@ def result(tmp_path_factory):
 def test_files_and_table(result):
     workdir, process = result
     assert process.returncode == 0, process.stderr
-    files = ["entropy.png", "heatmap.png", "profile.csv", "profile.json", "saved_model"]
-    assert sorted(os.listdir(workdir)) == files
+    files = ["entropy.png", "heatmap.png", "profile.csv", "profile.json", "report.html"]
+    assert sorted(os.listdir(workdir)) == [*files, "saved_model"]
     assert "val_dense_7_entropy" in process.stdout
     assert "dense_7" in process.stdout.split("flat?")[1]
     with open(workdir / "profile.csv") as file:
         assert len(list(csv.DictReader(file))) == 9 * 10
     again = demo(workdir, "--config.epochs=1")
     assert again.returncode != 0
-    assert "exists" in again.stderr
+    assert "holds results" in again.stderr
 
 
 def test_entropy_falls_with_depth_and_the_untrained_twins_does_not(result):
