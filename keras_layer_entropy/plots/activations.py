@@ -112,7 +112,8 @@ def probability_histograms(patterns, title=None, bins=30):
     """How the neurons' probabilities are spread over single images: a histogram per layer.
 
     For each neuron, how many images give it a probability in each bin; drawn is the mean over the
-    neurons, and how far the middle 80 per cent of them lie apart.
+    neurons, and how far the middle 80 per cent of them lie apart. The first bin also holds all
+    probabilities below 1e-6.
 
     Args:
         patterns: layer -> `[images, units]`, the pattern of each image
@@ -155,7 +156,9 @@ def probability_histograms(patterns, title=None, bins=30):
         axes.set_ylabel("images")
         axes.set_title(plain(f"{name} ({values.shape[1]})"), loc="left", fontsize=10)
         bare(axes)
-    panels[-1].set_xlabel("probability of activation of a neuron in one image (log scale)")
+    panels[-1].set_xlabel(
+        "probability of activation of a neuron in one image (log scale, from 1e-6)"
+    )
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
     figure.suptitle(title or "Activation probabilities, image by image", x=0.02, ha="left")
