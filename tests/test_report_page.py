@@ -108,10 +108,20 @@ def test_tables_sort(show):
 
 
 def test_numbers_tell_more_when_pointed_at(show):
-    find = show(with_patterns())
-    cells = find("tbody tr:first-child td")
-    assert cells[2].get_attribute("title").startswith("0.800000, 1.1090 nats")
-    assert cells[3].get_attribute("title") == "0.700000, class z, 7 samples"
+    both = dict.fromkeys(("activation_entropy", "state_entropy"), np.full((4, 3), 0.9))
+    find = show(with_patterns(baseline=make(values=both)))
+    cells = find("tbody tr:nth-child(2) td")
+    texts = ["b", "4", "0.797", "0.695 (z)", "0.900 (x)", "+0.003", "flat", "0.900", "0.500"]
+    assert [cell.text for cell in cells] == texts
+    assert [cell.get_attribute("title") for cell in cells[2:]] == [
+        "0.797500, 1.1056 nats, mean of 2 classes",  # times ln 4
+        "0.695000, class z, 7 samples",
+        "0.900000, class x, 5 samples",
+        "+0.002500, the layer before, minus this one",
+        "",
+        "0.900000, -0.1025 by training",
+        "0.500000, bits",
+    ]
 
 
 def test_a_click_on_a_layer_shows_its_patterns(show, browser):
