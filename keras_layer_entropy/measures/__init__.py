@@ -1,5 +1,6 @@
 """Pure formulas: tensors in, numbers out."""
 
+from keras_layer_entropy.measures import logdet
 from keras_layer_entropy.measures.entropy import (
     activation_entropy,
     activation_pattern,
@@ -16,6 +17,7 @@ __all__ = [
     "activation_pattern",
     "binary_entropy",
     "instability",
+    "logdet",
     "maximum_entropy",
     "shannon_entropy",
     "softmax_entropy",
