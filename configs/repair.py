@@ -17,8 +17,8 @@ def get_config(preset="full"):
     config.optimizer = "sgd"
     config.learning_rate = 0.15
     config.batch_size = 128
-    config.epochs = 1 if small else 8
+    config.epochs = 1 if small else 6
     config.seeds = 1 if small else 3
     config.removals = 2
-    config.epochs_after = 1 if small else 4  # after each removal
+    config.epochs_after = 1 if small else 3  # after each removal
     return config

@@ -49,19 +49,19 @@ def measure(config, data, seed):
     keras.utils.set_random_seed(seed)
     model = studies.build(config, config.hidden)
     add("untrained", model)
-    studies.train(model, data, config)
+    studies.train(model, data, config, seed)
     add("trained", model)
     rescale(model, "dense_2", "dense_3", config.factor)
     add(f"trained, dense_2 x {config.factor:g}", model)
 
     model = studies.build(config, config.hidden)
     shuffled = np.random.default_rng(seed).permutation(data.train.arrays[1])
-    studies.train(model, data, config, y=shuffled)
+    studies.train(model, data, config, seed, y=shuffled)
     add("trained on shuffled labels", model)
 
     model = studies.build(config, config.narrowing)
     add("narrowing, untrained", model)
-    studies.train(model, data, config)
+    studies.train(model, data, config, seed)
     add("narrowing, trained", model)
     return found
 

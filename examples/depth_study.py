@@ -39,7 +39,7 @@ def measure(config, data, seed, depth):
     """Everything about one network: `(record, profile on the test data)`."""
     keras.utils.set_random_seed(seed)
     model = studies.build(config, [config.units] * (depth - 1))
-    monitor = studies.train(model, data, config)
+    monitor = studies.train(model, data, config, seed)
     profile = analyze_model(
         model, data.test.arrays, baseline=True, keep_patterns=True, seed=seed, verbose=0
     )
@@ -72,7 +72,7 @@ def without_flat(config, data, seed, model):
     # As many epochs more, with every layer in place.
     more = config.epochs_after * len(record["retrained_removed"])
     if more:
-        studies.train(model, data, config, epochs=more)
+        studies.train(model, data, config, seed + 1000, epochs=more)
     record["kept_accuracy"] = studies.accuracy(model, data.test.arrays)
     return record
 

@@ -22,7 +22,7 @@ def run(config, workdir, overwrite=False):
     keras.utils.set_random_seed(config.seed)
     data = studies.load(config)
     model = studies.build(config, config.hidden)
-    studies.train(model, data, config)
+    studies.train(model, data, config, config.seed)
     save_model(model, folder / "saved_model", dataset=data.test.spec, overwrite=overwrite)
     result = prune_model(
         model, data.train.arrays, data.validation.arrays, criterion=config.criterion,

@@ -34,7 +34,7 @@ def repair(config, data, seed):
     """One seed: `(record, profiles on the test data as layers went)`."""
     keras.utils.set_random_seed(seed)
     model = studies.build(config, config.hidden)
-    studies.train(model, data, config)
+    studies.train(model, data, config, seed)
     networks = [model]
 
     def on_step(smaller, _):
@@ -53,8 +53,8 @@ def repair(config, data, seed):
     ]
     accuracies = [studies.accuracy(network, data.test.arrays) for network in networks]
     kept = []
-    for _ in range(config.removals):
-        studies.train(model, data, config, epochs=config.epochs_after)
+    for step in range(config.removals):
+        studies.train(model, data, config, seed + 1000 + step, epochs=config.epochs_after)
         kept.append(studies.accuracy(model, data.test.arrays))
     record = {
         "seed": seed,

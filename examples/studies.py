@@ -12,6 +12,7 @@ from ml_collections import config_flags
 from keras_layer_entropy import EntropyMonitor
 from keras_layer_entropy.datasets import DatasetSpec, load_parts
 from keras_layer_entropy.files import replacing
+from keras_layer_entropy.shuffling import Shuffled
 
 
 def main(run, config, workdir):
@@ -74,21 +75,20 @@ def build(config, hidden):
     return model
 
 
-def train(model, data, config, epochs=None, y=None, callbacks=()):
+def train(model, data, config, seed, epochs=None, y=None, callbacks=()):
     """Trains and watches a model; the `EntropyMonitor`.
 
     Args:
         data: `datasets.Parts`.
+        seed: seed of the order of the images.
         epochs: number of epochs, None for `config.epochs`.
         y: other labels for the training images.
     """
     x, labels = data.train.arrays
     monitor = EntropyMonitor()
     model.fit(
-        x,
-        labels if y is None else y,
+        Shuffled((x, labels if y is None else y), config.batch_size, seed),
         validation_data=data.validation.arrays,
-        batch_size=config.batch_size,
         epochs=config.epochs if epochs is None else epochs,
         verbose=0,
         callbacks=[monitor, *callbacks],

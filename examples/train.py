@@ -20,7 +20,7 @@ def run(config, workdir, overwrite=False):
     data = studies.load(config)
     model = studies.build(config, config.hidden)
     log = keras.callbacks.CSVLogger(folder / "history.csv")
-    monitor = studies.train(model, data, config, callbacks=[log])
+    monitor = studies.train(model, data, config, config.seed, callbacks=[log])
     save_model(model, folder / "saved_model", dataset=data.test.spec, overwrite=overwrite)
     profile = analyze_model(
         model, data.test.arrays, measures=tuple(MEASURES), baseline=True, keep_patterns=True,

@@ -22,6 +22,7 @@ from keras_layer_entropy.pruning.optimizer_state import (
 )
 from keras_layer_entropy.pruning.rewrite import without
 from keras_layer_entropy.pruning.surgery import take_out
+from keras_layer_entropy.shuffling import Shuffled
 from keras_layer_entropy.streaming import Source
 
 MEASURES = ("activation_entropy", "state_entropy")
@@ -379,8 +380,13 @@ class _Search:
             return removed
         best = _KeepBest(model, removed)
         validation = Source(self._validation, self._options.batch_size).keywords
+        train = Source(self._train, self._options.batch_size).keywords
+        if "batch_size" in train:  # arrays
+            arrays = tuple(train[k] for k in ("x", "y", "sample_weight") if train[k] is not None)
+            seed = self._options.seed + len(self._steps)
+            train = {"x": Shuffled(arrays, train["batch_size"], seed)}
         model.fit(
-            **Source(self._train, self._options.batch_size).keywords,
+            **train,
             epochs=self._options.epochs,
             validation_data=validation["x"]
             if len(validation) == 1
