@@ -18,6 +18,6 @@ def get_config(preset="full"):
     config.optimizer = "adam"
     config.learning_rate = 1e-3
     config.batch_size = 128
-    config.epochs = 2 if small else 6
+    config.epochs = 2 if small else 5
     config.seeds = 1 if small else 3
     return config

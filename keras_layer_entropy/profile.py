@@ -183,7 +183,8 @@ class EntropyProfile:
 
         Args:
             path: the file.
-            **options: `history`, `tolerance`, `overwrite`, as for `report.write_report`.
+            **options: `history`, `pruning`, `tolerance`, `overwrite`, as for
+                `report.write_report`.
 
         Returns:
             The path.

@@ -139,9 +139,14 @@ def test_feature_maps(random):
 
 
 def test_entropy_over_epochs():
-    profiles = [make(epoch=epoch) for epoch in (1, 3)]
-    axes = plots.entropy_over_epochs(profiles, "state_entropy").axes[0]
-    assert [line.get_label() for line in axes.lines] == ["a (4)", "b (4)", "c (4)", "out (3)"]
+    layers = ("_a", "$b$", "c", "out")
+    profiles = [make(epoch=epoch, layers=layers) for epoch in (1, 3)]
+    figure = plots.entropy_over_epochs(profiles, "state_entropy")
+    axes = figure.axes[0]
+    # A leading underscore would leave a layer out of the legend, dollars begin a formula.
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names == [" _a (4)", r"\$b\$ (4)", "c (4)", "out (3)"]
+    assert axes.get_ylim() == pytest.approx((-0.03, 1.03))
     assert axes.lines[0].get_xydata().tolist() == [[2, 0.5], [4, 0.5]]  # counted from 1
     with pytest.raises(ValueError, match="2 different lists of layers"):
         plots.entropy_over_epochs([make(), make(layers=("a", "b", "c", "end"))])
@@ -183,6 +188,25 @@ def test_svg_takes_the_colours_of_its_page():
     assert root.get("style").startswith("max-width:")
     ids = [element.get("id") for element in root.iter() if element.get("id")]
     assert [name for name in ids if f"#{name}" not in found] == []  # none that is not used
+
+
+def test_deep_networks_stay_legible():
+    n = 150
+    profile = make(
+        layers=[f"dense_{i}" for i in range(n)], units=[4] * n, outputs=[False] * n,
+        normalizer=np.ones(n), values={"activation_entropy": np.full((n, 3), 0.5)},
+    )  # fmt: skip
+    figure = plots.entropy_curve(profile)
+    assert figure.get_figwidth() <= 16
+    labels = [t.get_text() for t in figure.axes[0].get_xticklabels()]
+    assert labels[:2] == ["dense_0 (4)", "dense_5 (4)"]
+
+
+def test_cells_without_samples_are_readable_on_any_ground():
+    found = plots.svg(plots.heatmap, make())
+    lines = [line for line in found.splitlines() if ">-</text>" in line]
+    assert len(lines) == 4
+    assert all("currentColor" in line for line in lines)
 
 
 def test_nothing_global():

@@ -10,6 +10,7 @@ import rich.console
 from test_profile import make
 
 from keras_layer_entropy import EntropyProfile, report
+from keras_layer_entropy.pruning import Cost, PruningOptions, PruningResult
 
 pytestmark = pytest.mark.tensorflow  # no backend in it
 
@@ -75,9 +76,16 @@ def test_summary():
         "Entropy rises over b and out: 0.900 in a, 0.950 in out. In the untrained network it rises "
         "by 0.080. b is a candidate for removal: entropy falls by less than 0.01 or rises over it."
     )
-    assert summary([0.9, np.nan, 0.7, 0.1]) == (
-        "Not every layer could be measured: some activations are not finite."
+    assert summary([0.9, np.nan, 0.7, 0.1]) == "No entropy of b: the activations are not finite."
+    assert summary([0.9, 0.9001, 0.7, 0.1], [0.9, 0.9, 0.9, 0.9001]) == (
+        "Entropy never rises with depth: 0.900 in a, 0.100 in out. It falls by 0.800 in all; in "
+        "the untrained network it stays the same. b is a candidate for removal: entropy falls by "
+        "less than 0.01 over it."  # 0.0001 is no rise
     )
+    assert "untrained network's activations are not finite" in summary(
+        [0.9, 0.8, 0.7, 0.1], [0.9, 0.9, 0.9, np.nan]
+    )
+    assert report.summary(make(count=[0, 0, 0])) == "No class has samples."
 
 
 def test_summary_takes_the_tolerance_and_shortens_lists():
@@ -90,3 +98,24 @@ def test_summary_takes_the_tolerance_and_shortens_lists():
         normalizer=np.ones(10), values={"activation_entropy": np.full((10, 1), 0.5)},
     )  # fmt: skip
     assert "d1, d2, d3, d4, d5, d6 and 3 more are candidates" in report.summary(profile)
+
+
+def test_a_history_of_another_model_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="history holds profiles of other layers"):
+        make().report(tmp_path / "r.html", history=[make(layers=("a", "b", "c", "end"))])
+    assert not list(tmp_path.iterdir())
+
+
+def test_names_that_are_no_text(tmp_path):
+    """Names of folders may hold bytes that are no UTF-8."""
+    profile = make(classes=("\udce9t", "y", "z"), layers=("\ud800", "b", "c\n", "out"))
+    assert "layers" in profile.report(tmp_path / "r.html").read_text()
+
+
+def test_pruning_where_the_profiles_hold_other_measures(tmp_path):
+    entropy = {"activation_entropy": make().entropy}
+    result = PruningResult(None, (), make(), make(), {}, PruningOptions())
+    costs = (Cost(4, 0, 0, {1: 0.0}), Cost(4, 0, 0, {1: 0.0}))
+    pruning = report.Pruning(result, costs, {"validation": (0.5, 0.5), "test": (0.5, 0.5)})
+    page = make(values=entropy).report(tmp_path / "r.html", pruning=pruning).read_text()
+    assert "<td>-</td>" in page  # no ratio of nothing to nothing

@@ -83,7 +83,7 @@ def test_what_was_measured_and_the_verdict(show):
     assert "Entropy rises over c: 0.800 in a, 0.150 in out." in find("#verdict")[0].text
     facts = find("dl.facts")[0].text
     assert "digits, split test" in facts
-    assert "12 of 3 classes" in facts
+    assert "12 of 2 classes; none of y" in facts
     assert find("pre")[-1].text == "python -m x --y=1"
     assert find(".curve svg text")
     # The caveats of just the measures that were taken.
@@ -132,17 +132,20 @@ def test_a_click_on_a_layer_shows_its_patterns(show, browser):
         return [path.get_attribute("d") for path in find("path.pattern")]
 
     assert find(".patterns .name")[0].text == "a (4 neurons)"
-    before = lines()
-    assert before[0].count("H") == 4
-    assert "H" not in before[1]  # class y has no samples
+    before = lines()  # of the first two classes that have samples
+    assert [line.count("H") for line in before] == [4, 4]
+    assert [s.get_attribute("value") for s in find("select")] == ["0", "2"]
     find("button.layer")[3].click()
     assert find(".patterns .name")[0].text == "out (3 neurons)"
     assert lines()[0].count("H") == 3
-    assert find("tr[aria-current=true]")[0].get_attribute("data-layer") == "out"
+    assert find("tr[aria-current=true]")[0].get_attribute("data-row") == "3"
     find("button.layer")[0].send_keys("\n")
     assert lines() == before
-    find("option[value='2']")[1].click()
+    assert find("option[value='1']")[1].text == "y (no samples)"
+    find("option[value='1']")[1].click()
     assert lines()[0] == before[0]
+    assert "H" not in lines()[1]
+    find("option[value='2']")[1].click()
     # The height of each step is the neuron's probability.
     heights = [part.split("H")[0] for part in lines()[1].split("V")[1:-1]]
     top = np.array(heights, float)
@@ -170,16 +173,19 @@ def test_arrow_keys_tell_every_probability(show, browser):
 
 
 def test_names_are_text(show, browser):
-    layers = ["a", "_b", f"c{EVIL}", "out"]
+    layers = ["a", "_b", f"c{EVIL}", "out\x00"]
     classes = ("x", EVIL, "z\x00")
     profile = with_patterns(layers=layers, classes=classes, settings={"model": EVIL, "data": EVIL})
-    find = show(profile, history=[make(layers=layers), make(layers=layers)])
+    find = show(profile, history=[make(layers=layers, epoch=i) for i in range(2)])
     assert browser.title == f"Layer entropy of {EVIL}"
     assert find("button.layer")[2].text == f"c{EVIL}"
-    assert any(EVIL in text.text for text in find("svg text"))
+    # Figures cut what is long, and keep its end.
+    assert any(EVIL[-8:] in text.text for text in find("svg text"))
     assert not find("img")
     find("button.layer")[2].click()
     assert find(".patterns .name")[0].text == f"c{EVIL} (4 neurons)"
+    find("button.layer")[3].click()
+    assert find(".patterns .name")[0].text.endswith("(3 neurons)")
     assert [item.get_attribute("title") for item in find(".strip li")][1] == EVIL
 
 
@@ -210,6 +216,52 @@ def test_light_dark_and_paper(show, browser):
         assert ground(media="print", features=dark) == 255
     finally:
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
+
+
+def test_a_neuron_stands_above_its_column(show, browser):
+    find = show(with_patterns(classes=("x" * 30, "y", "z")))
+    # The first corner of the path and the left edge of the strip, both in pixels of the page.
+    start = float(find("path.pattern")[0].get_attribute("d")[1:].split()[0])
+    left = find("svg.lines")[0].rect["x"] + start
+    assert left == pytest.approx(find("canvas")[0].rect["x"], abs=1)
+
+
+def test_a_layer_of_one_unit_has_two_states(show):
+    profile = make(
+        layers=("a",), units=(1,), outputs=(True,), classes=("all",), count=[5],
+        normalizer=[np.log(2)], values={"activation_entropy": [[0.5]]},
+        patterns={"a": [[0.25, 0.75]]},
+    )  # fmt: skip
+    find = show(profile)
+    assert find(".patterns .name")[0].text == "a (1 neuron, as two states)"
+    find("canvas")[0].send_keys("\ue014")  # arrow right
+    assert find("output")[0].text == "class all, state 1: probability 0.7500, 1.50 times uniform"
+    assert "samples\n5\n" in find("dl.facts")[0].text
+
+
+def test_many_classes_and_wide_layers(show):
+    random = np.random.default_rng(0)
+    profile = make(
+        layers=("a",), units=(20_000,), outputs=(True,), classes=[f"c{i}" for i in range(60)],
+        count=np.ones(60), normalizer=[np.log(20_000)],
+        values={"activation_entropy": np.full((1, 60), 0.5)},
+        patterns={"a": random.dirichlet(np.ones(20_000), 60)},
+    )  # fmt: skip
+    find = show(profile)
+    canvas = find("canvas")[0]
+    assert int(canvas.get_attribute("width")) == 6667  # three neurons each
+    assert canvas.size["height"] <= 640
+    assert "10 more classes are left out" in find(".patterns")[0].text  # a million numbers
+
+
+def test_other_readings_are_described(show):
+    settings = {"pattern": "per_sample", "normalization": "none"}
+    find = show(make(settings=settings, baseline=make()))
+    text = find("main")[0].text
+    assert "mean of the entropies of the samples of one class, in nats" in text
+    assert "keep_patterns" not in text
+    words = "measures=('activation_entropy', 'state_entropy'), pattern='per_sample', "
+    assert f"{words}normalization='none', baseline=True" in find("pre")[-1].text
 
 
 def test_a_large_profile_leaves_classes_out_and_says_so(show, monkeypatch):
@@ -261,7 +313,7 @@ def test_pruning(show):
         (2, 0.5, "rolled back"),
     ]
     find = show(pruning.result.before, pruning=pruning)
-    words = "1 of 4 Dense layers went (b), and 25% of the parameters. Validation accuracy 0.9000"
+    words = "1 of 4 Dense layers went (b); parameters -25%. Validation accuracy 0.9000"
     assert find("#pruning-verdict")[0].text.startswith(words)
     assert [section.get_attribute("data-key") for section in find(".network")] == [
         "before",
@@ -269,7 +321,7 @@ def test_pruning(show):
     ]
     rows = [row.text for row in find("section:first-child table.sortable tbody tr")]
     assert rows[0] == "1 b removed 0.9000 0.8500 0.9100 1.2 it is linear"
-    assert rows[1].startswith("2 c kept 0.9000 0.8500 0.5000")
+    assert rows[1].startswith("2 c rolled back 0.9000 0.8500 0.5000")
     assert "0.8900" in find("section:first-child .note")[0].text  # 0.9 - 0.01, the limit
     costs = [
         row.text for row in find("section:first-child table")[0].find_elements("tag name", "tr")

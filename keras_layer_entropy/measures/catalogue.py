@@ -22,17 +22,50 @@ class Description:
     caveat: str
 
 
+_PATTERNS = {
+    "mean_then_softmax": (
+        "All samples of one class are fed in and each neuron's output is averaged; the softmax "
+        "over the layer's neurons is the activation pattern, and this is its entropy"
+    ),
+    "softmax_then_mean": (
+        "All samples of one class are fed in; the softmax over the layer's neurons, averaged over "
+        "these samples, is the activation pattern, and this is its entropy"
+    ),
+    "per_sample": (
+        "The softmax over the layer's neurons is the activation pattern of a sample; this is the "
+        "mean of the entropies of the samples of one class"
+    ),
+}
+_NORMALIZATIONS = {
+    "log": (
+        ", divided by the largest it could be: near 1 when all neurons answer alike, near 0 when "
+        "a few neurons answer for the class."
+    ),
+    "none": (
+        ", in nats: the logarithm of the number of neurons when all answer alike, near 0 when a "
+        "few neurons answer for the class."
+    ),
+}
+
+
+def activation_entropy_meaning(pattern="mean_then_softmax", normalization="log"):
+    """What the activation entropy says, for the options it was measured with.
+
+    Example:
+
+    >>> activation_entropy_meaning(normalization="none")[-54:]
+    'alike, near 0 when a few neurons answer for the class.'
+    """
+    other = ", divided by a number for each layer: low when a few neurons answer for the class."
+    return _PATTERNS[pattern] + _NORMALIZATIONS.get(normalization, other)
+
+
 DESCRIPTIONS = {
     "activation_entropy": Description(
         title="Activation entropy",
         unit=None,
         largest=1.0,
-        meaning=(
-            "All samples of one class are fed in and each neuron's output is averaged; the softmax "
-            "over the layer's neurons is the activation pattern, and this is its entropy, divided "
-            "by the largest it could be: near 1 when all neurons answer alike, near 0 when a few "
-            "neurons answer for the class."
-        ),
+        meaning=activation_entropy_meaning(),
         caveat=(
             "It depends on the scale of activations: the same pattern, three times as large, has a "
             "much lower entropy. A falling curve can be plain growth of magnitudes: compare it "

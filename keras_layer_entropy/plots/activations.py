@@ -10,10 +10,10 @@ from keras_layer_entropy.plots.style import (
     axis_label,
     bare,
     layer_labels,
+    layer_ticks,
     plain,
     set_limits,
     shortened,
-    slanted,
 )
 
 _MOST_MAPS = 16
@@ -200,7 +200,7 @@ def entropy_and_patterns(profile, class_name=None, title=None):
         twin = profile.baseline.entropy[:, column]
         axes.plot(depth, twin, "s--", color=VERMILION, lw=1.5, ms=4, label="untrained")
     axes.plot(depth, profile.entropy[:, column], "o-", color=BLUE, lw=2.4, label="trained")
-    slanted(axes, depth, labels)
+    layer_ticks(axes, labels)
     axes.set_ylabel(axis_label(profile, "activation_entropy"))
     set_limits(axes, profile, "activation_entropy")
     axes.legend(frameon=False)

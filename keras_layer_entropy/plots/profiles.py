@@ -16,10 +16,13 @@ from keras_layer_entropy.plots.style import (
     axis_label,
     bare,
     layer_labels,
+    layer_ticks,
+    layers_width,
     limits,
     plain,
     set_limits,
     short,
+    shortened,
     slanted,
 )
 
@@ -48,7 +51,8 @@ def entropy_curve(profile, measure="activation_entropy", title=None):
     values, depth = profile.values[measure], np.arange(len(profile.layers))
     labels = layer_labels(profile)
     height = 3.7 + 0.04 * max(map(len, labels))  # the labels are slanted
-    figure = Figure(figsize=(max(7.0, 2.2 + 0.6 * len(depth)), height), layout="constrained")
+    width = max(7.0, layers_width(labels, 2.2, 0.6))
+    figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()
     for index, name in enumerate(profile.classes if len(profile.classes) > 1 else ()):
         label = "each class" if index == 0 else f"_class {plain(name)}"
@@ -77,7 +81,7 @@ def entropy_curve(profile, measure="activation_entropy", title=None):
             label="same network, untrained (mean)",
             zorder=3,
         )
-    slanted(axes, depth, labels)
+    layer_ticks(axes, labels)
     axes.set_xlabel("layer (units), in the order of the forward pass")
     axes.set_ylabel(axis_label(profile, measure))
     set_limits(axes, profile, measure)
@@ -104,8 +108,13 @@ def heatmap(profile, measure="activation_entropy", title=None):
     """
     values = profile.values[measure]
     rows, columns = values.shape
+    names = [plain(name) for name in shortened(profile.classes, longest=18)]
+    longest = max(map(len, names))
     figure = Figure(
-        figsize=(min(max(4.6, 3.2 + 0.55 * columns), 16.0), max(3.4, 1.6 + 0.36 * rows)),
+        figsize=(
+            min(max(4.6, 3.2 + 0.55 * columns), 16.0),
+            max(3.4, 1.6 + 0.36 * rows) + 0.04 * longest,
+        ),
         layout="constrained",
     )
     axes = figure.add_subplot()
@@ -121,19 +130,18 @@ def heatmap(profile, measure="activation_entropy", title=None):
                 ha="center",
                 va="center",
                 fontsize=8,
-                color="black" if np.isnan(value) or level > 0.55 else "white",
+                color=None if np.isnan(value) else "black" if level > 0.46 else "white",
             )
     axes.set_yticks(range(rows), layer_labels(profile))
     shown = np.arange(0, columns, max(1, columns // 25))
-    names = [plain(profile.classes[i]) for i in shown]
-    if max(map(len, names)) > 4:
-        slanted(axes, shown, names)
+    if longest > 4:
+        slanted(axes, shown, [names[i] for i in shown])
     else:
-        axes.set_xticks(shown, names)
+        axes.set_xticks(shown, [names[i] for i in shown])
     axes.set_xlabel("class")
     axes.set_ylabel("layer (units)")
     axes.set_title(title or f"{DESCRIPTIONS[measure].title}, class by class", loc="left")
-    figure.colorbar(image, label=axis_label(profile, measure))
+    figure.colorbar(image, label=DESCRIPTIONS[measure].unit or profile.unit)
     return figure
 
 
@@ -163,8 +171,9 @@ def pruning_curves(before, after, accuracies, limit):
     """
     labels = layer_labels(before)
     height = 4.0 + 0.04 * max(map(len, labels))
-    figure = Figure(figsize=(max(9.0, 5.6 + 0.45 * len(labels)), height), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(max(3.0, 0.45 * len(labels)), 2.6))
+    width = max(3.0, layers_width(labels, 0, 0.45))
+    figure = Figure(figsize=(max(9.0, width + 5.6), height), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(width, 2.6))
     place = {layer: i for i, layer in enumerate(before.layers)}
     for profile, color, marker, name in (
         (before, VERMILION, "o", "before"),
@@ -175,7 +184,7 @@ def pruning_curves(before, after, accuracies, limit):
             left.plot(depth, profile.baseline.mean, ":", color=color, alpha=0.6, linewidth=1.3,
                       label=f"{name}, untrained")  # fmt: skip
         left.plot(depth, profile.mean, marker=marker, color=color, linewidth=2.4, label=name)
-    slanted(left, range(len(labels)), labels)
+    layer_ticks(left, labels)
     left.set_ylabel(axis_label(before, "activation_entropy"))
     set_limits(left, before, "activation_entropy")
     left.set_title("Activation entropy against depth", loc="left")
@@ -288,9 +297,11 @@ def entropy_over_epochs(profiles, measure="activation_entropy", title=None):
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("epoch")
     axes.set_ylabel(axis_label(profiles[0], measure))
+    set_limits(axes, profiles[0], measure)
     bare(axes)
     axes.set_title(title or f"{DESCRIPTIONS[measure].title} over epochs", loc="left")
-    figure.legend(loc="outside right upper", frameon=False, title="layer (units)")
+    columns = -(-len(labels) // 20)
+    figure.legend(loc="outside right upper", ncols=columns, frameon=False, title="layer (units)")
     return figure
 
 
@@ -329,7 +340,7 @@ def stability(per_sample, pooled, title=None):
             f"and {pooled.layers}; expected 'per_sample' and 'softmax_then_mean' of one model."
         )
     labels, depth = layer_labels(pooled), np.arange(len(pooled.layers))
-    figure = Figure(figsize=(max(7.0, 2.2 + 0.6 * len(depth)), 4.4), layout="constrained")
+    figure = Figure(figsize=(max(7.0, layers_width(labels, 2.2, 0.6)), 4.4), layout="constrained")
     axes = figure.add_subplot()
     axes.fill_between(
         depth, per_sample.mean, pooled.mean, color=PALE_BLUE, alpha=0.35, lw=0, label="instability"
@@ -338,7 +349,7 @@ def stability(per_sample, pooled, title=None):
               label="of the mean pattern (pooled)")  # fmt: skip
     axes.plot(depth, per_sample.mean, "s-", color=VERMILION, lw=2.2,
               label="of the single samples (mean)")  # fmt: skip
-    slanted(axes, depth, labels)
+    layer_ticks(axes, labels)
     axes.set_ylabel(axis_label(pooled, "activation_entropy"))
     set_limits(axes, pooled, "activation_entropy")
     bare(axes)

@@ -2,6 +2,7 @@
 
 import io
 import re
+import warnings
 
 import matplotlib
 import numpy as np
@@ -34,7 +35,9 @@ def svg(draw, *args, **kwargs):
     names = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
     style = dict.fromkeys(names, _INK) | {"svg.fonttype": "none", "legend.labelcolor": _INK}
     file = io.BytesIO()
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context(style), warnings.catch_warnings():
+        # The browser has fonts of its own.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
         draw(*args, **kwargs).savefig(file, format="svg", transparent=True, metadata={"Date": None})
     text = file.getvalue().decode()
     text = text[text.index("<svg") :]

@@ -31,9 +31,21 @@ def slanted(axes, places, labels):
     axes.set_xticks(places, labels, rotation=30, ha="right", rotation_mode="anchor")
 
 
+def layer_ticks(axes, labels, most=30):
+    """The layers below the x axis; of a deep network not every one."""
+    step = -(-len(labels) // most)
+    slanted(axes, range(0, len(labels), step), labels[::step])
+
+
+def layers_width(labels, start, each):
+    """Inches for an axis of layers, with an end: deep networks are drawn closer."""
+    return min(start + each * len(labels), 16.0)
+
+
 def layer_labels(profile):
     """`path (units)` of each layer, long paths shortened."""
-    return [f"{x} ({n})" for x, n in zip(shortened(profile.layers), profile.units, strict=True)]
+    names = shortened(profile.layers)
+    return [plain(f"{x} ({n})") for x, n in zip(names, profile.units, strict=True)]
 
 
 def shortened(layers, longest=24):

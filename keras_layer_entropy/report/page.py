@@ -10,11 +10,11 @@ import numpy as np
 
 from keras_layer_entropy import plots
 from keras_layer_entropy.files import replacing
-from keras_layer_entropy.measures.catalogue import DESCRIPTIONS
+from keras_layer_entropy.measures.catalogue import DESCRIPTIONS, activation_entropy_meaning
 from keras_layer_entropy.profile import FLAT_TOLERANCE
 from keras_layer_entropy.report.files import check_new_file
 from keras_layer_entropy.report.tables import comparison_rows
-from keras_layer_entropy.report.verdict import summary, verdict
+from keras_layer_entropy.report.verdict import listed, summary, verdict
 
 # Numbers of patterns that a page carries; four bytes each, and a third more as text.
 _MOST_PATTERNS = 1_000_000
@@ -40,7 +40,7 @@ def write_report(
 
     Raises:
         FileExistsError: it exists and `overwrite` is False.
-        ValueError: a profile without activation_entropy, or a history of several models.
+        ValueError: a profile without activation_entropy, or a history of another model.
 
     Example:
 
@@ -56,7 +56,12 @@ def write_report(
     """
     if not overwrite:
         check_new_file(path)
-    words = summary(profile, tolerance)
+    words, history = summary(profile, tolerance), list(history)
+    if any(epoch.layers != profile.layers for epoch in history):
+        raise ValueError(
+            "history holds profiles of other layers than the profile: expected those of one model, "
+            "EntropyMonitor.profiles."
+        )
     networks = [_network(profile, "before" if pruning else "", tolerance)]
     if pruning is not None:
         networks.append(_network(pruning.result.after, "after", tolerance))
@@ -66,13 +71,14 @@ def write_report(
         "verdict": words,
         "networks": networks,
         "patterns": {n["key"]: n["patterns"] for n in networks},
-        "epochs": plots.svg(plots.entropy_over_epochs, list(history)) if history else None,
+        "epochs": plots.svg(plots.entropy_over_epochs, history) if history else None,
         "pruning": pruning and _pruning(pruning),
-        "descriptions": {name: DESCRIPTIONS[name] for name in profile.values},
-        "command": profile.settings.get("command"),
+        "descriptions": _descriptions(profile, pruning),
+        "has_class_patterns": profile.settings.get("pattern") != "per_sample",
+        "command": profile.settings.get("command") or (None if pruning else _command(profile)),
     }
     with replacing(path) as temporary:
-        temporary.write_text(_template().render(values), encoding="utf-8")
+        temporary.write_text(_template().render(values), encoding="utf-8", errors="replace")
     return path
 
 
@@ -89,13 +95,55 @@ def _facts(profile):
     """What was measured: pairs of a name and a text."""
     settings = profile.settings
     facts = [("data", settings.get("data"))]
-    facts += [("samples", f"{int(profile.count.sum()):,} of {len(profile.classes)} classes")]
+    facts += [("samples", _samples(profile))]
     facts += [(name, f"{value:.4g}") for name, value in profile.metrics.items()]
     facts += [("pattern", settings.get("pattern")), ("entropy", profile.unit)]
     facts += [("untrained seed", settings.get("baseline_seed"))]
-    facts += [("measured", settings.get("date", "").replace("T", " ").replace("+00:00", " UTC"))]
+    facts += [
+        ("measured", (settings.get("date") or "").replace("T", " ").replace("+00:00", " UTC"))
+    ]
     facts += [("versions", ", ".join(f"{k} {v}" for k, v in settings.get("versions", {}).items()))]
     return [(name, text) for name, text in facts if text not in (None, "")]
+
+
+def _samples(profile):
+    samples = f"{int(profile.count.sum()):,}"
+    if len(profile.classes) == 1:
+        return samples
+    absent = [name for name, n in zip(profile.classes, profile.count, strict=True) if not n]
+    found = f"{samples} of {len(profile.classes) - len(absent)} classes"
+    return f"{found}; none of {listed(absent)}" if absent else found
+
+
+def _descriptions(profile, pruning):
+    """Name -> words of each measure that is shown."""
+    names = dict.fromkeys([*profile.values, *(pruning.result.after.values if pruning else ())])
+    found = {name: DESCRIPTIONS[name] for name in names}
+    known = {k: v for k, v in profile.settings.items() if k in ("pattern", "normalization")}
+    meaning = activation_entropy_meaning(**known)
+    entropy = dataclasses.replace(found["activation_entropy"], meaning=meaning)
+    return {**found, "activation_entropy": entropy}
+
+
+def _command(profile):
+    """The Python that measures it again."""
+    settings = profile.settings
+    arguments = {
+        "measures": tuple(profile.values) if len(profile.values) > 1 else None,
+        "pattern": settings.get("pattern"),
+        "normalization": settings.get("normalization"),
+        "baseline": profile.baseline is not None or None,
+        "keep_patterns": bool(profile.patterns) or None,
+        "seed": settings.get("baseline_seed"),
+    }
+    usual = {"pattern": "mean_then_softmax", "normalization": "log", "seed": 0}
+    words = [
+        f"{name}={value!r}"
+        for name, value in arguments.items()
+        if value is not None and value != usual.get(name)
+    ]
+    call = ", ".join(["model", "data", *words])
+    return f'profile = analyze_model({call})\nprofile.report("report.html")'
 
 
 def _network(profile, key, tolerance):
@@ -142,7 +190,7 @@ def _layers(profile, shown, tolerance):
                 else _number(
                     values[column],
                     f"class {profile.classes[column]}, {profile.count[column]:,} samples",
-                    f" ({profile.classes[column]})" if len(profile.classes) > 1 else "",
+                    f" ({_short(profile.classes[column])})" if len(profile.classes) > 1 else "",
                 )
             )
         cells += [_number(profile.gradient[row], "the layer before, minus this one", sign="+")]
@@ -155,6 +203,10 @@ def _layers(profile, shown, tolerance):
             cells += [_number(profile.mean_of(name)[row], unit)]
         rows.append({"layer": layer, "cells": cells})
     return rows
+
+
+def _short(name, most=20):
+    return name if len(name) <= most else f"{name[: most - 3]}..."
 
 
 def _number(value, words, after="", sign=""):
@@ -175,11 +227,18 @@ def _patterns(profile):
     classes = max(1, min(len(profile.classes), _MOST_PATTERNS // per_class))
     return {
         "classes": [str(name) for name in profile.classes[:classes]],
+        "counts": profile.count[:classes].tolist(),
         "left_out": len(profile.classes) - classes,
-        "layers": {
-            layer: base64.b64encode(pattern[:classes].astype("<f4").tobytes()).decode()
-            for layer, pattern in profile.patterns.items()
-        },
+        "layers": [
+            {
+                "name": layer,
+                "units": units,
+                "values": base64.b64encode(
+                    profile.patterns[layer][:classes].astype("<f4").tobytes()
+                ).decode(),
+            }
+            for layer, units in zip(profile.layers, profile.units, strict=True)
+        ],
     }
 
 

@@ -4,6 +4,7 @@ import dataclasses
 
 from keras_layer_entropy import plots
 from keras_layer_entropy.pruning import Cost, PruningResult
+from keras_layer_entropy.report.verdict import listed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +54,10 @@ class Pruning:
                 if self.result.steps
                 else "the criterion chose none."
             )
+        change = after.parameters / before.parameters - 1
         return (
-            f"{len(removed)} of {before.dense_layers} Dense layers went ({', '.join(removed)}), "
-            f"and {1 - after.parameters / before.parameters:.0%} of the parameters. Validation "
+            f"{len(removed)} of {before.dense_layers} Dense layers went ({listed(removed)}); "
+            f"parameters {change:+.0%}. Validation "
             f"accuracy {validation[0]:.4f} before, {validation[1]:.4f} after; test accuracy "
             f"{test[0]:.4f} and {test[1]:.4f}."
         )

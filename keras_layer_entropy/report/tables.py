@@ -81,12 +81,15 @@ def comparison_rows(before, after, validation, test):
         ("Dense layers", before.dense_layers, after.dense_layers, "{:d}"),
         ("parameters", before.parameters, after.parameters, "{:,d}"),
     ]
-    if before.flops and after.flops:
+    if before.flops is not None and after.flops is not None:
         rows.append(("FLOPs per sample", before.flops, after.flops, "{:,d}"))
     for size, latency in before.latency.items():
         name = f"latency, batch of {size} (ms)"
         rows.append((name, latency, after.latency[size], "{:.2f}"))
-    ratios = [(name, f.format(a), f.format(b), f"{b / a:.2f}") for name, a, b, f in rows]
+    ratios = [
+        (name, form.format(a), form.format(b), f"{b / a:.2f}" if a else "-")
+        for name, a, b, form in rows
+    ]
     pairs = (("validation", validation), ("test", test))
     accuracies = [(f"{n} accuracy", f"{a:.4f}", f"{b:.4f}", f"{b - a:+.4f}") for n, (a, b) in pairs]
     return ratios + accuracies

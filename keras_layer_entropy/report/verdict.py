@@ -4,6 +4,9 @@ import numpy as np
 
 from keras_layer_entropy.profile import FLAT_TOLERANCE
 
+# Less than the third digit shows is no rise.
+NOISE = 5e-4
+
 
 def verdict(profile, tolerance=FLAT_TOLERANCE):
     """One word per layer: `flat`, `rises`, `falls`, or `output`, or nothing for the first."""
@@ -14,7 +17,8 @@ def verdict(profile, tolerance=FLAT_TOLERANCE):
         elif np.isnan(gradient):
             words.append("")
         else:
-            words.append("rises" if gradient < 0 else "flat" if gradient < tolerance else "falls")
+            rises = gradient < -NOISE
+            words.append("rises" if rises else "flat" if gradient < tolerance else "falls")
     return words
 
 
@@ -39,8 +43,11 @@ def summary(profile, tolerance=FLAT_TOLERANCE):
     'Entropy never rises with depth: 0.850 in dense, 0.150 in logits. dense_1 is a candidate for
     removal: entropy falls by less than 0.01 over it.'
     """
-    if not np.isfinite(profile.mean).all():
-        return "Not every layer could be measured: some activations are not finite."
+    if not profile.count.any():
+        return "No class has samples."
+    unknown = [x for x, h in zip(profile.layers, profile.mean, strict=True) if not np.isfinite(h)]
+    if unknown:
+        return f"No entropy of {listed(unknown)}: the activations are not finite."
     if len(profile.layers) == 1:
         return f"The one layer, {profile.layers[0]}, has entropy {profile.mean[0]:.3f}."
     sentences = (_course(profile), _untrained(profile), _candidates(profile, tolerance))
@@ -52,9 +59,9 @@ def _course(profile):
         f"{profile.mean[0]:.3f} in {profile.layers[0]}, "
         f"{profile.mean[-1]:.3f} in {profile.layers[-1]}"
     )
-    risen = [x for x, g in zip(profile.layers, profile.gradient, strict=True) if g < 0]
+    risen = [x for x, g in zip(profile.layers, profile.gradient, strict=True) if g < -NOISE]
     if risen:
-        return f"Entropy rises over {_listed(risen)}: {ends}."
+        return f"Entropy rises over {listed(risen)}: {ends}."
     return f"Entropy never rises with depth: {ends}."
 
 
@@ -63,12 +70,15 @@ def _untrained(profile):
     if profile.baseline is None:
         return ""
     fall, untrained = (p.mean[0] - p.mean[-1] for p in (profile, profile.baseline))
-    how = f"falls by {untrained:.3f}" if untrained > 0 else f"rises by {-untrained:.3f}"
-    return (
-        f"It falls by {fall:.3f} in all; in the untrained network it {how}."
-        if fall > 0
-        else (f"In the untrained network it {how}.")
-    )
+    if not np.isfinite(untrained):
+        return "The untrained network's activations are not finite."
+    if abs(untrained) < NOISE:
+        how = "stays the same"
+    else:
+        how = f"falls by {untrained:.3f}" if untrained > 0 else f"rises by {-untrained:.3f}"
+    if fall < NOISE:
+        return f"In the untrained network it {how}."
+    return f"It falls by {fall:.3f} in all; in the untrained network it {how}."
 
 
 def _candidates(profile, tolerance):
@@ -79,9 +89,10 @@ def _candidates(profile, tolerance):
     over = "it" if len(flat) == 1 else "each"
     rises = any(word == "rises" for word in verdict(profile, tolerance))
     how = f"falls by less than {tolerance:g}" + (" or rises" if rises else "")
-    return f"{_listed(flat)} {what} for removal: entropy {how} over {over}."
+    return f"{listed(flat)} {what} for removal: entropy {how} over {over}."
 
 
-def _listed(layers, most=6):
+def listed(layers, most=6):
+    """Names as text: `a, b and c`; of many the first ones."""
     names = [*layers[:most], f"{len(layers) - most} more"] if len(layers) > most else list(layers)
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
