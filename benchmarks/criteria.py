@@ -28,6 +28,7 @@ from keras_layer_entropy.pruning import CRITERIA, prune_model, remove_layer
 from keras_layer_entropy.pruning.blocks import removable_blocks
 from keras_layer_entropy.pruning.criteria import Situation, rank
 from keras_layer_entropy.pruning.surgery import take_out
+from keras_layer_entropy.shuffling import Shuffled
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/criteria.py:digits")
 _SEEDS = flags.DEFINE_integer("seeds", 5, "Number of seeds.", lower_bound=1)
@@ -58,9 +59,9 @@ def build(config, hidden):
     return model
 
 
-def fit(model, data, config, epochs):
+def fit(model, data, config, seed, epochs):
     """Trains a model."""
-    model.fit(*data, batch_size=config.batch_size, epochs=epochs, verbose=0)
+    model.fit(Shuffled(data, config.batch_size, seed), epochs=epochs, verbose=0)
 
 
 def accuracy(model, data):
@@ -155,10 +156,10 @@ def with_training(criterion, model, data, config, seed):
     return found
 
 
-def from_scratch(data, config, removed):
+def from_scratch(data, config, seed, removed):
     """Accuracy of a network of that depth, trained for as many epochs in total."""
     model = build(config, config.hidden - removed)
-    fit(model, data.train, config, config.epochs + removed * config.retraining)
+    fit(model, data.train, config, seed, config.epochs + removed * config.retraining)
     return accuracy(model, data.test)
 
 
@@ -174,7 +175,7 @@ def measure(config, seed, criteria):
     data = load(config, seed)
     keras.utils.set_random_seed(seed)
     model = build(config, config.hidden)
-    fit(model, data.train, config, config.epochs)
+    fit(model, data.train, config, seed, config.epochs)
     add("original", [accuracy(model, data.test)] * config.removals)
     orders = {}
     for criterion in criteria:
@@ -192,7 +193,7 @@ def measure(config, seed, criteria):
         add(f"{criterion}, refit and {config.retraining} epochs each", found)
     scratch = [math.nan] * config.removals
     for removed in config.scratch:
-        scratch[removed - 1] = from_scratch(data, config, removed)
+        scratch[removed - 1] = from_scratch(data, config, seed, removed)
     add("trained from scratch", scratch)
     print(f"# seed {seed}: {time.perf_counter() - started:.0f} s", flush=True)
     return rows
