@@ -102,7 +102,7 @@ def test_the_model_alone_is_enough(saved, tmp_path):
     assert profiles[0].layers == ("h32", "h24", "h16", "out")
     assert profiles[1].layers == tuple(x.name for x in model.layers)
     assert (output / "pruning.png").read_bytes().startswith(b"\x89PNG")
-    for word in ("train: Data: digits, split train", "step 1: ", "out stays: it is an output"):
+    for word in ("train: digits, split train", "step 1: ", "out stays: it is an output"):
         assert word in out
 
     # and it can be pruned and analysed again, with nothing said about its data
