@@ -5,7 +5,7 @@ python examples/controls.py --config configs/controls.py:full --workdir runs/con
 Networks with 4 Dense layers: trained, untrained, trained on shuffled labels, trained and rescaled
 (one layer's weights times 3, the next one's divided by 3: the same function), and trained with
 layers that get narrower instead of layers of one width. Leaves results.md, results.json and
-controls.png.
+a figure per measure.
 """
 
 import keras
@@ -90,7 +90,8 @@ def tables(config, records):
         rows.append([name, studies.mean_sd([r["accuracy"] for r in have]), *cells])
     return (
         f"{config.dataset}, {config.seeds} seeds, mean ± s.d.; Ĥ: activation entropy, normalised; "
-        "state: state entropy, bits; layer 4 is the output\n\n" + studies.markdown(header, rows)
+        f"state: state entropy, bits; layer {depth} is the output\n\n"
+        + studies.markdown(header, rows)
     )
 
 

@@ -1,7 +1,6 @@
 """What the examples share: networks from a config, their data and training, tables of results."""
 
 import json
-import math
 import pathlib
 
 import keras
@@ -103,8 +102,7 @@ def accuracy(model, data):
 
 
 def mean_sd(values, digits=4):
-    """Mean ± standard deviation (of the sample), as text."""
-    values = [v for v in values if not math.isnan(v)]
+    """Mean ± standard deviation (of the sample), as text; `-` for no values."""
     if not values:
         return "-"
     mean = f"{np.mean(values):.{digits}f}"

@@ -27,7 +27,7 @@ class Shuffled(keras.utils.PyDataset):
 
     def __init__(self, data, batch_size, seed=0):
         super().__init__()
-        self._data = data
+        self._data = tree.lists_to_tuples(data)  # tf.data takes no lists of inputs
         self._batch_size = batch_size
         self._random = np.random.default_rng(seed)
         self.on_epoch_end()

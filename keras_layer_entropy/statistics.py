@@ -190,15 +190,12 @@ class ActivationEntropy(LayerStatistic):
         """
         known, mean = self._means()
         if self.pattern == "mean_then_softmax":
-            mean = np.exp(mean - mean.max(axis=-1, keepdims=True))
-            mean /= mean.sum(axis=-1, keepdims=True)
+            mean = ops.convert_to_numpy(ops.softmax(_shifted(mean), axis=-1))
         return np.where(known[:, None], mean, np.nan)
 
     def _measure(self, mean):
         if self.pattern == "mean_then_softmax":
-            # Shifted in float64, because some backends go on in float32.
-            mean = mean - mean.max(axis=-1, keepdims=True)
-            return ops.convert_to_numpy(formulas.softmax_entropy(mean)) / self.normalizer
+            return ops.convert_to_numpy(formulas.softmax_entropy(_shifted(mean))) / self.normalizer
         if self.pattern == "softmax_then_mean":
             return ops.convert_to_numpy(formulas.shannon_entropy(mean)) / self.normalizer
         return mean[:, 0] / self.normalizer
@@ -289,6 +286,11 @@ def check_measures(measures):
     if unknown or not measures:
         raise ValueError(f"measures={measures!r}; expected some of {tuple(MEASURES)}.")
     return measures
+
+
+def _shifted(mean):
+    """The same softmax; shifted in float64, because some backends go on in float32."""
+    return mean - mean.max(axis=-1, keepdims=True)
 
 
 def _per_class(values, membership):

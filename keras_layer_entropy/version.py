@@ -1,6 +1,6 @@
 """The version of this library, and of what it runs on."""
 
-import importlib.metadata
+import importlib
 import platform
 
 import keras
@@ -20,6 +20,7 @@ def versions():
     return {
         "keras_layer_entropy": __version__,
         "keras": keras.version(),
-        backend: importlib.metadata.version(backend),
+        # Not the version of its package, which has other names too (tensorflow-cpu).
+        backend: importlib.import_module(backend).__version__,
         "python": platform.python_version(),
     }

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from command_lines import call, run
 
-from keras_layer_entropy import EntropyProfile, analyze_model, save_model
+from keras_layer_entropy import EntropyProfile, analyze_model, report, save_model
 from keras_layer_entropy.datasets import DatasetSpec, load_dataset
 
 pytestmark = pytest.mark.tensorflow
@@ -61,14 +61,16 @@ def test_the_model_alone_is_enough(saved, tmp_path):
 def test_report(saved, tmp_path):
     path = tmp_path / "deep" / "report.html"
     arguments = ("analyze", "--model", saved[1], "--report", path)
-    code, out, err = call(*arguments)
+    code, out, err = call(*arguments, "--output", tmp_path)
     assert code == 0, err
     assert f"wrote {path}" in out
-    assert "Entropy never rises with depth" in out or "Entropy rises over" in out
+    profile = EntropyProfile.load(tmp_path / "profile.json")
+    assert report.summary(profile) in out
     page = path.read_text()
     assert "digits, split validation, inputs times 0.0625, as (64,)" in page
-    command = f"python -m keras_layer_entropy.analyze --model {saved[1]} --report {path}"
+    command = f"python -m keras_layer_entropy.analyze --model {saved[1]} --report {path} --output"
     assert command in html.unescape(page)
+    assert profile.settings["command"].startswith(command)
     assert "Patterns of" in page
     code, _, err = call(*arguments)
     assert code == 2

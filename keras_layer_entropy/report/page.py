@@ -13,7 +13,7 @@ from keras_layer_entropy.files import replacing
 from keras_layer_entropy.measures.catalogue import DESCRIPTIONS, activation_entropy_meaning
 from keras_layer_entropy.profile import FLAT_TOLERANCE
 from keras_layer_entropy.report.files import check_new_file
-from keras_layer_entropy.report.tables import comparison_rows
+from keras_layer_entropy.report.tables import comparison_rows, extreme_class
 from keras_layer_entropy.report.verdict import listed, summary, verdict
 
 # Numbers of patterns that a page carries; four bytes each, and a third more as text.
@@ -62,7 +62,7 @@ def write_report(
             "history holds profiles of other layers than the profile: expected those of one model, "
             "EntropyMonitor.profiles."
         )
-    networks = [_network(profile, "before" if pruning else "", tolerance)]
+    networks = [_network(profile, "before" if pruning else "network", tolerance)]
     if pruning is not None:
         networks.append(_network(pruning.result.after, "after", tolerance))
     values = {
@@ -94,15 +94,17 @@ def _template():
 def _facts(profile):
     """What was measured: pairs of a name and a text."""
     settings = profile.settings
-    facts = [("data", settings.get("data"))]
-    facts += [("samples", _samples(profile))]
-    facts += [(name, f"{value:.4g}") for name, value in profile.metrics.items()]
-    facts += [("pattern", settings.get("pattern")), ("entropy", profile.unit)]
-    facts += [("untrained seed", settings.get("baseline_seed"))]
-    facts += [
-        ("measured", (settings.get("date") or "").replace("T", " ").replace("+00:00", " UTC"))
+    date, versions = settings.get("date") or "", settings.get("versions") or {}
+    facts = [
+        ("data", settings.get("data")),
+        ("samples", _samples(profile)),
+        *((name, f"{value:.4g}") for name, value in profile.metrics.items()),
+        ("pattern", settings.get("pattern")),
+        ("entropy", profile.unit),
+        ("untrained seed", settings.get("baseline_seed")),
+        ("measured", date.replace("T", " ").replace("+00:00", " UTC")),
+        ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
     ]
-    facts += [("versions", ", ".join(f"{k} {v}" for k, v in settings.get("versions", {}).items()))]
     return [(name, text) for name, text in facts if text not in (None, "")]
 
 
@@ -150,7 +152,7 @@ def _network(profile, key, tolerance):
     """What the page shows of one network."""
     shown = [name for name in profile.values if name != "activation_entropy"]
     return {
-        "key": key or "network",
+        "key": key,
         "title": {"before": "The network before", "after": "The network after"}.get(key),
         "curve": plots.svg(plots.entropy_curve, profile),
         "heatmap": plots.svg(plots.heatmap, profile),
@@ -174,16 +176,12 @@ def _layers(profile, shown, tolerance):
     rows = []
     for row, layer in enumerate(profile.layers):
         values = profile.entropy[row]
-        known = np.flatnonzero(np.isfinite(values))
-        low, high = (
-            (int(known[np.argmin(values[known])]), int(known[np.argmax(values[known])]))
-            if len(known)
-            else (None, None)
-        )
+        known = int(np.isfinite(values).sum())
         nats = profile.mean[row] * profile.normalizer[row]
         cells = [_cell(profile.units[row], f"{profile.units[row]:,}", "units")]
-        cells += [_number(profile.mean[row], f"{nats:.4f} nats, mean of {len(known)} classes")]
-        for column in (low, high):
+        cells += [_number(profile.mean[row], f"{nats:.4f} nats, mean of {known} classes")]
+        for choose in (np.nanargmin, np.nanargmax):
+            column = extreme_class(profile, row, choose)
             cells.append(
                 _number(np.nan, "")
                 if column is None

@@ -95,11 +95,16 @@ def comparison_rows(before, after, validation, test):
     return ratios + accuracies
 
 
-def _extreme(profile, row, choose):
+def extreme_class(profile, row, choose):
+    """The column of the class that `choose` (`np.nanargmin`, say) finds in a row, or None."""
     values = profile.entropy[row]
-    if np.isnan(values).all():
+    return None if np.isnan(values).all() else int(choose(values))
+
+
+def _extreme(profile, row, choose):
+    values, column = profile.entropy[row], extreme_class(profile, row, choose)
+    if column is None:
         return "-"
-    column = choose(values)
     name = "" if len(profile.classes) == 1 else f" ({profile.classes[column]})"
     return _number(values[column]) + name
 

@@ -338,3 +338,24 @@ def test_options_are_checked_when_they_are_made():
     assert PruningOptions().criterion == "entropy_gradient"
     with pytest.raises(ValueError, match="batch_size=0"):
         PruningOptions(batch_size=0)
+
+
+def test_inputs_of_every_structure(random):
+    """Arrays are shuffled in batches of their own, whatever they are kept in."""
+    a, b = keras.Input((4,), name="a"), keras.Input((3,), name="b")
+    x = keras.layers.Concatenate()([a, b])
+    for name in ("h1", "h2"):
+        x = keras.layers.Dense(8, "relu", name=name)(x)
+    model = keras.Model([a, b], keras.layers.Dense(2, "softmax", name="out")(x))
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    first, second = random.normal(size=(60, 4)), random.normal(size=(60, 3))
+    y, weight = np.arange(60) % 2, np.ones(60)
+    for data in (
+        ([first, second], y),
+        ([first, second], y, weight),
+        ({"a": first, "b": second}, y),
+    ):
+        result = prune_model(
+            model, data, data, criterion="last", epochs=1, max_removals=1, max_accuracy_drop=1.0
+        )
+        assert result.removed == ("h2",)
