@@ -13,6 +13,7 @@ import numpy as np
 import studies
 
 from keras_layer_entropy import analyze_model, plots
+from keras_layer_entropy.measures.catalogue import DESCRIPTIONS
 
 MEASURES = ("activation_entropy", "state_entropy")
 
@@ -75,24 +76,20 @@ def rescale(model, layer, following, factor):
 
 
 def tables(config, records):
-    """The table of results.md: per network its accuracy and the mean of each layer."""
+    """The tables of results.md: per network its accuracy and the mean of each layer."""
     depth = len(config.hidden) + 1
-    header = ["network", "test accuracy"]
-    header += [f"{measure}, layer {i}" for measure in ("Ĥ", "state") for i in range(1, depth + 1)]
-    rows = []
-    for name in dict.fromkeys(r["network"] for r in records):
-        have = [r for r in records if r["network"] == name]
-        cells = [
-            studies.mean_sd([r[m][layer] for r in have], 3)
-            for m in MEASURES
-            for layer in range(depth)
-        ]
-        rows.append([name, studies.mean_sd([r["accuracy"] for r in have]), *cells])
-    return (
-        f"{config.dataset}, {config.seeds} seeds, mean ± s.d.; Ĥ: activation entropy, normalised; "
-        f"state: state entropy, bits; layer {depth} is the output\n\n"
-        + studies.markdown(header, rows)
-    )
+    header = ["network", "test accuracy", *(f"layer {i}" for i in range(1, depth)), "output"]
+    parts = [f"{config.dataset}, {config.seeds} seeds, mean ± s.d."]
+    for measure in MEASURES:
+        rows = []
+        for name in dict.fromkeys(r["network"] for r in records):
+            have = [r for r in records if r["network"] == name]
+            means = [studies.mean_sd([r[measure][x] for r in have], 3) for x in range(depth)]
+            rows.append([name, studies.mean_sd([r["accuracy"] for r in have]), *means])
+        unit = DESCRIPTIONS[measure].unit or "normalised"
+        parts.append(f"{DESCRIPTIONS[measure].title} ({unit}):")
+        parts.append(studies.markdown(header, rows))
+    return "\n\n".join(parts)
 
 
 if __name__ == "__main__":
