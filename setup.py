@@ -38,6 +38,7 @@ setup(
     extras_require={
         "tensorboard": ["tensorboard>=2.19"],
         "test": [
+            "gudhi>=3.10",  # persistent homology, to compare the births of loops with
             "jax>=0.6",
             "pytest>=8",
             "pytest-xdist>=3.6",

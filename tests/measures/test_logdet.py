@@ -7,6 +7,7 @@ import pytest
 from keras import ops
 
 from keras_layer_entropy.measures import logdet
+from keras_layer_entropy.statistics import GramStatistic
 
 # float32 log-determinants of some hundred directions.
 FLOAT32 = dict(rtol=1e-4, atol=1e-4)
@@ -145,3 +146,36 @@ def test_half_precision_is_computed_in_float32(random):
 def test_errors(call, message):
     with pytest.raises(ValueError, match=message):
         call(np.ones((4, 3)))
+
+
+def test_gram_matrices_of_samples_add_up(random):
+    x, y = random.normal(size=(12, 40)), random.normal(size=(12, 30)) + 4
+    for mode in logdet.MODES:
+        both = logdet.sample_gram(x, mode) + logdet.sample_gram(y, mode)
+        found = ops.convert_to_numpy(logdet.logdet_entropy_of_gram(both, 3.0))
+        np.testing.assert_allclose(found, reference(np.hstack([x, y]), 3.0, mode), **FLOAT32)
+
+
+def test_products_that_stream_past_give_all_entropies(random):
+    """Sums of products of the columns [x, 1, y], of two parts of the data, merged."""
+    x, y = correlated(random, 200, 3, 0.6)
+    parts = [GramStatistic(3, 3), GramStatistic(3, 3)]
+    for start in range(0, 200, 40):
+        rows = slice(start, start + 40)
+        parts[start % 80 > 0].update_state(x[rows].astype("float32"), y[rows].astype("float32"))
+    parts[0].merge_state(parts[1:])
+    gram = parts[0].result()
+    samples, sums = gram[3, 3], np.delete(gram[3], 3)
+    products = np.delete(np.delete(gram, 3, axis=0), 3, axis=1)
+    covariance = products / samples - np.outer(sums, sums) / samples**2
+    for columns in (slice(0, 3), slice(3, 6), slice(0, 6)):
+        found = logdet.logdet_entropy_of_gram(covariance[columns, columns], 2.0)
+        want = reference(np.hstack([x, y])[:, columns], 2.0)
+        np.testing.assert_allclose(ops.convert_to_numpy(found), want, **FLOAT32)
+
+
+def test_what_is_no_gram_matrix_is_refused():
+    with pytest.raises(ValueError, match=r"gram has shape \(2, 3\); expected \[..., k, k\]"):
+        logdet.logdet_entropy_of_gram(np.ones((2, 3)))
+    with pytest.raises(ValueError, match="beta=-1; expected a positive number"):
+        logdet.logdet_entropy_of_gram(np.eye(2), -1)

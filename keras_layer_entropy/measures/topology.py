@@ -1,0 +1,389 @@
+"""Topological feature entropy: when the first loop appears in what a convolution unit sees.
+
+Source: Zhao & Zhang, *Quantitative Performance Assessment of CNN Units via Topological Entropy
+Calculation*, ICLR 2022, arXiv 2103.09716.
+
+One unit's map U of one image, `[m, m]`, is read as a graph: the m vertices are its rows and its
+columns, and the edge ij weighs max(U_ij, U_ji). Edges enter from the heaviest down, equal ones
+together, and the clique complex of what has entered is watched: each triangle is filled. The rank
+at which it first has a loop (first Betti number over Z2 above 0) is the birth; a unit whose births
+differ little from image to image has a low entropy.
+
+In this file `counts` holds, for each unit, how many images have which birth index:
+`[..., max_rank + 1]`, the images without a birth first.
+"""
+
+import functools
+import math
+
+import numpy as np
+from keras import ops
+
+from keras_layer_entropy.measures.entropy import at_least_float32, shannon_entropy
+
+PENALTIES = ("unselective", "printed")
+WORD = 32  # bits of an int32
+TIED_BYTES = 2**22  # of cocycles at a time: what a processor's cache holds
+
+
+def birth_index(maps, max_density=0.8, max_rank=50):
+    """Birth index of the first loop in each map: its rank - 1, or 0 where there is none.
+
+    Rank r is the r-th largest of a map's distinct edge weights. A birth is the first rank after
+    which, with all edges of that rank in, the first Betti number is not 0. It counts as none in
+    rank 1, whose index is 0 (that takes four equal largest edges), beyond index `max_rank`, and
+    beyond rank ceil(max_density m (m - 1) / 2). Only the order of the weights matters.
+
+    Args:
+        maps: tensor `[..., m, m]`, what follows the unit's activation function; m must be known
+            when a graph is traced. Half precision and integers are compared in float32; subnormal
+            numbers may count as 0.
+        max_density: in 0..1, which ranks count, as a share of all pairs of vertices.
+        max_rank: largest birth index, a positive int.
+
+    Returns:
+        int32 tensor `[...]`, in 0..max_rank; -1 for a map with a value that is NaN or infinite,
+        which `one_hot` turns into a row of zeros: such an image is not counted at all.
+
+    Raises:
+        ValueError: fewer than two dimensions, maps that are not square or are empty, parameters
+            out of range.
+
+    Source: Zhao & Zhang 2022.
+
+    Example:
+
+    >>> import numpy as np
+    >>> u = np.zeros((4, 4))
+    >>> u[0, 1], u[3, 2], u[1, 3], u[2, 0] = 9.0, 8.0, 7.0, 6.0  # the fourth edge closes a square
+    >>> int(birth_index(u))
+    3
+    >>> u[0, 3] = 6.5  # a diagonal that comes first: two triangles, both filled
+    >>> int(birth_index(u))
+    0
+    """
+    if not 0 <= max_density <= 1:
+        raise ValueError(f"max_density={max_density}; expected a share, in 0..1.")
+    if max_rank < 1 or max_rank != int(max_rank):
+        raise ValueError(f"max_rank={max_rank}; expected a positive int.")
+    maps = _square(maps)
+    m = maps.shape[-1]
+    shape = ops.shape(maps)[:-2]
+    maps = ops.reshape(maps, (-1, m, m))
+    finite = ops.all(ops.isfinite(maps), axis=(1, 2))
+    maps = ops.where(finite[:, None, None], maps, 0.0)
+    limit = min(int(max_rank) + 1, math.ceil(max_density * (m * (m - 1) // 2)))
+    if m < 4 or maps.shape[0] == 0:
+        births = ops.zeros_like(finite, dtype="int32")
+    else:
+        births = _births(ops.maximum(maps, ops.swapaxes(maps, 1, 2)), limit)
+    return ops.reshape(ops.where(finite, births, -1), shape)
+
+
+def selective_rate(counts):
+    """Share of images in which the unit has a birth.
+
+    Args:
+        counts: nonnegative tensor `[..., max_rank + 1]`.
+
+    Returns:
+        Tensor `[...]`, in 0..1, NaN where there are no images.
+
+    Raises:
+        ValueError: a last axis without birth indices.
+
+    Source: Zhao & Zhang 2022.
+
+    Example:
+
+    >>> import numpy as np
+    >>> float(selective_rate(np.array([1, 0, 2, 1])))  # four images, three births
+    0.75
+    """
+    counts = _counts(counts)
+    return ops.sum(counts[..., 1:], axis=-1) / ops.sum(counts, axis=-1)
+
+
+def birth_entropy(counts):
+    """Entropy of the birth index among the images that have one: -sum_k P_k ln P_k.
+
+    Args, errors: as for `selective_rate`.
+
+    Returns:
+        Tensor `[...]`, nats, in 0..ln(max_rank), NaN where no image has a birth.
+
+    Source: Zhao & Zhang 2022.
+
+    Example:
+
+    >>> import numpy as np
+    >>> round(float(birth_entropy(np.array([7, 0, 2, 2]))), 4)  # ln 2
+    0.6931
+    """
+    births = _counts(counts)[..., 1:]
+    total = ops.sum(births, axis=-1, keepdims=True)
+    nats = 0.0 + shannon_entropy(births / total)  # no "-0.0" for a birth that never changes
+    return ops.where(total[..., 0] > 0, nats, math.nan)
+
+
+def feature_entropy(counts, min_rate=0.1, penalty="unselective"):
+    """Topological feature entropy: `birth_entropy` H, or a penalty where births are rare.
+
+    With eps the `selective_rate` and |Omega| the number of birth indices there can be, max_rank:
+
+        H                        if eps >= min_rate
+        (1 - eps) ln |Omega|     otherwise, penalty="unselective"
+        eps ln |Omega|           otherwise, penalty="printed"
+
+    A low entropy is to mean a good unit. The paper prints the last line, which gives its best
+    value, 0, to a unit that never has a loop and so tells nothing; the default gives it the worst,
+    ln |Omega|, the largest that H can be. |Omega| does not depend on m, so that units of different
+    layers have one scale.
+
+    Args:
+        counts: as in `selective_rate`.
+        min_rate: selective rate from which on H is trusted, above 0 and at most 1.
+        penalty: `"unselective"` or `"printed"`.
+
+    Returns:
+        Tensor `[...]`, nats, in 0..ln(max_rank), NaN where there are no images.
+
+    Raises:
+        ValueError: `min_rate` out of range, unknown `penalty`, or as `selective_rate`.
+
+    Source: Zhao & Zhang 2022.
+
+    Example:
+
+    >>> import numpy as np
+    >>> counts = np.array([[10, 45, 45], [95, 5, 0]])  # births in 90 and in 5 of 100 images
+    >>> [round(float(h), 4) for h in feature_entropy(counts)]  # ln 2, and 0.95 ln 2
+    [0.6931, 0.6585]
+    >>> [round(float(h), 4) for h in feature_entropy(counts, penalty="printed")]
+    [0.6931, 0.0347]
+    """
+    if not 0 < min_rate <= 1:
+        raise ValueError(
+            f"min_rate={min_rate}; expected a share, above 0 and at most 1. For the entropy "
+            "alone, call birth_entropy."
+        )
+    if penalty not in PENALTIES:
+        raise ValueError(f"Unknown penalty {penalty!r}; expected one of {PENALTIES}.")
+    rate = selective_rate(counts)
+    share = 1.0 - rate if penalty == "unselective" else rate
+    largest = math.log(_counts(counts).shape[-1] - 1)
+    return ops.where(rate >= min_rate, birth_entropy(counts), share * largest)
+
+
+@functools.cache
+def noise_entropy(m, max_density=0.8, max_rank=50, images=100):
+    """`feature_entropy` of a unit whose maps are noise: what a map of this size has by itself.
+
+    Args:
+        m: side of the maps.
+        max_density, max_rank: as in `birth_index`.
+        images: number of maps.
+
+    Returns:
+        Float, nats, always the same for the same arguments. (Other noise differs by about a tenth.)
+
+    Source: Zhao & Zhang 2022, who compare units with it.
+
+    Example:
+
+    >>> 2.0 < noise_entropy(14) < noise_entropy(28) < 2.9
+    True
+    """
+    maps = np.random.default_rng(0).normal(size=(images, m, m)).astype("float32")
+    births = ops.convert_to_numpy(birth_index(maps, max_density, max_rank))
+    return float(feature_entropy(np.bincount(births, minlength=max_rank + 1)))
+
+
+def _births(weights, limit):
+    """Birth indices `[maps]` from symmetric `weights` `[maps, m, m]`, of ranks up to `limit`.
+
+    Most maps are decided by their `limit` heaviest edges. Those in which equal weights matter are
+    then taken up again, as many at a time as memory allows.
+    """
+    m = weights.shape[-1]
+    births, undecided = _births_but_for_ties(weights, limit)
+    some = max(1, TIED_BYTES // (4 * _words(m) * m * (m - 1) // 2))
+    if weights.shape[0] is not None:
+        some = min(some, weights.shape[0])
+    queue = ops.argsort(ops.where(undecided, 0, 1))
+    waiting = ops.sum(ops.cast(undecided, "int32"))
+
+    def take_up(start, births):
+        # The last map may be taken up several times: it comes out the same.
+        here = ops.take(queue, ops.minimum(start + ops.arange(some), waiting - 1))
+        found = _births_with_ties(ops.take(weights, here, axis=0), limit)
+        return start + some, ops.scatter_update(births, here[:, None], found)
+
+    return ops.while_loop(lambda start, _: start < waiting, take_up, (0, births))[1]
+
+
+def _births_but_for_ties(weights, limit):
+    """Birth indices, and for which maps they are not known because of equal weights.
+
+    As long as there is no loop, an edge makes one exactly if its ends are connected already and
+    have no common neighbour: with one, the triangle that they form fills whatever the edge closes
+    (Mayer-Vietoris). This follows edges one by one, so that it decides only ranks of one edge.
+    """
+    m = weights.shape[-1]
+    ends = np.stack(np.triu_indices(m, 1)).astype("int32")
+    edges = ops.take(ops.reshape(weights, (-1, m * m)), ends[0] * m + ends[1], axis=1)
+    seen = min(limit + 1, edges.shape[1])
+    values, edge = ops.top_k(edges, seen)
+    begins, rank = _ranks(values, ops.min(edges, axis=1, keepdims=True), limit)
+    # The last edge that is seen may have equals that are not: it does not count as alone.
+    alone = begins & (values > ops.take(values, np.minimum(np.arange(seen) + 1, seen - 1), axis=1))
+    by_step = [ops.transpose(x) for x in (values, edge, rank)]
+
+    def enter(step, labels, first):
+        value, edge, rank = (ops.take(x, step, axis=0) for x in by_step)
+        u, v = (ops.take(end, edge) for end in ends)
+        both = ops.minimum(_pick(weights, u), _pick(weights, v))
+        common = ops.any(both > value[:, None], axis=1)
+        label_u, label_v = _pick(labels, u), _pick(labels, v)
+        loop = (label_u == label_v) & ~common & (first == seen) & (rank <= limit)
+        labels = ops.where(labels == label_v[:, None], label_u[:, None], labels)
+        return step + 1, labels, ops.where(loop, step, first)
+
+    def unfinished(step, labels, first):
+        rank = ops.take(by_step[2], ops.minimum(step, seen - 1), axis=0)
+        return (step < seen) & ops.any((first == seen) & (rank <= limit))
+
+    none = ops.full_like(edge[:, 0], seen)
+    first = ops.while_loop(unfinished, enter, (0, _own_labels(weights), none))[-1]
+    found, step = first < seen, ops.minimum(first, seen - 1)
+    births = ops.where(found, _pick(rank, step) - 1, 0)
+    return births, ops.where(found, ~_pick(alone, step), by_step[2][-1] <= limit)
+
+
+def _births_with_ties(weights, limit):
+    """Birth indices, looking for loops only when all edges of a rank are in.
+
+    The edges that are in carry a basis of the cocycles modulo coboundaries, over Z2: one bit for
+    each cocycle, its value on that edge. The bits in use are `live`; the Betti number is how many
+    they are. A new edge uv must get value(uw) + value(wv) for each common neighbour w. Where two of
+    these differ, some cocycles do not extend: one bit of the difference is eliminated from all
+    edges. Without a common neighbour the value is free: a new cocycle, 1 on uv alone, if u and v
+    are connected already; if not, that would be a coboundary.
+    """
+    m = weights.shape[-1]
+    ends = np.stack(np.triu_indices(m, 1)).astype("int32")
+    total = ends.shape[1]
+    number = np.full((m, m), total, "int32")  # of each edge; none leads from a vertex to itself
+    number[ends[0], ends[1]] = number[ends[1], ends[0]] = np.arange(total)
+
+    edges = ops.take(ops.reshape(weights, (-1, m * m)), ends[0] * m + ends[1], axis=1)
+    order = ops.argsort(-edges, axis=1)
+    values = _pick(edges, order)
+    rank = _ranks(values, values[:, -1:], limit)[1]
+    entry = ops.cast(ops.argsort(order, axis=1), "int32")
+    entry = ops.pad(entry, ((0, 0), (0, 1)), constant_values=total)
+    entry = ops.take(entry, number, axis=1)  # [maps, m, m], the step in which each edge enters
+
+    def enter(step, labels, cocycles, live, births):
+        u, v = (ops.take(end, _pick(order, step)) for end in ends)
+        uw, vw = _pick(entry, u), _pick(entry, v)
+        common = (uw < step[:, None]) & (vw < step[:, None])
+        sums = ops.bitwise_xor(_pick(cocycles, uw), _pick(cocycles, vw))
+        sums = ops.where(common[..., None], sums, 0)
+        value = _pick(sums, ops.argmax(common, axis=1))
+        apart = ops.where(common[..., None], ops.bitwise_xor(sums, value[:, None]), 0)
+        apart = _pick(apart, ops.argmax(ops.any(apart != 0, axis=2), axis=1))
+        # Either a bit goes, or, when nothing is apart, the edge enters.
+        bit = _lowest_bit(apart)
+        has_it = ops.any(ops.bitwise_and(cocycles, bit[:, None]) != 0, axis=2)
+        cocycles = ops.bitwise_xor(cocycles, ops.where(has_it[..., None], apart[:, None], 0))
+        live = ops.bitwise_xor(live, bit)
+
+        enters = ~ops.any(apart != 0, axis=1)
+        label_u, label_v = _pick(labels, u), _pick(labels, v)
+        loop = enters & (label_u == label_v) & ~ops.any(common, axis=1)
+        fresh = ops.where(loop[:, None], _lowest_bit(ops.bitwise_not(live)), 0)
+        live = ops.bitwise_or(live, fresh)
+        value = ops.where(enters[:, None], ops.bitwise_or(value, fresh), 0)
+        at = ops.stack([ops.arange(ops.shape(step)[0]), step], axis=1)
+        cocycles = ops.scatter_update(cocycles, at, value)
+        joins = (labels == label_v[:, None]) & enters[:, None]
+        labels = ops.where(joins, label_u[:, None], labels)
+
+        here, after = _pick(rank, step), _pick(rank, step + 1)
+        complete = enters & (births < 0) & (here < after)
+        births = ops.where(complete & (after > limit), 0, births)
+        births = ops.where(complete & ops.any(live != 0, axis=1), here - 1, births)
+        return ops.where(enters & (births < 0), step + 1, step), labels, cocycles, live, births
+
+    zero = ops.zeros_like(order[:, 0])
+    no_bits = ops.zeros_like(zero[:, None, None] + np.zeros((total + 1, _words(m)), "int32"))
+    # A constant map is not sent here, but XLA may move this loop to where nothing is asked yet.
+    births = ops.where(rank[:, 0] > limit, 0, -1)
+    start = (zero, _own_labels(weights), no_bits, no_bits[:, 0], births)
+    return ops.while_loop(lambda *state: ops.any(state[-1] < 0), enter, start)[-1]
+
+
+def _ranks(values, lowest, limit):
+    """Of `values` `[maps, edges]` that fall along the last axis: which begin a rank, and all ranks.
+
+    The lowest of all values gets rank `limit` + 1: with it the graph is complete and has no loops.
+    """
+    steps = np.arange(values.shape[1])
+    # Not by slices: XLA on CPU takes the top k by a full sort, ten times slower, if they are cut.
+    begins = (values < ops.take(values, np.maximum(steps - 1, 0), axis=1)) | (steps == 0)
+    rank = ops.cumsum(ops.cast(begins, "int32"), axis=1)
+    return begins, ops.where(values > lowest, rank, limit + 1)
+
+
+def _pick(x, index):
+    """`x[i, index[i]]` for each map i; `x` `[maps, n, ...]`, `index` `[maps]` or `[maps, k]`."""
+    n = x.shape[1]
+    first = n * ops.arange(ops.shape(x)[0], dtype="int32")
+    first = first if len(index.shape) == 1 else first[:, None]
+    return ops.take(ops.reshape(x, (-1, *x.shape[2:])), first + ops.cast(index, "int32"), axis=0)
+
+
+def _own_labels(weights):
+    """Each vertex a component of its own."""
+    vertices = np.arange(weights.shape[-1], dtype="int32")
+    return ops.zeros_like(weights[:, 0], dtype="int32") + vertices
+
+
+def _lowest_bit(words):
+    """The lowest bit that is set in `words` `[maps, words]`, with all other bits cleared."""
+    place = ops.argmax(words != 0, axis=1)
+    mine = ops.where(ops.arange(words.shape[1]) == place[:, None], words, 0)
+    return ops.bitwise_and(mine, -mine)
+
+
+def _words(m):
+    """How many int32 hold a bit for each independent loop that m vertices can have at a time.
+
+    They are at most floor((m - 2)^2 / 4), as in a complete bipartite graph. By induction: take away
+    u and then v, the ends of an edge, where v has another neighbour. Each takes as many loops along
+    as there are components among its neighbours, less one. Pick a vertex from each component at u
+    but the one with v, and from each at v: the former are no neighbours of v, so all differ, and
+    both together take at most (m - 2) - 1 loops.
+    """
+    return -(-((m - 2) ** 2 // 4) // WORD)
+
+
+def _square(maps):
+    maps = ops.stop_gradient(at_least_float32(maps))  # births are steps: nothing to differentiate
+    if len(maps.shape) < 2 or not maps.shape[-1] or maps.shape[-1] != maps.shape[-2]:
+        raise ValueError(
+            f"maps has shape {tuple(maps.shape)}; expected [..., m, m], m at least 1. Resize maps "
+            "of another form first, and move channels in front of them."
+        )
+    return maps
+
+
+def _counts(counts):
+    counts = at_least_float32(counts)
+    if len(counts.shape) == 0 or not counts.shape[-1] or counts.shape[-1] < 2:
+        raise ValueError(
+            f"counts has shape {tuple(counts.shape)}; expected [..., max_rank + 1], the images "
+            "without a birth first, then those with birth index 1, 2, ..."
+        )
+    return counts
