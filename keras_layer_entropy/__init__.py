@@ -7,6 +7,7 @@ from keras_layer_entropy.monitor import EntropyMonitor
 from keras_layer_entropy.probe import ActivationProbe
 from keras_layer_entropy.profile import EntropyProfile
 from keras_layer_entropy.pruning import PruningResult, prune_model, remove_layer
+from keras_layer_entropy.units import UnitAnalyzer, UnitProfile, analyze_units
 from keras_layer_entropy.version import __version__
 
 __all__ = [
@@ -15,8 +16,11 @@ __all__ = [
     "EntropyMonitor",
     "EntropyProfile",
     "PruningResult",
+    "UnitAnalyzer",
+    "UnitProfile",
     "__version__",
     "analyze_model",
+    "analyze_units",
     "load_model",
     "measures",
     "plots",

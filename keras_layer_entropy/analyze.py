@@ -15,14 +15,14 @@ from keras_layer_entropy import command_line, report
 from keras_layer_entropy.analyzer import analyze_model
 from keras_layer_entropy.command_line import FLAGS
 from keras_layer_entropy.datasets import load_dataset
+from keras_layer_entropy.measures.catalogue import DESCRIPTIONS, ENTROPIES
 from keras_layer_entropy.measures.entropy import NORMALIZATIONS, PATTERNS
-from keras_layer_entropy.statistics import MEASURES
 
 flags.adopt_module_key_flags(command_line)
 _MEASURES = flags.DEFINE_list(
     "measures",
-    "activation_entropy,instability,state_entropy",
-    f"Some of {', '.join(MEASURES)}; the first is always measured.",
+    list(ENTROPIES),
+    f"Some of {', '.join(DESCRIPTIONS)}; the first is always measured.",
 )
 _PATTERN = flags.DEFINE_enum("pattern", PATTERNS[0], PATTERNS, "How a class is averaged.")
 _NORMALIZATION = flags.DEFINE_enum(
@@ -64,6 +64,8 @@ def run():
         profile = profile.with_classes(dataset.classes)
     profile = command_line.signed(profile, dataset.spec, "analyze")
     console.print(report.table(profile, FLAGS.tolerance))
+    for table in report.layer_value_tables(profile):
+        console.print(table)
     console.print(report.summary(profile, FLAGS.tolerance), highlight=False)
     if profile.metrics:
         console.print(", ".join(f"{name} {value:.4g}" for name, value in profile.metrics.items()))

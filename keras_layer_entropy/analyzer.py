@@ -3,7 +3,7 @@
 import dataclasses
 import warnings
 
-from keras_layer_entropy.model_statistics import ModelStatistics
+from keras_layer_entropy.model_statistics import ModelStatistics, usual_layers
 from keras_layer_entropy.probe import ActivationProbe
 from keras_layer_entropy.streaming import Source, StreamingPass, strategy, strategy_scope
 from keras_layer_entropy.untrained import untrained
@@ -56,11 +56,13 @@ class EntropyAnalyzer:
 
     Args:
         model: any Keras model.
-        layers: as for `ActivationProbe`; None for every `Dense`.
+        layers: as for `ActivationProbe`; None for every `Dense`, and every `Conv2D` where
+            feature_entropy, which is of convolutions, is among the measures.
         num_classes: number of classes, None to take it from the model's output; 1 for one class
             of everything; `{key: number or None}` to choose whose labels count where there are
             several outputs.
-        measures: names out of `statistics.MEASURES`.
+        measures: names out of `measures.catalogue.DESCRIPTIONS`, or name -> options, such as
+            `{"activation_entropy": None, "logdet": {"beta": 1.0}}`.
         pattern, normalization: as for `measures.entropy.activation_entropy`.
         keep_patterns: keep the activation pattern of every class in `profile.patterns`; it takes
             classes x units numbers for each layer.
@@ -95,7 +97,7 @@ class EntropyAnalyzer:
             model, num_classes, measures, pattern, normalization, keep_patterns
         )
         with strategy_scope(model):
-            self._probe = ActivationProbe(model, layers)
+            self._probe = ActivationProbe(model, usual_layers(layers, measures))
         self._pass = None
 
     def analyze(self, data, *, batch_size=256, steps=None, baseline=False, seed=0, verbose="auto"):
@@ -125,10 +127,10 @@ class EntropyAnalyzer:
         """Builds everything on a batch, so that the pass itself only compiles and runs."""
         outputs, activations = self._probe.record(x)
         with strategy_scope(self.model):
-            self._statistics.build(activations, outputs, y)
+            self._statistics.build(activations, outputs, y, x)
             runner = _Pass(self._probe, self._statistics)
         if strategy(self.model) is None:  # a first try, whose errors are easier to read
-            self._statistics.update([a.features() for a in activations], y, sample_weight)
+            self._statistics.update([a.features() for a in activations], x, y, sample_weight)
         runner.measures_model = self._model_can_be_measured(x, y, outputs, sample_weight)
         return runner
 
@@ -165,10 +167,11 @@ class _Pass(StreamingPass):
 
     def call(self, inputs, training=False):
         outputs, activations = self.probe.record(inputs)
-        return {"outputs": outputs, "features": [a.features() for a in activations]}
+        features = [a.features() for a in activations]
+        return {"outputs": outputs, "features": features, "inputs": inputs}
 
     def update(self, seen, y, sample_weight):
-        self._model_statistics.update(seen["features"], y, sample_weight)
+        self._model_statistics.update(seen["features"], seen["inputs"], y, sample_weight)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=False):
         if not self.measures_model:

@@ -4,13 +4,16 @@ import dataclasses
 import datetime
 import warnings
 
+import keras
 import numpy as np
 from keras import ops
 
 from keras_layer_entropy.labels import find_labels
+from keras_layer_entropy.measures.catalogue import ENTROPIES, check_measures
 from keras_layer_entropy.measures.entropy import check_pattern, maximum_entropy
 from keras_layer_entropy.profile import EntropyProfile
-from keras_layer_entropy.statistics import MEASURES, LabelStatistic, check_measures
+from keras_layer_entropy.sample_measures import SAMPLE_MEASURES, SampleComparison
+from keras_layer_entropy.statistics import MEASURES, LabelStatistic
 from keras_layer_entropy.version import versions
 
 _MOST_STATE = 4 * 2**30  # bytes
@@ -21,7 +24,7 @@ class _Layer:
     path: str
     units: int
     is_output: bool
-    statistics: dict  # measure -> LayerStatistic
+    statistics: dict  # measure -> its statistic, of those that the layer has
 
 
 class ModelStatistics:
@@ -47,12 +50,16 @@ class ModelStatistics:
         self._model = model
         self._num_classes = num_classes
         self._measures = check_measures(measures)
+        self._own_options = {
+            m: {"pattern": pattern, "normalization": normalization} if m in ENTROPIES else options
+            for m, options in self._measures.items()
+        }
         self._keep_patterns = keep_patterns
         if keep_patterns and (
             pattern == "per_sample" or "activation_entropy" not in self._measures
         ):
             raise ValueError(
-                f"keep_patterns=True with pattern={pattern!r} and measures={self._measures}: "
+                f"keep_patterns=True with pattern={pattern!r}, measures={tuple(self._measures)}: "
                 "patterns of classes come with 'activation_entropy' and the pattern "
                 "'mean_then_softmax' or 'softmax_then_mean'."
             )
@@ -61,6 +68,7 @@ class ModelStatistics:
         self._labels = None
         self._labelled = None
         self._label_statistic = None
+        self._comparison = None  # of single samples, where a measure needs it
         self._layers = []
 
     @property
@@ -73,10 +81,11 @@ class ModelStatistics:
         """All statistics, as Keras metrics."""
         return [
             self._label_statistic,
+            *([self._comparison.metric] if self._comparison else []),
             *(s for row in self._layers for s in row.statistics.values()),
         ]
 
-    def build(self, activations, outputs, y):
+    def build(self, activations, outputs, y, inputs):
         """Makes the state for layers and classes as seen in a first batch."""
         self._labelled = y is not None
         self._labels = find_labels(
@@ -86,26 +95,52 @@ class ModelStatistics:
             loss=self._model.loss if self._model.compiled else None,
             output_names=getattr(self._model, "output_names", None),
         )
-        # Two float32 for each class and unit.
-        size = 8 * self._labels.num_classes * sum(a.units for a in activations)
+        classes = self._labels.num_classes
+        fitting = [(a, self._fitting(a)) for a in activations]
+        numbers = [
+            MEASURES[m].numbers(a.units, **self._own_options[m])
+            for a, measures in fitting
+            for m in measures
+        ]
+        size = 8 * classes * sum(numbers)  # two float32 for each
+        comparing = {m: o for m, o in self._measures.items() if m in SAMPLE_MEASURES}
+        if comparing:
+            self._comparison = SampleComparison(comparing, activations, inputs, classes)
+            size += self._comparison.size
         if size > _MOST_STATE:
             raise ValueError(
-                f"{self._labels.num_classes} classes and {sum(a.units for a in activations)} units "
+                f"{classes} classes and {sum(a.units for a in activations)} units "
                 f"need {size / 2**30:.1f} GiB: choose fewer layers with layers=, or pass "
-                "num_classes=1 to take all samples for one class."
+                "num_classes=1 to take all samples for one class"
+                + (f", or keep fewer samples for {', '.join(comparing)}." if comparing else ".")
             )
-        self._label_statistic = LabelStatistic(self._labels.num_classes)
-        self._layers = [_Layer(a.path, a.units, a.is_output, self._new(a)) for a in activations]
+        self._label_statistic = LabelStatistic(classes)
+        if comparing:
+            self._comparison.build()
+        self._layers = [
+            _Layer(a.path, a.units, a.is_output, self._new(a, measures)) for a, measures in fitting
+        ]
 
-    def _new(self, activation):
-        settings = (activation.units, self._labels.num_classes, self._pattern, self._normalization)
+    def _fitting(self, activation):
+        """The measures by sums that there are of a layer."""
+        features = activation.features()
+        return [
+            m
+            for m in self._measures
+            if m in MEASURES
+            and MEASURES[m].dimensions in (None, len(features[MEASURES[m].reads].shape))
+        ]
+
+    def _new(self, activation, measures):
         return {
             # Paths make no names of variables: they may hold "#" or "@".
-            measure: MEASURES[measure](*settings, name=measure)
-            for measure in self._measures
+            m: MEASURES[m](
+                activation.units, self._labels.num_classes, name=m, **self._own_options[m]
+            )
+            for m in measures
         }
 
-    def update(self, features, y, sample_weight):
+    def update(self, features, inputs, y, sample_weight):
         """Adds a batch: `features` is `Activation.features()` of each layer."""
         if len(features) != len(self._layers):
             raise ValueError(
@@ -118,14 +153,15 @@ class ModelStatistics:
                 "make another EntropyAnalyzer for them."
             )
         membership, label, misfit = self._labels.membership(y, sample_weight)
-        self._label_statistic.update_state(
-            _all_samples(features[0]) if membership is None else membership, label, misfit
-        )
+        whole = _all_samples(features[0]) if membership is None else membership
+        self._label_statistic.update_state(whole, label, misfit)
         for tensors, layer in zip(features, self._layers, strict=True):
             samples = _all_samples(tensors) if membership is None else membership
             _check_positions(layer.path, tensors["pattern"].shape, samples.shape)
             for statistic in layer.statistics.values():
                 statistic.update_state(tensors[statistic.reads], samples, tensors.get("mask"))
+        if self._comparison:
+            self._comparison.update(features, inputs, whole)
 
     def reset(self):
         """Forgets what was accumulated."""
@@ -134,17 +170,9 @@ class ModelStatistics:
 
     def profile(self, metrics=None, epoch=None):
         """What was accumulated, as an `EntropyProfile`; errors and warnings about the data."""
-        count, misfits, example = self._label_statistic.result()
-        if misfits:
-            raise ValueError(
-                f"{misfits} labels are no class 0..{len(count) - 1}"
-                + (f", for example {example:g}" if example is not None else "")
-                + ": pass num_classes= the number of classes, or num_classes=1 to take all samples "
-                "for one class; samples with a sample_weight of 0 may have any label."
-            )
-        if not count.any():
-            raise ValueError("The data hold no samples: nothing was measured.")
+        count = self._label_statistic.counts()
         names = ("all",) if self._labels.kind == "none" else tuple(map(str, range(len(count))))
+        values, layer_values = self._results()
         profile = EntropyProfile(
             layers=[layer.path for layer in self._layers],
             units=[layer.units for layer in self._layers],
@@ -152,7 +180,8 @@ class ModelStatistics:
             classes=names,
             count=count,
             normalizer=[maximum_entropy(x.units, self._normalization) for x in self._layers],
-            values={m: [x.statistics[m].result() for x in self._layers] for m in self._measures},
+            values=values,
+            layer_values=layer_values,
             metrics=dict(metrics or {}),
             epoch=epoch,
             patterns={
@@ -167,10 +196,31 @@ class ModelStatistics:
                 "normalization": self._normalization
                 if isinstance(self._normalization, str)
                 else getattr(self._normalization, "__name__", type(self._normalization).__name__),
+                "measures": {m: options for m, options in self._measures.items() if options},
             },
         )
         self._warn(profile)
         return profile
+
+    def _results(self):
+        """The values of each measure, `[layers, classes]`, and what comes with them, `[layers]`."""
+        values, layer_values = {}, {}
+        for measure in self._measures:
+            if measure in SAMPLE_MEASURES:
+                found = self._comparison.results(measure)
+                values[measure] = found.pop(measure)
+                layer_values |= found
+            else:
+                statistics = [layer.statistics.get(measure) for layer in self._layers]
+                values[measure] = [self._none if s is None else s.result() for s in statistics]
+                rows = [{} if s is None else s.layer_values() for s in statistics]
+                for name in dict.fromkeys(name for row in rows for name in row):
+                    layer_values[name] = [row.get(name, np.nan) for row in rows]
+        return values, layer_values
+
+    @property
+    def _none(self):
+        return np.full(self._labels.num_classes, np.nan)
 
     def _warn(self, profile):
         absent = [name for name, n in zip(profile.classes, profile.count, strict=True) if not n]
@@ -180,6 +230,21 @@ class ModelStatistics:
                 f"({_some(absent)}): their entropies are NaN.",
                 stacklevel=4,
             )
+        for measure in profile.values:
+            if measure in MEASURES and not any(measure in x.statistics for x in self._layers):
+                warnings.warn(
+                    f"None of the layers {_some(profile.layers)} has a {measure}, which needs maps "
+                    "[height, width, units]: choose convolutions with layers=.",
+                    stacklevel=4,
+                )
+            unknown = (np.isnan(profile.values[measure]) & (profile.count > 0)).any(axis=0)
+            if measure in SAMPLE_MEASURES and unknown.any():
+                names = [profile.classes[i] for i in np.flatnonzero(unknown)]
+                warnings.warn(
+                    f"The {measure} of class {_some(names)} is not known: activations are NaN or "
+                    "infinite, or none of its samples is among those that are compared.",
+                    stacklevel=4,
+                )
         for layer in self._layers:
             bad = np.any([s.not_finite() for s in layer.statistics.values()], axis=0)
             if bad.any():
@@ -190,6 +255,13 @@ class ModelStatistics:
                     "this layer and of those before it.",
                     stacklevel=4,
                 )
+
+
+def usual_layers(layers, measures):
+    """`layers`, or where they are None the kinds of layers that the measures are of."""
+    if layers is None and "feature_entropy" in check_measures(measures):
+        return [keras.layers.Dense, keras.layers.Conv2D]
+    return layers
 
 
 def _all_samples(tensors):

@@ -11,7 +11,7 @@ import keras
 
 from keras_layer_entropy import plots
 from keras_layer_entropy.analyzer import EntropyAnalyzer
-from keras_layer_entropy.model_statistics import ModelStatistics
+from keras_layer_entropy.model_statistics import ModelStatistics, usual_layers
 from keras_layer_entropy.probe import Recorder, build, replaced_attributes
 
 
@@ -116,6 +116,9 @@ class EntropyMonitor(keras.callbacks.Callback):
             name = measure.removeprefix("activation_")
             for layer, value in zip(profile.layers, profile.mean_of(measure), strict=True):
                 logs[f"{self._source.prefix}{layer}_{name}"] = float(value)
+        for name, values in profile.layer_values.items():
+            for layer, value in zip(profile.layers, values, strict=True):
+                logs[f"{self._source.prefix}{layer}_{name}"] = float(value)
         if self._summaries is not None:
             self._summaries.write(profile)
 
@@ -164,7 +167,10 @@ class _FitPass:
         self.prefix = "val_" if self._validates else ""
         self._statistics = ModelStatistics(model, **options)
         self._function = _RecordingFunction(
-            model, "test" if self._validates else "train", Recorder(model, layers), self._statistics
+            model,
+            "test" if self._validates else "train",
+            Recorder(model, usual_layers(layers, options["measures"])),
+            self._statistics,
         )
         self._measured = False
         self._metrics = None
@@ -265,10 +271,10 @@ def _recording_step(step, recorder, statistics):
         if not statistics.built:
             recorder.check(recording.activations)
             _across_replicas(
-                functools.partial(statistics.build, recording.activations, recording.outputs, y)
+                functools.partial(statistics.build, recording.activations, recording.outputs, y, x)
             )
         features = [activation.features() for activation in recording.activations]
-        statistics.update(features, y, sample_weight)
+        statistics.update(features, x, y, sample_weight)
         return logs
 
     return recording_step
@@ -325,6 +331,9 @@ class _Summaries:
 
     def write(self, profile):
         with self._writer.as_default(step=profile.epoch):
+            for name, values in profile.layer_values.items():
+                for layer, value in zip(profile.layers, values, strict=True):
+                    self._summary.scalar(f"{name}/{layer}", value)
             for measure, values in profile.values.items():
                 for layer, row, mean in zip(
                     profile.layers, values, profile.mean_of(measure), strict=True

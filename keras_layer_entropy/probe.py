@@ -60,8 +60,8 @@ class Activation:
     def features(self):
         """What statistics read, a dict of tensors with the units last.
 
-        `pattern` is the output, but the logits of a softmax, of output sigmoids and of a single
-        sigmoid unit; `pre_activation` and, where there is one, `mask` are the attributes.
+        `output`, `pre_activation` and, where there is one, `mask` are the attributes; `pattern` is
+        the output, but the logits of a softmax, of output sigmoids and of a single sigmoid unit.
         """
         logits = self.function in _SOFTMAX or (
             self.function in _SIGMOID and (self.is_output or self.units == 1)
@@ -69,6 +69,7 @@ class Activation:
         features = {
             "pattern": self.pre_activation if logits else self.output,
             "pre_activation": self.pre_activation,
+            "output": self.output,
         }
         if self.unit_axis != -1:
             features = {k: keras.ops.moveaxis(v, self.unit_axis, -1) for k, v in features.items()}
@@ -205,7 +206,7 @@ class Recorder:
                     self._wrap(stack, layer, functools.partial(_target, path=path, layer=layer))
             for layer in _followers(self.model):
                 self._wrap_follower(stack, layer)
-            every_dense = self._layers is None
+            every_dense = self._layers is None or keras.layers.Dense in _listed(self._layers)
             self._wrap(stack, self.model, functools.partial(_outputs, every_dense=every_dense))
             self._wrapped = stack.pop_all()
 
@@ -391,10 +392,7 @@ def _choose(model, layers):
         # Only functional models see to it that names are unique.
         copies = sum(1 for other in everything if other.partition("@")[0] == path)
         everything[f"{path}@{copies + 1}" if copies else path] = layer
-    if layers is None:
-        layers = [keras.layers.Dense]
-    elif isinstance(layers, str | type) or callable(layers):
-        layers = [layers]
+    layers = _listed([keras.layers.Dense] if layers is None else layers)
     chosen = {}
     if not isinstance(layers, list | tuple | set) or not all(
         isinstance(choice, str | type) or callable(choice) for choice in layers
@@ -415,6 +413,10 @@ def _choose(model, layers):
             )
         chosen.update(dict.fromkeys(fitting))
     return {path: layer for path, layer in everything.items() if path in chosen}
+
+
+def _listed(layers):
+    return [layers] if isinstance(layers, str | type) or callable(layers) else layers
 
 
 def _fits(choice, path, layer):

@@ -30,6 +30,8 @@ class EntropyProfile:
         count: `[classes]`, number of samples of each class.
         values: measure name -> `[layers, classes]`. `activation_entropy` and `instability` are
             normalised (see `normalizer`), `state_entropy` is in bits.
+        layer_values: name -> `[layers]`, numbers of a layer as a whole that come with a measure
+            (`logdet_input` with `logdet`, say).
         normalizer: `[layers]`, what entropies in nats were divided by: ln(units), unless another
             normalization was asked for.
         metrics: the model's own loss and metrics, measured in the same pass when it is compiled.
@@ -63,6 +65,7 @@ class EntropyProfile:
     epoch: int | None = None
     settings: Mapping = dataclasses.field(default_factory=dict)
     patterns: Mapping = dataclasses.field(default_factory=dict)
+    layer_values: Mapping = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         shape = (len(self.layers), len(self.classes))
@@ -74,6 +77,14 @@ class EntropyProfile:
             self,
             "values",
             {name: _array(f"values[{name!r}]", v, shape) for name, v in self.values.items()},
+        )
+        object.__setattr__(
+            self,
+            "layer_values",
+            {
+                name: _array(f"layer_values[{name!r}]", v, shape[:1])
+                for name, v in self.layer_values.items()
+            },
         )
         if self.patterns:
             shapes = {
@@ -155,7 +166,10 @@ class EntropyProfile:
         return dataclasses.replace(self, classes=tuple(classes), baseline=baseline)
 
     def to_records(self):
-        """One dict per layer and class: layer, units, output, class, count, every measure."""
+        """One dict per layer and class: layer, units, output, class, count, every measure.
+
+        What holds for the layer as a whole (`layer_values`) stands in each of its rows.
+        """
         return [
             {
                 "layer": layer,
@@ -164,6 +178,7 @@ class EntropyProfile:
                 "class": name,
                 "count": int(self.count[column]),
                 **{measure: float(v[row, column]) for measure, v in self.values.items()},
+                **{name: float(v[row]) for name, v in self.layer_values.items()},
             }
             for row, layer in enumerate(self.layers)
             for column, name in enumerate(self.classes)
@@ -240,6 +255,8 @@ class EntropyProfile:
     def _from_json(cls, data):
         data = {key: value for key, value in data.items() if key != "format_version"}
         data["values"] = {k: np.array(v, np.float64) for k, v in data["values"].items()}
+        layer_values = data.get("layer_values", {})
+        data["layer_values"] = {k: np.array(v, np.float64) for k, v in layer_values.items()}
         data["metrics"] = {k: np.nan if v is None else v for k, v in data["metrics"].items()}
         data["patterns"] = {k: np.array(v, np.float64) for k, v in data.get("patterns", {}).items()}
         data["baseline"] = data["baseline"] and cls._from_json(data["baseline"])

@@ -20,6 +20,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import warnings
 
 import keras
 import rich.progress
@@ -30,6 +31,7 @@ from keras_layer_entropy.analyzer import analyze_model
 from keras_layer_entropy.command_line import FLAGS
 from keras_layer_entropy.datasets import load_parts
 from keras_layer_entropy.files import recover, replacing
+from keras_layer_entropy.measures.catalogue import ENTROPIES
 from keras_layer_entropy.model_files import FILE_SUFFIXES, model_format, save_model
 from keras_layer_entropy.pruning import (
     CRITERIA,
@@ -40,8 +42,8 @@ from keras_layer_entropy.pruning import (
     score,
 )
 from keras_layer_entropy.pruning.checkpoint import RECORD, Checkpoint, fingerprint
-from keras_layer_entropy.statistics import MEASURES
 from keras_layer_entropy.streaming import Source
+from keras_layer_entropy.units import analyze_units
 
 _RECORDS = (RECORD, "before.json", "after.json", "pruning.png")
 
@@ -276,13 +278,14 @@ def _write_report(search, model, validation):
     for name, network in (("before", model), ("after", result.model)):
         known = getattr(result, name)
         profile = analyze_model(
-            network, validation, measures=tuple(MEASURES), batch_size=FLAGS.batch_size,
+            network, validation, measures=ENTROPIES, batch_size=FLAGS.batch_size,
             layers=FLAGS.layers, baseline=True, keep_patterns=True, seed=FLAGS.seed, verbose=0,
         )  # fmt: skip
         profile = profile.with_classes(known.classes)
         settings = {**profile.settings, **known.settings}
         profiles[name] = dataclasses.replace(profile, settings=settings)
-    search = dataclasses.replace(search, result=dataclasses.replace(result, **profiles))
+    result = dataclasses.replace(result, **profiles)
+    search = dataclasses.replace(search, result=result, units=_units(result.model, validation))
     report.write_report(
         FLAGS.report,
         profiles["before"],
@@ -290,6 +293,17 @@ def _write_report(search, model, validation):
         tolerance=FLAGS.tolerance,
         overwrite=FLAGS.overwrite,
     )
+
+
+def _units(model, data):
+    """`UnitProfile`s of the model's convolutions; none, with a warning, where they have no maps."""
+    if not any(isinstance(x, keras.layers.Conv2D) for x in model._flatten_layers()):
+        return ()
+    try:
+        return analyze_units(model, data, batch_size=FLAGS.batch_size, verbose=0)
+    except ValueError as error:  # the search itself is done and written: the page is to be, too
+        warnings.warn(f"Units of convolutions are left out of the report: {error}", stacklevel=2)
+        return ()
 
 
 def _named(profile, parts):

@@ -13,6 +13,7 @@ import numpy as np
 from keras import ops
 
 from keras_layer_entropy.measures import entropy as formulas
+from keras_layer_entropy.measures import topology
 
 # Mean activations below this are summed as they are: float32 knows them to 1e-5.
 _SMALL = 100.0
@@ -82,6 +83,23 @@ class LabelStatistic(_SumStatistic):
         counts = np.rint(self._sum()).astype(np.int64)
         return counts[:-1], int(counts[-1]), float(value) if there else None
 
+    def counts(self):
+        """Samples per class, int64 `[classes]`.
+
+        Raises ValueError for labels that are no class, and where there are no samples at all.
+        """
+        count, misfits, example = self.result()
+        if misfits:
+            raise ValueError(
+                f"{misfits} labels are no class 0..{len(count) - 1}"
+                + (f", for example {example:g}" if example is not None else "")
+                + ": pass num_classes= the number of classes, or num_classes=1 to take all samples "
+                "for one class; samples with a sample_weight of 0 may have any label."
+            )
+        if not count.any():
+            raise ValueError("The data hold no samples: nothing was measured.")
+        return count
+
 
 class LayerStatistic(_SumStatistic):
     """One measure of one layer: a weighted mean per class of some features of its activations.
@@ -96,6 +114,12 @@ class LayerStatistic(_SumStatistic):
     """
 
     reads = "pattern"
+    dimensions = None  # of what it reads; any
+
+    @staticmethod
+    def numbers(units, **_):
+        """How many numbers are kept of a class, nearly."""
+        return units
 
     def __init__(
         self, units, num_classes, pattern="mean_then_softmax", normalization="log", name=None
@@ -153,6 +177,10 @@ class LayerStatistic(_SumStatistic):
         known = (weight > 0) & ~np.isnan(total).any(axis=1)
         mean = np.where(known[:, None], total, 0.0) / np.where(known, weight, 1.0)[:, None]
         return known, mean
+
+    def layer_values(self):
+        """Numbers of the layer as a whole that come with the measure, by name."""
+        return {}
 
     def not_finite(self):
         """Boolean `[classes]`: where activations were NaN or infinite."""
@@ -269,23 +297,73 @@ class GramStatistic(keras.metrics.Metric):
         return np.asarray(ops.convert_to_numpy(self._gram), np.float64)
 
 
+class FeatureEntropy(_SumStatistic):
+    """Feature entropy of convolution units (`measures.topology`): images by class, unit and birth.
+
+    Args:
+        units, num_classes: of the layer, and of the data.
+        max_density, max_rank: as in `measures.topology.birth_index`.
+    """
+
+    reads = "output"
+    dimensions = 4  # [batch, height, width, units]
+
+    def __init__(self, units, num_classes, max_density=0.8, max_rank=50, name=None):
+        self._limits = {"max_density": max_density, "max_rank": max_rank}
+        self._side = None
+        # One more for maps that are not finite.
+        super().__init__((num_classes, units, max_rank + 2), name)
+
+    @staticmethod
+    def numbers(units, max_rank=50, **_):
+        """How many numbers are kept of a class."""
+        return units * (max_rank + 2)
+
+    def update_state(self, values, membership, mask=None):
+        """Adds a batch: `[batch, height, width, units]` and `[batch, classes]`.
+
+        Maps that are not square are resized to the longer side, bilinearly. Convolutions have no
+        masks: `mask` is not looked at.
+        """
+        self._side = max(values.shape[1:3])
+        if values.shape[1] != values.shape[2]:
+            size = (self._side, self._side)
+            values = ops.image.resize(values, size, data_format="channels_last")
+        births = topology.birth_index(ops.moveaxis(values, -1, 1), **self._limits)
+        last = self._limits["max_rank"] + 1
+        places = ops.one_hot(ops.where(births < 0, last, births), last + 1, dtype="float32")
+        self._add(ops.einsum("bk,bur->kur", membership, places))
+
+    def result(self):
+        """float64 `[classes]`; NaN for a class without samples or with values not finite."""
+        values = self._mean_over_units(topology.feature_entropy)
+        return np.where(self.not_finite(), np.nan, values)
+
+    def layer_values(self):
+        """Selective rate, and the feature entropy of noise of the same size."""
+        rates = self._mean_over_units(topology.selective_rate)
+        known = rates[np.isfinite(rates) & ~self.not_finite()]
+        return {
+            "feature_entropy_selective_rate": known.mean() if len(known) else np.nan,
+            "feature_entropy_noise": topology.noise_entropy(self._side, **self._limits)
+            if self._side
+            else np.nan,
+        }
+
+    def not_finite(self):
+        """Boolean `[classes]`: where maps held NaN or infinities."""
+        return self._sum()[:, :, -1].any(axis=1)
+
+    def _mean_over_units(self, measure):
+        return ops.convert_to_numpy(measure(self._sum()[:, :, :-1])).mean(axis=1)
+
+
 MEASURES = {
     "activation_entropy": ActivationEntropy,
     "instability": Instability,
     "state_entropy": StateEntropy,
+    "feature_entropy": FeatureEntropy,
 }
-
-
-def check_measures(measures):
-    """`measures` as a tuple of names.
-
-    Raises ValueError for an unknown name or none at all.
-    """
-    measures = (measures,) if isinstance(measures, str) else tuple(measures)
-    unknown = [name for name in measures if name not in MEASURES]
-    if unknown or not measures:
-        raise ValueError(f"measures={measures!r}; expected some of {tuple(MEASURES)}.")
-    return measures
 
 
 def _shifted(mean):

@@ -6,7 +6,9 @@ import reference
 from backends import some_on_each
 from keras import ops
 
-from keras_layer_entropy.statistics import MEASURES, LabelStatistic, check_measures
+from keras_layer_entropy.measures import topology
+from keras_layer_entropy.measures.catalogue import ENTROPIES
+from keras_layer_entropy.statistics import MEASURES, FeatureEntropy, LabelStatistic
 
 CLASSES = 3
 FORMULAS = {
@@ -14,6 +16,9 @@ FORMULAS = {
     "instability": reference.instability,
     "state_entropy": reference.state_entropy,
 }
+
+
+SHAPES = {"feature_entropy": (7, 7)}  # of the positions, where a measure needs some
 
 
 def make(measure, units=6):
@@ -32,7 +37,7 @@ def one_hot(y):
 
 @pytest.mark.parametrize("shape", some_on_each([(), (4,), (2, 3)], [(), (2, 3)]), ids=str)
 @pytest.mark.parametrize("units", [1, 6])
-@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize("measure", ENTROPIES)
 def test_stream_is_the_formula(measure, units, shape, random):
     data = list(batches(random, units, shape))
     statistic = make(measure, units)
@@ -46,7 +51,7 @@ def test_stream_is_the_formula(measure, units, shape, random):
 
 @pytest.mark.parametrize("measure", MEASURES)
 def test_parts_add_up(measure, random):
-    data = list(batches(random))
+    data = list(batches(random, shape=SHAPES.get(measure, ())))
     whole, parts = make(measure), [make(measure) for _ in data]
     for part, (a, y) in zip(parts, data, strict=True):
         part.update_state(ops.convert_to_tensor(a), one_hot(y))
@@ -66,7 +71,7 @@ def test_parts_add_up(measure, random):
 def test_reset_and_empty(measure, random):
     statistic = make(measure)
     assert np.isnan(statistic.result()).all()
-    (a, y), *_ = batches(random)
+    (a, y), *_ = batches(random, shape=SHAPES.get(measure, ()))
     statistic.update_state(ops.convert_to_tensor(a), one_hot(y))
     statistic.reset_state()
     assert np.isnan(statistic.result()).all()
@@ -75,10 +80,11 @@ def test_reset_and_empty(measure, random):
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("measure", MEASURES)
 def test_bad_values_spoil_only_their_class(measure, bad, random):
-    a, y = 2 * random.normal(size=(30, 6)).astype("float32"), np.arange(30) % CLASSES
+    shape = (30, *SHAPES.get(measure, ()), 6)
+    a, y = 2 * random.normal(size=shape).astype("float32"), np.arange(30) % CLASSES
     clean = make(measure)
     clean.update_state(ops.convert_to_tensor(a), one_hot(y))
-    a[4, 2] = bad  # a sample of class 1
+    a[4, ..., 2] = bad  # a sample of class 1
     spoilt = make(measure)
     spoilt.update_state(ops.convert_to_tensor(a), one_hot(y))
     assert spoilt.not_finite().tolist() == [False, True, False]
@@ -87,7 +93,7 @@ def test_bad_values_spoil_only_their_class(measure, bad, random):
     np.testing.assert_allclose(spoilt.result()[[0, 2]], clean.result()[[0, 2]], rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("measure", MEASURES)
+@pytest.mark.parametrize("measure", ENTROPIES)
 def test_weights_and_masks(measure, random):
     a = (2 * random.normal(size=(30, 4, 6))).astype("float32")
     y, mask = np.arange(30) % CLASSES, random.integers(0, 2, (30, 4)).astype(bool)
@@ -171,7 +177,21 @@ def test_labels_are_counted():
     assert (count.tolist(), misfits, example) == ([2, 0, 3], 1, 7.0)
 
 
-def test_measures_are_checked():
-    assert check_measures("state_entropy") == ("state_entropy",)
-    with pytest.raises(ValueError, match=r"measures=\('x',\); expected some of"):
-        check_measures(["x"])
+def test_feature_entropy_counts_births(random):
+    """Images by class, unit and birth, each as often as its weight says."""
+    maps, y = random.normal(size=(60, 8, 8, 2)).astype("float32"), np.arange(60) % CLASSES
+    weight = 1 + np.arange(60) % 2
+    statistic = FeatureEntropy(2, CLASSES, max_rank=20)
+    membership = (one_hot(y) * weight[:, None]).astype("float32")
+    for part in (slice(0, 35), slice(35, 60)):
+        statistic.update_state(ops.convert_to_tensor(maps[part]), membership[part])
+    found = np.asarray(topology.birth_index(np.moveaxis(maps, -1, 1), max_rank=20))
+    counts = np.zeros((CLASSES, 2, 21))
+    for births, c, w in zip(found, y, weight, strict=True):
+        for unit, birth in enumerate(births):
+            counts[c, unit, birth] += w
+    np.testing.assert_array_equal(statistic._sum()[..., :-1], counts)
+    want = np.asarray(topology.feature_entropy(counts)).mean(axis=1)
+    np.testing.assert_allclose(statistic.result(), want, atol=1e-6)  # float32 logarithms
+    rates = (counts[..., 1:].sum(axis=-1) / counts.sum(axis=-1)).mean()
+    assert statistic.layer_values()["feature_entropy_selective_rate"] == pytest.approx(rates)

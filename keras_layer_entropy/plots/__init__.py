@@ -10,6 +10,11 @@ from keras_layer_entropy.plots.activations import (
     feature_maps,
     probability_histograms,
 )
+from keras_layer_entropy.plots.information import (
+    information_plane,
+    layer_to_layer_plane,
+    layer_values,
+)
 from keras_layer_entropy.plots.profiles import (
     compared_curves,
     entropy_curve,
@@ -19,6 +24,15 @@ from keras_layer_entropy.plots.profiles import (
     stability,
 )
 from keras_layer_entropy.plots.rendering import pixels, svg
+from keras_layer_entropy.plots.units import (
+    feature_entropy_and_loss,
+    feature_entropy_by_depth,
+    unit_classes,
+    unit_information,
+    unit_pairs,
+    unit_ranking,
+    unit_ranks,
+)
 
 __all__ = [
     "activation_probabilities",
@@ -26,11 +40,21 @@ __all__ = [
     "entropy_and_patterns",
     "entropy_curve",
     "entropy_over_epochs",
+    "feature_entropy_and_loss",
+    "feature_entropy_by_depth",
     "feature_maps",
     "heatmap",
+    "information_plane",
+    "layer_to_layer_plane",
+    "layer_values",
     "pixels",
     "probability_histograms",
     "pruning_curves",
     "stability",
     "svg",
+    "unit_classes",
+    "unit_information",
+    "unit_pairs",
+    "unit_ranking",
+    "unit_ranks",
 ]

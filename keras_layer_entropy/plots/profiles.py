@@ -81,6 +81,8 @@ def entropy_curve(profile, measure="activation_entropy", title=None):
             label="same network, untrained (mean)",
             zorder=3,
         )
+    if (noise := profile.layer_values.get(f"{measure}_noise")) is not None:
+        axes.plot(depth, noise, "^:", color="0.4", lw=1.6, markersize=4.5, label="noise", zorder=3)
     layer_ticks(axes, labels)
     axes.set_xlabel("layer (units), in the order of the forward pass")
     axes.set_ylabel(axis_label(profile, measure))

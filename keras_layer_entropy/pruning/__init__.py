@@ -1,7 +1,7 @@
 """Take layers out of a model, refit what is left, retrain, and keep what is as good."""
 
 from keras_layer_entropy.pruning.cost import Cost, compare_costs
-from keras_layer_entropy.pruning.criteria import CRITERIA
+from keras_layer_entropy.pruning.criteria import CRITERIA, UNIT_CRITERIA, rank_units
 from keras_layer_entropy.pruning.search import (
     PruningOptions,
     PruningResult,
@@ -14,6 +14,7 @@ from keras_layer_entropy.pruning.surgery import remove_layer
 
 __all__ = [
     "CRITERIA",
+    "UNIT_CRITERIA",
     "Cost",
     "PruningOptions",
     "PruningResult",
@@ -21,6 +22,7 @@ __all__ = [
     "compare_costs",
     "plan",
     "prune_model",
+    "rank_units",
     "remove_layer",
     "score",
 ]

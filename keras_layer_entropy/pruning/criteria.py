@@ -155,3 +155,53 @@ CRITERIA = {
     "random": random,
     "last": last,
 }
+
+
+def rank_units(criterion, profile):
+    """The units of a convolution in the order in which a criterion would do without them.
+
+    It is a ranking and no more: nothing takes units out.
+
+    Args:
+        criterion: a name in `UNIT_CRITERIA`.
+        profile: `units.UnitProfile` of the layer.
+
+    Returns:
+        List of `Candidate`, the first to go first; unit 3 of the layer `conv` is called `conv[3]`.
+        Units of which nothing is known are left out.
+
+    Raises:
+        ValueError: no such criterion.
+
+    Example:
+
+    >>> from keras_layer_entropy import UnitProfile
+    >>> profile = UnitProfile(
+    ...     layer="conv", classes=("a",), count=[5], labels=[0.9, 0.8], labels_shuffled=[0.0, 0.0],
+    ...     input=[3.0, 2.0], per_class=[[0.9], [0.8]], pairwise=np.eye(2),
+    ...     feature_entropy=[[1.0], [3.0]], selective_rate=[[1.0], [0.5]])
+    >>> first, second = rank_units("feature_entropy", profile)
+    >>> first.layer, first.reason
+    ('conv[1]', 'feature entropy of 3.000 nats (a loop in 50% of the images)')
+    """
+    if criterion not in UNIT_CRITERIA:
+        raise ValueError(f"criterion={criterion!r}; expected one of {tuple(UNIT_CRITERIA)}.")
+    return sorted(UNIT_CRITERIA[criterion](profile), key=lambda candidate: candidate.score)
+
+
+def feature_entropy(profile):
+    """Highest topological feature entropy, nats, averaged over the classes."""
+    entropy, rate = profile.mean_feature_entropy, profile.mean_selective_rate
+    return [
+        Candidate(
+            f"{profile.layer}[{unit}]",
+            -float(entropy[unit]),
+            f"feature entropy of {entropy[unit]:.3f} nats (a loop in {rate[unit]:.0%} of the "
+            "images)",
+        )
+        for unit in range(profile.units)
+        if np.isfinite(entropy[unit])
+    ]
+
+
+UNIT_CRITERIA = {"feature_entropy": feature_entropy}

@@ -3,7 +3,7 @@
 from keras_layer_entropy.report.files import FILES, check_new, check_new_file, save_profile
 from keras_layer_entropy.report.page import write_report
 from keras_layer_entropy.report.pruning import Pruning
-from keras_layer_entropy.report.tables import comparison, table
+from keras_layer_entropy.report.tables import comparison, layer_value_tables, table
 from keras_layer_entropy.report.verdict import summary, verdict
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "check_new",
     "check_new_file",
     "comparison",
+    "layer_value_tables",
     "save_profile",
     "summary",
     "table",

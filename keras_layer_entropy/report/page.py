@@ -10,14 +10,22 @@ import numpy as np
 
 from keras_layer_entropy import plots
 from keras_layer_entropy.files import replacing
-from keras_layer_entropy.measures.catalogue import DESCRIPTIONS, activation_entropy_meaning
+from keras_layer_entropy.measures.catalogue import (
+    DESCRIPTIONS,
+    LAYER_DESCRIPTIONS,
+    activation_entropy_meaning,
+    layer_value_names,
+)
 from keras_layer_entropy.profile import FLAT_TOLERANCE
+from keras_layer_entropy.pruning import rank_units
 from keras_layer_entropy.report.files import check_new_file
 from keras_layer_entropy.report.tables import comparison_rows, extreme_class
 from keras_layer_entropy.report.verdict import listed, summary, verdict
 
 # Numbers of patterns that a page carries; four bytes each, and a third more as text.
 _MOST_PATTERNS = 1_000_000
+# Of the units of convolutions.
+_RANKED_BY = "feature_entropy"
 
 
 def write_report(
@@ -62,7 +70,7 @@ def write_report(
             "history holds profiles of other layers than the profile: expected those of one model, "
             "EntropyMonitor.profiles."
         )
-    networks = [_network(profile, "before" if pruning else "network", tolerance)]
+    networks = [_network(profile, "before" if pruning else "network", tolerance, history)]
     if pruning is not None:
         networks.append(_network(pruning.result.after, "after", tolerance))
     values = {
@@ -124,14 +132,15 @@ def _descriptions(profile, pruning):
     known = {k: v for k, v in profile.settings.items() if k in ("pattern", "normalization")}
     meaning = activation_entropy_meaning(**known)
     entropy = dataclasses.replace(found["activation_entropy"], meaning=meaning)
-    return {**found, "activation_entropy": entropy}
+    of_layers = {name: LAYER_DESCRIPTIONS[name] for name in profile.layer_values}
+    return {**found, "activation_entropy": entropy, **of_layers}
 
 
 def _command(profile):
     """The Python that measures it again."""
     settings = profile.settings
     arguments = {
-        "measures": tuple(profile.values) if len(profile.values) > 1 else None,
+        "measures": _measures(profile) if len(profile.values) > 1 else None,
         "pattern": settings.get("pattern"),
         "normalization": settings.get("normalization"),
         "baseline": profile.baseline is not None or None,
@@ -148,25 +157,53 @@ def _command(profile):
     return f'profile = analyze_model({call})\nprofile.report("report.html")'
 
 
-def _network(profile, key, tolerance):
+def _measures(profile):
+    """The measures as `analyze_model` takes them: names, with options where there are some."""
+    options = profile.settings.get("measures") or {}
+    names = tuple(profile.values)
+    return {name: options.get(name) for name in names} if options else names
+
+
+def _network(profile, key, tolerance, history=()):
     """What the page shows of one network."""
-    shown = [name for name in profile.values if name != "activation_entropy"]
+    others = [name for name in profile.values if name != "activation_entropy"]
+    shown = [name for name in others if np.isfinite(profile.values[name]).any()]
     return {
         "key": key,
         "title": {"before": "The network before", "after": "The network after"}.get(key),
         "curve": plots.svg(plots.entropy_curve, profile),
         "heatmap": plots.svg(plots.heatmap, profile),
-        "others": [
-            (
-                name,
-                *(plots.svg(draw, profile, name) for draw in (plots.entropy_curve, plots.heatmap)),
-            )
-            for name in shown
-        ],
+        "others": [_measure(profile, name, history) for name in shown],
         "columns": [DESCRIPTIONS[name].title for name in shown],
         "has_twin": profile.baseline is not None,
         "layers": _layers(profile, shown, tolerance),
         "patterns": _patterns(profile),
+    }
+
+
+def _measure(profile, name, history):
+    """What the page shows of a measure: its figures, and a table of what came with it."""
+    title, names = DESCRIPTIONS[name].title, layer_value_names(profile, name)
+    figures = [
+        (f"{title} of each layer", "curves", plots.svg(plots.entropy_curve, profile, name)),
+        (f"{title} of each layer and class", "", plots.svg(plots.heatmap, profile, name)),
+    ]
+    if names:
+        figures.append((f"{title}, layers as a whole", "curves",
+                        plots.svg(plots.layer_values, profile, name)))  # fmt: skip
+    if {f"{name}_input", f"{name}_labels"} <= set(names):
+        epochs = [epoch for epoch in history if set(names) <= set(epoch.layer_values)]
+        plane = plots.svg(plots.information_plane, epochs or profile, name)
+        figures.append(("Information plane", "curves", plane))
+    rows = [
+        [_number(profile.layer_values[x][row], LAYER_DESCRIPTIONS[x].unit) for x in names]
+        for row in range(len(profile.layers))
+    ]
+    return {
+        "name": name,
+        "figures": figures,
+        "headers": ["layer", *(LAYER_DESCRIPTIONS[x].title for x in names)],
+        "rows": list(zip(profile.layers, rows, strict=True)) if names else [],
     }
 
 
@@ -250,4 +287,7 @@ def _pruning(pruning):
         "limit": pruning.limit,
         "reasons": result.reasons,
         "options": dataclasses.asdict(result.options),
+        "units": [
+            candidate for profile in pruning.units for candidate in rank_units(_RANKED_BY, profile)
+        ],
     }

@@ -15,11 +15,13 @@ class Pruning:
         result: `PruningResult`.
         costs: `Cost` of the original and of the smaller model.
         accuracies: `"validation"` and `"test"` -> accuracies of the two.
+        units: `UnitProfile`s of the smaller model's convolutions, if there are any.
     """
 
     result: PruningResult
     costs: tuple[Cost, Cost]
     accuracies: dict
+    units: tuple = ()
 
     @property
     def limit(self):

@@ -4,6 +4,7 @@ import numpy as np
 import rich.box
 import rich.table
 
+from keras_layer_entropy.measures.catalogue import DESCRIPTIONS, layer_value_names
 from keras_layer_entropy.profile import FLAT_TOLERANCE
 from keras_layer_entropy.report.verdict import verdict
 
@@ -30,15 +31,8 @@ def table(profile, tolerance=FLAT_TOLERANCE):
     ['layer', 'units', 'mean', 'min\\n(class)']
     """
     others = [name for name in profile.values if name != "activation_entropy"]
-    result = rich.table.Table(
-        title=f"Activation entropy ({profile.unit}) of {int(profile.count.sum())} samples",
-        title_justify="left",
-        box=rich.box.SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        padding=0,
-    )
-    result.add_column("layer", overflow="fold", min_width=8)
+    title = f"Activation entropy ({profile.unit}) of {int(profile.count.sum())} samples"
+    result = _table_of_layers(title)
     for name in ("units", "mean", "min\n(class)", "max\n(class)", "gradient"):
         result.add_column(name, justify="right", no_wrap=True)
     result.add_column("flat?", no_wrap=True)
@@ -56,6 +50,32 @@ def table(profile, tolerance=FLAT_TOLERANCE):
             cells.append(_number(profile.baseline.mean[row]))
         cells += [_number(profile.mean_of(name)[row]) for name in others]
         result.add_row(*cells)
+    return result
+
+
+def layer_value_tables(profile):
+    """What came with the measures for the layers as a whole: a `rich.table.Table` per measure.
+
+    Args:
+        profile: `EntropyProfile`.
+
+    Returns:
+        List of `rich.table.Table`; empty for measures that have values for classes alone.
+    """
+    return [
+        _layer_value_table(profile, measure, names)
+        for measure in profile.values
+        if (names := layer_value_names(profile, measure))
+    ]
+
+
+def _layer_value_table(profile, measure, names):
+    result = _table_of_layers(f"{measure}, layers as a whole ({DESCRIPTIONS[measure].unit})")
+    for name in names:
+        header = name.removeprefix(f"{measure}_").replace("_", "\n")
+        result.add_column(header, justify="right", no_wrap=True)
+    for row, layer in enumerate(profile.layers):
+        result.add_row(layer, *(_number(profile.layer_values[name][row]) for name in names))
     return result
 
 
@@ -99,6 +119,19 @@ def extreme_class(profile, row, choose):
     """The column of the class that `choose` (`np.nanargmin`, say) finds in a row, or None."""
     values = profile.entropy[row]
     return None if np.isnan(values).all() else int(choose(values))
+
+
+def _table_of_layers(title):
+    result = rich.table.Table(
+        title=title,
+        title_justify="left",
+        box=rich.box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=0,
+    )
+    result.add_column("layer", overflow="fold", min_width=8)
+    return result
 
 
 def _extreme(profile, row, choose):

@@ -1,0 +1,93 @@
+"""What a pass keeps of single samples, for measures that compare them with one another."""
+
+import math
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_layer_entropy.measures.catalogue import MOST_SAMPLES
+
+
+class KeptSamples(keras.metrics.Metric):
+    """A random subset of the samples that stream past: the same rows of several tensors.
+
+    Every sample has a priority, a hash of its number in the pass; those with the highest stay
+    (bottom-k sampling). Hence nothing is drawn, every layer and every pass over the same data keeps
+    the same samples, and two states join into the subset that one pass would have kept.
+
+    Args:
+        widths: numbers of features of each tensor.
+        most: how many samples are kept.
+
+    Source: Cohen & Kaplan, *Summarizing data using bottom-k sketches*, PODC 2007.
+    """
+
+    def __init__(self, widths, most=MOST_SAMPLES, name="kept_samples"):
+        super().__init__(name=name, dtype="float32")
+        self.most = most
+        # Replicas see different samples, whose rows must not be added up.
+        alone = {"aggregation": "only_first_replica"}
+        self._seen = self.add_variable((), "zeros", "int32", name="seen", **alone)
+        # 0 marks a row that is still free.
+        self._priority = self.add_variable((most,), "zeros", "int32", name="priority", **alone)
+        self._rows = [
+            self.add_variable((most, width), "zeros", "float32", name=f"rows_{i}", **alone)
+            for i, width in enumerate(widths)
+        ]
+
+    def update_state(self, tensors, counts):
+        """Adds a batch.
+
+        Args:
+            tensors: list of `[batch, ...]`, flattened to the widths.
+            counts: boolean `[batch]`, which samples count.
+        """
+        number = self._seen + ops.arange(ops.shape(counts)[0], dtype="int32")
+        priority = ops.where(counts, _hash(number), 0)
+        self._seen.assign(self._seen + ops.shape(counts)[0])
+        rows = [
+            ops.reshape(ops.cast(tensor, "float32"), (-1, kept.shape[1]))
+            for tensor, kept in zip(tensors, self._rows, strict=True)
+        ]
+        self._keep(priority, rows)
+
+    def merge_state(self, statistics):
+        """Joins the samples that others kept."""
+        for other in statistics:
+            self._keep(other._priority[:], [rows[:] for rows in other._rows])
+            self._seen.assign(self._seen + other._seen)
+
+    def result(self):
+        """The rows that were kept of each tensor, list of float32 `[kept, width]`."""
+        kept = ops.convert_to_numpy(self._priority) > 0
+        return [np.asarray(ops.convert_to_numpy(rows))[kept] for rows in self._rows]
+
+    @staticmethod
+    def size(widths, most=MOST_SAMPLES):
+        """Bytes of such a state."""
+        return 4 * most * (1 + sum(widths))
+
+    def _keep(self, priority, rows):
+        priority = ops.concatenate([self._priority[:], priority])
+        highest, chosen = ops.top_k(priority, self.most)
+        self._priority.assign(highest)
+        for kept, new in zip(self._rows, rows, strict=True):
+            kept.assign(ops.take(ops.concatenate([kept[:], new]), chosen, axis=0))
+
+
+def width(tensor):
+    """Number of features of a sample of `[batch, ...]`."""
+    return math.prod(tensor.shape[1:])
+
+
+def _hash(number):
+    """A positive int32 that looks random, different for different numbers up to some 2^31.
+
+    Source: Ellis, *Hash Function Prospector*, its `lowbias32`.
+    """
+    x = ops.cast(number, "uint32") + np.uint32(1)
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B), (16, 1)):
+        x = ops.bitwise_xor(x, ops.right_shift(x, np.uint32(shift)))
+        x = x * np.uint32(factor)
+    return ops.maximum(ops.cast(ops.right_shift(x, np.uint32(1)), "int32"), 1)

@@ -1,0 +1,509 @@
+"""Figures of single units (kernels): over epochs, by class, against one another, ranked."""
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from keras_layer_entropy.plots.style import (
+    BLUE,
+    CYCLE,
+    GRID,
+    VERMILION,
+    bare,
+    layer_labels,
+    layer_ticks,
+    layers_width,
+    plain,
+    shortened,
+    slanted,
+)
+
+_LABELS, _INPUT = "I(unit; labels), bits", "I(input; unit), bits"
+_MOST_TICKS = 32
+_MOST_IMAGES = 6
+# Without the yellow end, which is hard to see on white.
+_ORDER = ListedColormap(colormaps["viridis"](np.linspace(0.0, 0.92, 256)))
+_MARKERS = "osD^vP*X"
+
+
+def unit_information(profiles, title=None):
+    """What every unit of a layer tells, epoch by epoch: of the labels, and of the input.
+
+    Args:
+        profiles: `UnitProfile`s of one layer, one per epoch.
+        title: title of the figure.
+
+    Returns:
+        `matplotlib.figure.Figure`: two heat maps, units x epochs, I(T_k; Y) and I(X; T_k), bits.
+        With bins of one size the second is the logarithm of their number but for units that often
+        give the same, dead ones most of all.
+
+    Raises:
+        ValueError: no profiles, or profiles of several layers.
+
+    Source: Fang et al., Entropy 2018, 20(11), 823.
+
+    Example:
+
+    >>> from keras_layer_entropy import UnitProfile
+    >>> profile = UnitProfile(
+    ...     layer="conv", classes=("a", "b"), count=[5, 5], labels=[0.9, 0.5],
+    ...     labels_shuffled=[0.0, 0.0], input=[3.0, 2.0], per_class=[[0.9, 0.9], [0.5, 0.5]],
+    ...     pairwise=[[3.0, 1.5], [1.5, 2.0]], feature_entropy=[[3.0, 2.0], [1.0, 1.5]],
+    ...     selective_rate=np.ones((2, 2)))
+    >>> [axes.get_title() for axes in unit_information([profile] * 3).axes[:2]]
+    ['I(unit; labels), bits', 'I(input; unit), bits']
+    """
+    _check_epochs(profiles)
+    units = profiles[0].units
+    figure = Figure(figsize=(7.0, _height(units)), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, name, words in zip(panels, ("labels", "input"), (_LABELS, _INPUT), strict=True):
+        values = np.stack([getattr(profile, name) for profile in profiles], axis=1)
+        # From 0, where a unit tells nothing; below it there is only noise.
+        image = axes.imshow(
+            values, aspect="auto", cmap="cividis", vmin=0, interpolation="nearest",
+            vmax=max(np.nanmax(values, initial=0.0), 1e-3),
+        )  # fmt: skip
+        _epoch_axis(axes, range(len(profiles)), _epochs(profiles))
+        axes.set_title(words, fontsize=10, loc="center")
+        figure.colorbar(image, ax=axes)
+    _unit_ticks(panels[0].set_yticks, units)
+    panels[0].set_ylabel("unit")
+    figure.suptitle(title or _title("What every unit tells", profiles[0]), x=0.02, ha="left")
+    return figure
+
+
+def unit_classes(profile, title=None):
+    """What every unit tells about each class: heat map, units x classes, I(T_k; 1[Y = c]), bits.
+
+    Args:
+        profile: `UnitProfile`.
+        title: title of the figure.
+
+    Returns:
+        `matplotlib.figure.Figure`.
+
+    Source: Fang et al., Entropy 2018, 20(11), 823.
+
+    Example:
+
+    >>> from keras_layer_entropy import UnitProfile
+    >>> profile = UnitProfile(
+    ...     layer="conv", classes=("a", "b"), count=[5, 5], labels=[0.9, 0.5],
+    ...     labels_shuffled=[0.0, 0.0], input=[3.0, 2.0], per_class=[[0.9, 0.9], [0.5, 0.5]],
+    ...     pairwise=[[3.0, 1.5], [1.5, 2.0]], feature_entropy=[[3.0, 2.0], [1.0, 1.5]],
+    ...     selective_rate=np.ones((2, 2)))
+    >>> unit_classes(profile).axes[0].images[0].get_array().shape
+    (2, 2)
+    """
+    figure = Figure(figsize=(7.0, _height(profile.units)), layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(
+        profile.per_class, aspect="auto", cmap="cividis", vmin=0, interpolation="nearest",
+        vmax=max(np.nanmax(profile.per_class, initial=0.0), 1e-3),
+    )  # fmt: skip
+    names = [plain(name) for name in shortened(profile.classes, longest=18)]
+    step = -(-len(names) // 25)
+    if max(map(len, names)) > 4:
+        slanted(axes, range(0, len(names), step), names[::step])
+    else:
+        axes.set_xticks(range(0, len(names), step), names[::step])
+    _unit_ticks(axes.set_yticks, profile.units)
+    axes.set_xlabel("class")
+    axes.set_ylabel("unit")
+    figure.colorbar(image, ax=axes, label="I(unit; is it the class?), bits")
+    axes.set_title(title or _title("What every unit tells of each class", profile), loc="left")
+    return figure
+
+
+def unit_ranks(profiles, title=None):
+    """The rank of every unit of a layer over the epochs, by I(T_k; Y): rank 1 tells most.
+
+    Args:
+        profiles: `UnitProfile`s of one layer, one per epoch.
+        title: title of the figure.
+
+    Returns:
+        `matplotlib.figure.Figure`: a line per unit, from dark (rank 1 in the last epoch) to light.
+
+    Raises:
+        ValueError: as `unit_information`.
+
+    Source: Fang et al., Entropy 2018, 20(11), 823.
+
+    Example:
+
+    >>> from keras_layer_entropy import UnitProfile
+    >>> profile = UnitProfile(
+    ...     layer="conv", classes=("a", "b"), count=[5, 5], labels=[0.9, 0.5],
+    ...     labels_shuffled=[0.0, 0.0], input=[3.0, 2.0], per_class=[[0.9, 0.9], [0.5, 0.5]],
+    ...     pairwise=[[3.0, 1.5], [1.5, 2.0]], feature_entropy=[[3.0, 2.0], [1.0, 1.5]],
+    ...     selective_rate=np.ones((2, 2)))
+    >>> sorted(int(line.get_ydata()[-1]) for line in unit_ranks([profile] * 3).axes[0].lines)
+    [1, 2]
+    """
+    _check_epochs(profiles)
+    units = profiles[0].units
+    ranks = np.stack([_ranks(profile.labels) for profile in profiles])
+    epochs = _epochs(profiles)
+    figure = Figure(figsize=(7.0, _height(units)), layout="constrained")
+    axes = figure.add_subplot()
+    step = -(-units // _MOST_TICKS)
+    for unit in range(units):
+        last = ranks[-1, unit]
+        color = _ORDER((last - 1) / max(units - 1, 1))
+        axes.plot(epochs, ranks[:, unit], "o-", color=color, lw=1.8, markersize=4, label=str(unit))
+        if (last - 1) % step == 0:
+            axes.annotate(
+                str(unit), (epochs[-1], last), xytext=(8, 0), textcoords="offset points",
+                va="center", fontsize=8, color=color,
+            )  # fmt: skip
+    axes.set_ylim(units + 0.5, 0.5)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    _epoch_axis(axes, epochs, epochs)
+    axes.set_ylabel("rank by I(unit; labels); 1 tells most")
+    bare(axes)
+    words = title or _title("Which units tell most (unit numbers at the right)", profiles[0])
+    axes.set_title(words, loc="left")
+    return figure
+
+
+def unit_pairs(profile, less_effective=None, title=None):
+    """What units share, I(T_k; T_l), with those marked that repeat others or tell little.
+
+    Args:
+        profile: `UnitProfile`.
+        less_effective: bool `[units]`; None for `profile.less_effective()`, which knows of no
+            earlier epochs.
+        title: title of the figure.
+
+    Returns:
+        `matplotlib.figure.Figure`: a matrix, units x units, bits. A square in the row of a
+        redundant unit stands at the unit that says the same; a cross on the diagonal at a unit that
+        is less effective.
+
+    Raises:
+        ValueError: `less_effective` of another shape.
+
+    Source: Fang et al., Entropy 2018, 20(11), 823.
+
+    Example:
+
+    >>> from keras_layer_entropy import UnitProfile
+    >>> profile = UnitProfile(
+    ...     layer="conv", classes=("a", "b"), count=[5, 5], labels=[0.9, 0.5],
+    ...     labels_shuffled=[0.0, 0.0], input=[3.0, 2.0], per_class=[[0.9, 0.9], [0.5, 0.5]],
+    ...     pairwise=[[3.0, 1.5], [1.5, 2.0]], feature_entropy=[[3.0, 2.0], [1.0, 1.5]],
+    ...     selective_rate=np.ones((2, 2)))
+    >>> unit_pairs(profile).axes[0].images[0].get_array().shape
+    (2, 2)
+    """
+    units = profile.units
+    if less_effective is None:
+        less_effective = profile.less_effective()
+    less_effective = np.asarray(less_effective, bool)
+    if less_effective.shape != (units,):
+        raise ValueError(
+            f"less_effective has shape {less_effective.shape}; expected one entry for each of "
+            f"{units} units."
+        )
+    found = profile.redundant()
+    rows = np.flatnonzero(found.redundant)
+    little = np.flatnonzero(less_effective)
+    side = min(max(4.4, 2.6 + 0.16 * units), 7.0)
+    figure = Figure(figsize=(7.0, side), layout="constrained")
+    axes = figure.add_subplot()
+    shared = profile.pairwise.copy()
+    np.fill_diagonal(shared, np.nan)  # what a unit shares with itself would drown the rest
+    image = axes.imshow(
+        shared, cmap=colormaps["cividis"].with_extremes(bad=GRID), vmin=0,
+        vmax=max(np.nanmax(shared, initial=0.0), 1e-3), interpolation="nearest",
+    )  # fmt: skip
+    size = max(3.0, min(11.0, 150 / units))
+    marks = {
+        f"redundant ({len(rows)}): this row's unit\nsays what this column's says": (
+            found.kept[rows], rows, dict(marker="s", markerfacecolor="none"),
+        ),
+        f"less effective ({len(little)}): tells\nlittle of the class": (
+            little, little, dict(marker="x"),
+        ),
+    }  # fmt: skip
+    for label, (x, y, style) in marks.items():
+        axes.plot(
+            x, y, linestyle="none", color=VERMILION, markersize=size, markeredgewidth=1.8,
+            label=label, **style,
+        )  # fmt: skip
+    _unit_ticks(axes.set_xticks, units)
+    _unit_ticks(axes.set_yticks, units)
+    axes.set_xlabel("unit")
+    axes.set_ylabel("unit")
+    figure.colorbar(image, ax=axes, label="I(unit; unit), bits")
+    axes.set_title(title or _title("What units share", profile), loc="left")
+    handles = [
+        Line2D([], [], linestyle="none", color=VERMILION, markeredgewidth=1.8, markersize=8,
+               label=label, **style)
+        for label, (_, _, style) in marks.items()
+    ]  # fmt: skip
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    return figure
+
+
+def unit_ranking(profile, images, maps, title=None):
+    """Units by feature entropy, and what the best and the worst one see in some images.
+
+    Args:
+        profile: `UnitProfile`.
+        images: `[n, height, width]` or `[n, height, width, channels]`, 1 or 3 channels; the first
+            six are drawn.
+        maps: `[n, height, width, units]`, the layer's outputs for them (`ActivationProbe`), each
+            drawn from its lowest value (black) to its highest (white).
+        title: title of the figure.
+
+    Returns:
+        `matplotlib.figure.Figure`: a dot per unit, then rows of images and maps.
+
+    Raises:
+        ValueError: no images, maps of other images or another layer, or no feature entropy.
+
+    Source: Zhao & Zhang, ICLR 2022, arXiv 2103.09716.
+
+    Example:
+
+    >>> from keras_layer_entropy import UnitProfile
+    >>> profile = UnitProfile(
+    ...     layer="conv", classes=("a", "b"), count=[5, 5], labels=[0.9, 0.5],
+    ...     labels_shuffled=[0.0, 0.0], input=[3.0, 2.0], per_class=[[0.9, 0.9], [0.5, 0.5]],
+    ...     pairwise=[[3.0, 1.5], [1.5, 2.0]], feature_entropy=[[3.0, 2.0], [1.0, 1.5]],
+    ...     selective_rate=np.ones((2, 2)))
+    >>> figure = unit_ranking(profile, np.ones((3, 8, 8)), np.ones((3, 6, 6, 2)))
+    >>> figure.axes[0].get_ylabel(), len(figure.axes)  # the ranking and 3 x 3 pictures
+    ('feature entropy (nats)', 10)
+    """
+    images, maps = np.asarray(images)[:_MOST_IMAGES], np.asarray(maps)[:_MOST_IMAGES]
+    if (
+        images.ndim not in (3, 4)
+        or maps.ndim != 4
+        or not len(images) == len(maps) > 0
+        or maps.shape[-1] != profile.units
+    ):
+        raise ValueError(
+            f"images has shape {images.shape} and maps {maps.shape}; expected [n, height, width, "
+            f"channels] and [n, height, width, {profile.units}], a map of each image."
+        )
+    entropy = profile.mean_feature_entropy
+    order = [unit for unit in profile.by_feature_entropy() if np.isfinite(entropy[unit])]
+    if not order:
+        raise ValueError(f"The feature entropy of no unit of {profile.layer!r} is known.")
+    figure = Figure(figsize=(7.0, 5.6), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1.15))
+    axes = top.add_subplot()
+    places = np.arange(len(order))
+    spread = [np.nanmin(profile.feature_entropy[order], axis=1)]
+    spread.append(np.nanmax(profile.feature_entropy[order], axis=1))
+    axes.vlines(places, *spread, color="0.75", lw=2, label="from class to class")
+    axes.plot(places, entropy[order], "o", color=BLUE, ms=5, label="mean of the classes")
+    step = -(-len(order) // _MOST_TICKS)
+    axes.set_xticks(places[::step], [str(unit) for unit in order[::step]])
+    axes.set_xlabel("unit, from the lowest feature entropy (best) to the highest")
+    axes.set_ylabel("feature entropy (nats)")
+    axes.set_ylim(-0.04 * spread[1].max(), 1.08 * spread[1].max())
+    bare(axes)
+    axes.legend(frameon=False, loc="lower right", fontsize=9)
+    best, worst = order[0], order[-1]
+    rows = {
+        "images": images,
+        f"best, {best}": maps[..., best],
+        f"worst, {worst}": maps[..., worst],
+    }
+    grid = bottom.subplots(3, len(images), squeeze=False)
+    for (name, pictures), panels in zip(rows.items(), grid, strict=True):
+        panels[0].set_ylabel(name, fontsize=9)
+        for panel, picture in zip(panels, pictures, strict=True):
+            panel.imshow(picture, cmap="gray", interpolation="nearest")
+            panel.set_xticks([])
+            panel.set_yticks([])
+            panel.spines[:].set_visible(False)
+    figure.suptitle(title or _title("Units by feature entropy", profile), x=0.02, ha="left")
+    return figure
+
+
+def feature_entropy_by_depth(profile, title=None):
+    """Feature entropy and selective rate of convolutions against depth: trained, untrained, noise.
+
+    Args:
+        profile: `EntropyProfile` with `"feature_entropy"` among its measures; its `baseline`, if
+            there is one, is the untrained network. Layers without maps are left out.
+        title: title of the figure.
+
+    Returns:
+        `matplotlib.figure.Figure`: feature entropy above, selective rate below, both averaged over
+        units and classes.
+
+    Raises:
+        ValueError: a profile without feature entropy.
+
+    Source: Zhao & Zhang, ICLR 2022, arXiv 2103.09716.
+
+    Example:
+
+    >>> from keras_layer_entropy import EntropyProfile
+    >>> profile = EntropyProfile(
+    ...     layers=("conv", "logits"), units=(8, 2), outputs=(False, True), classes=("a", "b"),
+    ...     count=[5, 5], normalizer=[2.1, 0.7],
+    ...     values={"feature_entropy": [[2.9, 2.8], [np.nan, np.nan]]},
+    ...     layer_values={"feature_entropy_selective_rate": [0.9, np.nan],
+    ...                   "feature_entropy_noise": [3.1, np.nan]})
+    >>> [line.get_label() for line in feature_entropy_by_depth(profile).axes[0].lines]
+    ['trained', 'noise of the same size']
+    """
+    mean = _feature_entropy(profile)
+    shown = np.flatnonzero(np.isfinite(mean))
+    if not len(shown):
+        raise ValueError(
+            f"None of the layers {', '.join(profile.layers)} has a feature entropy, which needs "
+            "maps: measure again with convolutions among layers=."
+        )
+    labels = [layer_labels(profile)[i] for i in shown]
+    depth = np.arange(len(shown))
+    trained = dict(color=BLUE, marker="o", lw=2.4, label="trained")
+    untrained = dict(color=VERMILION, marker="s", ls="--", lw=1.8, ms=4.5, label="untrained")
+    figure = Figure(figsize=(max(7.0, layers_width(labels, 2.2, 0.6)), 5.2), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    rate = "feature_entropy_selective_rate"
+    upper.plot(depth, mean[shown], **trained)
+    lower.plot(depth, profile.layer_values[rate][shown], **trained)
+    if profile.baseline is not None:
+        upper.plot(depth, _feature_entropy(profile.baseline)[shown], **untrained)
+        lower.plot(depth, profile.baseline.layer_values[rate][shown], **untrained)
+    upper.plot(
+        depth, profile.layer_values["feature_entropy_noise"][shown], "^:", color="0.4", lw=1.6,
+        ms=4.5, label="noise of the same size",
+    )  # fmt: skip
+    upper.set_ylim(bottom=0)
+    upper.set_ylabel("feature entropy (nats)")
+    lower.set_ylabel("selective rate")
+    lower.set_ylim(-0.03, 1.03)
+    lower.set_xlabel("layer (units), in the order of the forward pass")
+    layer_ticks(lower, labels)
+    lower.set_xlim(-0.4, len(shown) - 0.6)
+    for axes in (upper, lower):
+        bare(axes)
+    upper.set_title(title or "Feature entropy against depth", loc="left")
+    handles, names = upper.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
+def feature_entropy_and_loss(profiles, title=None):
+    """Feature entropy of each convolution over the epochs, and below it the loss.
+
+    Args:
+        profiles: `EntropyProfile`s of one model over its epochs (`EntropyMonitor.profiles`) with
+            `"feature_entropy"` among their measures and a loss among their metrics.
+        title: title of the figure.
+
+    Returns:
+        `matplotlib.figure.Figure`: feature entropy above, averaged over units and classes, a line
+        per layer that has one, and the loss below.
+
+    Raises:
+        ValueError: no profiles, profiles of different layers, without feature entropy or loss.
+
+    Source: Zhao & Zhang, ICLR 2022, arXiv 2103.09716.
+
+    Example:
+
+    >>> from keras_layer_entropy import EntropyProfile
+    >>> epochs = [EntropyProfile(
+    ...     layers=("conv",), units=(8,), outputs=(False,), classes=("a", "b"), count=[5, 5],
+    ...     normalizer=[2.1], values={"feature_entropy": [[2.9, 2.8]]}, epoch=epoch,
+    ...     metrics={"loss": 1 / (1 + epoch)}) for epoch in range(3)]
+    >>> [axes.get_ylabel() for axes in feature_entropy_and_loss(epochs).axes]
+    ['feature entropy (nats)', 'loss']
+    """
+    if not profiles or len({profile.layers for profile in profiles}) != 1:
+        raise ValueError(
+            f"{len(profiles)} profiles of {len({p.layers for p in profiles})} different lists of "
+            "layers; expected profiles of one model, those of EntropyMonitor.profiles."
+        )
+    if any("loss" not in profile.metrics for profile in profiles):
+        raise ValueError(
+            "The profiles hold no loss: measure a compiled model on data with labels, as "
+            "EntropyMonitor does."
+        )
+    means = np.stack([_feature_entropy(profile) for profile in profiles])
+    shown = np.flatnonzero(np.isfinite(means).any(axis=0))
+    epochs = _epochs(profiles)
+    figure = Figure(figsize=(7.0, 5.2), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(1.5, 1))
+    for place, layer in enumerate(shown):
+        upper.plot(
+            epochs, means[:, layer], marker=_MARKERS[place % len(_MARKERS)], ms=4.5, lw=2.0,
+            color=CYCLE[place % len(CYCLE)], label=layer_labels(profiles[0])[layer],
+        )  # fmt: skip
+    lower.plot(epochs, [profile.metrics["loss"] for profile in profiles], "o-", color="0.3", ms=4.5)
+    upper.set_ylim(bottom=0)
+    upper.set_ylabel("feature entropy (nats)")
+    lower.set_ylabel("loss")
+    lower.set_ylim(0, 1.08 * np.nanmax([profile.metrics["loss"] for profile in profiles]))
+    _epoch_axis(lower, epochs, epochs)
+    for axes in (upper, lower):
+        bare(axes)
+    upper.set_title(title or "Feature entropy while the loss falls", loc="left")
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
+def _feature_entropy(profile):
+    if "feature_entropy" not in profile.values:
+        raise ValueError(
+            f"The profile holds no feature_entropy, only {sorted(profile.values)}: measure again "
+            "with 'feature_entropy' among measures."
+        )
+    return profile.mean_of("feature_entropy")
+
+
+def _check_epochs(profiles):
+    layers = {(profile.layer, profile.units) for profile in profiles}
+    if len(layers) != 1:
+        raise ValueError(
+            f"{len(profiles)} profiles of {len(layers)} different layers; expected those of one "
+            "layer, one per epoch."
+        )
+
+
+def _epochs(profiles):
+    """Counted from 1, as `fit` prints them; 0 for what was measured before the first."""
+    return [1 + (i if p.epoch is None else p.epoch) for i, p in enumerate(profiles)]
+
+
+def _epoch_axis(axes, places, epochs):
+    """Ticks below the x axis, not too many."""
+    step = -(-len(epochs) // 12)
+    axes.set_xticks(places[::step], [str(epoch) for epoch in epochs[::step]])
+    axes.set_xlabel("epoch (0: untrained)" if 0 in epochs else "epoch")
+
+
+def _unit_ticks(set_ticks, units):
+    step = -(-units // _MOST_TICKS)
+    set_ticks(range(0, units, step), [str(unit) for unit in range(0, units, step)], fontsize=8)
+
+
+def _height(units):
+    """Inches for a row per unit."""
+    return min(max(3.4, 1.4 + 0.18 * units), 8.0)
+
+
+def _ranks(values):
+    """1 for the largest; of equal ones the earlier first, unknown ones last."""
+    ranks = np.empty(len(values), int)
+    ranks[np.argsort(-values, kind="stable")] = np.arange(1, len(values) + 1)
+    return ranks
+
+
+def _title(words, profile):
+    return plain(f"{words}: {shortened([profile.layer])[0]}")

@@ -1,0 +1,234 @@
+"""Measures that compare single samples: LogDet entropy and mutual information of layers.
+
+They are computed at the end of a pass from the samples that it kept (`kept_samples`). Every mutual
+information comes with that of the same samples paired at random: what is left where nothing is
+known, because from few samples all estimates are too large.
+"""
+
+import dataclasses
+import functools
+import math
+
+import numpy as np
+from keras import ops, tree
+
+from keras_layer_entropy.kept_samples import KeptSamples, width
+from keras_layer_entropy.measures.logdet import (
+    logdet_entropy,
+    logdet_entropy_of_gram,
+    sample_gram,
+)
+from keras_layer_entropy.measures.mutual_information import kernel_information
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """What was kept of single samples, the same rows everywhere.
+
+    Attributes:
+        inputs: `[samples, features]`, what the model was given.
+        layers: list of `[samples, features]`, what each layer gave.
+        membership: `[samples, classes]`, weight of each sample in each class.
+    """
+
+    inputs: np.ndarray
+    layers: list
+    membership: np.ndarray
+
+
+def logdet(samples, beta=None):
+    """LogDet entropies and informations of layers (`measures.logdet`), nats.
+
+    Args:
+        samples: `Samples`.
+        beta: how much a variance counts; None for 100 times the number of input features.
+
+    Returns:
+        Name -> values. `logdet`: `[layers, classes]`, the entropy within each class, NaN for
+        a class without samples. The others are `[layers]`: `logdet_entropy` H(T); `logdet_input`
+        I(X; T); `logdet_labels` I(T; Y); `logdet_previous` I(T_before; T), NaN for the first
+        layer; each of the three also with `_shuffled`; `logdet_total_correlation` of all layers
+        up to this one.
+    """
+    beta = 100.0 * samples.inputs.shape[1] if beta is None else beta
+    inputs, labels = _View(samples.inputs, beta), _View(_one_hot(samples.membership), beta)
+    layers = [_View(rows, beta) for rows in samples.layers]
+    entropies = [view.entropy for view in layers]
+    found = {
+        "logdet": [_class_entropies(view, samples.membership) for view in layers],
+        "logdet_entropy": entropies,
+    }
+    others = {
+        "input": [inputs] * len(layers),
+        "labels": [labels] * len(layers),
+        "previous": [None, *layers[:-1]],
+    }
+    for name, row in others.items():
+        pairs = list(zip(row, layers, strict=True))
+        shuffled = [(other and other.shuffled(), view) for other, view in pairs]
+        found[f"logdet_{name}"] = [_information(*pair) for pair in pairs]
+        found[f"logdet_{name}_shuffled"] = [_information(*pair) for pair in shuffled]
+    joint = [_joint_entropy(layers[: i + 1]) for i in range(len(layers))]
+    found["logdet_total_correlation"] = np.maximum(np.cumsum(entropies) - joint, 0.0)
+    return found
+
+
+def mutual_information(samples, variance=0.1):
+    """Mutual information by kernel density (`measures.mutual_information`), bits.
+
+    Args:
+        samples: `Samples`.
+        variance: of the noise that is thought to be added to each unit.
+
+    Returns:
+        Name -> values. `mutual_information`: `[layers, classes]`, between the layer and whether
+        a sample is of the class. The others are `[layers]`: `mutual_information_input` I(X; T),
+        `mutual_information_labels` I(T; Y), and this with `_shuffled`.
+    """
+    membership = samples.membership
+    found = [kernel_information(rows, membership, variance) for rows in samples.layers]
+    # Kept samples come in random order: the label of a neighbour is that of any sample.
+    shuffled = [
+        kernel_information(rows, np.roll(membership, 1, axis=0), variance).labels
+        for rows in samples.layers
+    ]
+    return {
+        "mutual_information": [np.asarray(x.per_class) for x in found],
+        "mutual_information_input": [float(x.input) for x in found],
+        "mutual_information_labels": [float(x.labels) for x in found],
+        "mutual_information_labels_shuffled": [float(x) for x in shuffled],
+    }
+
+
+SAMPLE_MEASURES = {"logdet": logdet, "mutual_information": mutual_information}
+
+
+class SampleComparison:
+    """Keeps samples of a pass over a model, and measures them at its end.
+
+    Args:
+        measures: name -> options, some of `SAMPLE_MEASURES`, each with the number of `samples`.
+        activations: `probe.Activation` of each layer, of a first batch.
+        inputs: what the model is given, likewise.
+        num_classes: number of classes.
+
+    Raises:
+        ValueError: samples of no fixed size.
+
+    Attributes:
+        metric: `KeptSamples`.
+    """
+
+    def __init__(self, measures, activations, inputs, num_classes):
+        self._measures = measures
+        # The inputs may be large, and one measure alone looks at them.
+        self._reads_inputs = "logdet" in measures
+        self._sizes = None
+        given, layers = self._inputs(inputs), [a.output for a in activations]
+        self._check([*given, *layers])
+        self._widths = [sum(map(width, given)), *map(width, layers), num_classes]
+        self._most = max(options["samples"] for options in measures.values())
+        self.metric = None
+
+    @property
+    def size(self):
+        """Bytes of what is kept."""
+        return KeptSamples.size(self._widths, self._most)
+
+    def build(self):
+        """Makes the state."""
+        self.metric = KeptSamples(self._widths, self._most)
+
+    def update(self, features, inputs, membership):
+        """Adds a batch: `Activation.features()` of each layer, and weights `[batch, classes]`."""
+        if len(membership.shape) != 2:
+            raise ValueError(
+                f"There are labels or weights for every position, {tuple(membership.shape[:-1])}, "
+                f"but {', '.join(self._measures)} compares whole samples: pass num_classes=1, or "
+                "leave that measure out."
+            )
+        inputs, layers = self._inputs(inputs), [_unmasked(tensors) for tensors in features]
+        self._check([*inputs, *layers])
+        flat = [ops.reshape(ops.cast(x, "float32"), (-1, width(x))) for x in inputs]
+        counts = ops.any(membership > 0, axis=-1)
+        flat = ops.concatenate(flat, axis=-1) if flat else ops.zeros((ops.shape(counts)[0], 0))
+        self.metric.update_state([flat, *layers, membership], counts)
+
+    def results(self, measure):
+        """Name -> values of a measure."""
+        options = dict(self._measures[measure])
+        most = options.pop("samples")
+        inputs, *layers, membership = (rows[:most] for rows in self.metric.result())
+        return SAMPLE_MEASURES[measure](Samples(inputs, layers, membership), **options)
+
+    def _inputs(self, inputs):
+        """The tensors that the model is given, without texts."""
+        given = tree.flatten(inputs) if self._reads_inputs else []
+        tensors = [ops.convert_to_tensor(x) for x in given if x is not None]
+        return [x for x in tensors if "string" not in str(x.dtype)]
+
+    def _check(self, tensors):
+        shapes = [tuple(tensor.shape) for tensor in tensors]
+        sizes = [None if None in shape[1:] else math.prod(shape[1:]) for shape in shapes]
+        if None in sizes or self._sizes not in (None, sizes):
+            raise ValueError(
+                f"{', '.join(self._measures)} compares samples with one another, which have to be "
+                f"of one size; there are tensors of shape {shapes}: pad the samples to one length, "
+                "or leave that measure out."
+            )
+        self._sizes = sizes
+
+
+class _View:
+    """One tensor of the samples, as columns where they are few, else as products of samples."""
+
+    def __init__(self, rows, beta):
+        self.rows = np.asarray(rows, np.float64)
+        self.beta = beta
+
+    @functools.cached_property
+    def gram(self):
+        return np.asarray(sample_gram(self.rows))
+
+    @functools.cached_property
+    def entropy(self):
+        return _joint_entropy([self])
+
+    def shuffled(self):
+        """The same, every sample with the row of another."""
+        other = _View(np.roll(self.rows, 1, axis=0), self.beta)
+        other.entropy = self.entropy
+        if "gram" in vars(self):
+            other.gram = np.roll(self.gram, 1, axis=(0, 1))
+        return other
+
+
+def _unmasked(tensors):
+    """A layer's output, 0 where it is masked."""
+    output, mask = tensors["output"], tensors.get("mask")
+    if mask is None:
+        return output
+    mask = ops.reshape(mask, (*ops.shape(mask), *[1] * (len(output.shape) - len(mask.shape))))
+    return ops.where(mask, output, ops.zeros_like(output))
+
+
+def _joint_entropy(views):
+    samples, beta = len(views[0].rows), views[0].beta
+    if sum(view.rows.shape[1] for view in views) <= samples:
+        return float(logdet_entropy(np.concatenate([v.rows for v in views], axis=1), beta))
+    return float(logdet_entropy_of_gram(sum(view.gram for view in views), beta))
+
+
+def _information(one, other):
+    if one is None:
+        return np.nan
+    return max(one.entropy + other.entropy - _joint_entropy([one, other]), 0.0)
+
+
+def _class_entropies(view, membership):
+    rows = [view.rows[weight > 0] for weight in membership.T]
+    return [float(logdet_entropy(x, view.beta)) if len(x) else np.nan for x in rows]
+
+
+def _one_hot(membership):
+    return membership / membership.sum(axis=1, keepdims=True)
