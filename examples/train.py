@@ -10,7 +10,7 @@ import keras
 import studies
 
 from keras_layer_entropy import analyze_model, plots, save_model
-from keras_layer_entropy.statistics import MEASURES
+from keras_layer_entropy.measures.catalogue import ENTROPIES
 
 
 def run(config, workdir, overwrite=False):
@@ -23,7 +23,7 @@ def run(config, workdir, overwrite=False):
     monitor = studies.train(model, data, config, config.seed, callbacks=[log])
     save_model(model, folder / "saved_model", dataset=data.test.spec, overwrite=overwrite)
     profile = analyze_model(
-        model, data.test.arrays, measures=tuple(MEASURES), baseline=True, keep_patterns=True,
+        model, data.test.arrays, measures=ENTROPIES, baseline=True, keep_patterns=True,
         seed=config.seed, verbose=0,
     )  # fmt: skip
     profile.report(folder / "report.html", history=monitor.profiles, overwrite=overwrite)

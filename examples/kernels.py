@@ -1,0 +1,201 @@
+"""Which kernels of a convolution can be done without? Their information, and a check.
+
+python examples/kernels.py --config configs/kernels.py:full --workdir runs/kernels
+
+A LeNet-style network is trained, and after every epoch its kernels are looked at on validation
+data. Those that are flagged at the end, as redundant or as less effective, are set to 0, and the
+test accuracy is compared with that without as many random kernels of the same layer. Leaves
+results.md, results.json and, of the first seed, the figures.
+"""
+
+import contextlib
+import dataclasses
+
+import keras
+import numpy as np
+import studies
+
+from keras_layer_entropy import ActivationProbe, EntropyMonitor, UnitAnalyzer, analyze_model, plots
+
+FLAGS = ("redundant", "less effective")
+LAYERS = {"layers": keras.layers.Conv2D, "measures": ("feature_entropy",)}
+
+
+def run(config, workdir, overwrite=False):
+    """Trains and checks for each seed; returns the records in results.json."""
+    folder = studies.new_folder(workdir, overwrite)
+    data = studies.load(config)
+    held_out = tuple(part[: config.samples] for part in data.validation.arrays)
+    records = []
+    for seed in range(config.seeds):
+        keras.backend.clear_session()
+        keras.utils.set_random_seed(seed)
+        model = studies.build(config, config.hidden)
+        watch, callbacks = Watch(held_out), []
+        if seed == 0:  # whose figures are drawn
+            callbacks = [EntropyMonitor(held_out, **LAYERS)]
+        studies.train(model, data, config, seed, callbacks=[watch, *callbacks])
+        records += check(config, model, data.test.arrays, watch.history, seed)
+        for monitor in callbacks:
+            draw(config, folder, model, held_out, watch.history, monitor.profiles)
+    studies.write(folder, records, tables(config, records))
+    return records
+
+
+class Watch(keras.callbacks.Callback):
+    """Looks at the kernels before training and after every epoch.
+
+    Attributes:
+        history: layer -> list of `UnitProfile`, the untrained network's first.
+    """
+
+    def __init__(self, data):
+        super().__init__()
+        self._data = data
+        self._analyzer = None
+        self.history = {}
+
+    def on_train_begin(self, logs=None):
+        self._analyzer = UnitAnalyzer(self.model)
+        self._look(epoch=-1)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._look(epoch)
+
+    def _look(self, epoch):
+        for profile in self._analyzer.analyze(self._data, verbose=0):
+            profile = dataclasses.replace(profile, epoch=epoch)
+            self.history.setdefault(profile.layer, []).append(profile)
+
+
+def flagged(history):
+    """Flag -> the kernels of a layer that have it, from its profiles over the epochs."""
+    *earlier, last = history
+    trained = [profile for profile in earlier if profile.epoch >= 0]
+    marks = (last.redundant().redundant, last.less_effective(trained))
+    return {flag: np.flatnonzero(mark) for flag, mark in zip(FLAGS, marks, strict=True)}
+
+
+def check(config, model, test, histories, seed):
+    """The records of a trained network: one per layer and flag."""
+    accuracy = studies.accuracy(model, test)
+    records = []
+    for name, history in histories.items():
+        layer, (first, last) = model.get_layer(name), (history[0], history[-1])
+        for flag, kernels in flagged(history).items():
+            random = np.random.default_rng(seed)
+            draws = [
+                random.choice(last.units, len(kernels), replace=False)
+                for _ in range(config.draws if len(kernels) else 0)
+            ]
+            records.append({
+                "seed": seed, "layer": name, "units": last.units, "flag": flag,
+                "kernels": kernels.tolist(), "accuracy": accuracy,
+                "without": accuracy_without(model, layer, kernels, test),
+                "without_random": [accuracy_without(model, layer, d, test) for d in draws],
+                "labels": last.labels.tolist(),
+                "labels_untrained": first.labels.tolist(),
+                "labels_shuffled": last.labels_shuffled.tolist(),
+                "input": last.input.tolist(),
+                "input_untrained": first.input.tolist(),
+                "feature_entropy": last.mean_feature_entropy.tolist(),
+                "feature_entropy_untrained": first.mean_feature_entropy.tolist(),
+            })  # fmt: skip
+            print(f"seed {seed}, {name}, {flag}: {kernels.tolist()}", flush=True)
+    return records
+
+
+def accuracy_without(model, layer, kernels, test):
+    """Test accuracy with some kernels of a layer set to 0."""
+    with zeroed(layer, kernels):
+        return studies.accuracy(model, test)
+
+
+@contextlib.contextmanager
+def zeroed(layer, kernels):
+    """Inside the block these kernels of a convolution give 0 (ReLU of 0); afterwards as before."""
+    before = layer.get_weights()
+    after = [weights.copy() for weights in before]
+    for weights in after:  # the kernel and the bias, both with the units last
+        weights[..., kernels] = 0
+    layer.set_weights(after)
+    try:
+        yield
+    finally:
+        layer.set_weights(before)
+
+
+def draw(config, folder, model, held_out, histories, profiles):
+    """The figures of a trained network."""
+    images = held_out[0][: config.images]
+    maps = ActivationProbe(model, list(histories)).predict(images, verbose=0)
+    profile = analyze_model(model, held_out, baseline=True, verbose=0, **LAYERS)
+    figures = {
+        "feature_entropy_depth": plots.feature_entropy_by_depth(profile),
+        "feature_entropy_epochs": plots.feature_entropy_and_loss(profiles),
+    }
+    for name, history in histories.items():
+        last = history[-1]
+        less_effective = np.isin(np.arange(last.units), flagged(history)["less effective"])
+        figures |= {
+            f"{name}_information": plots.unit_information(history),
+            f"{name}_classes": plots.unit_classes(last),
+            f"{name}_ranks": plots.unit_ranks(history),
+            f"{name}_pairs": plots.unit_pairs(last, less_effective),
+            f"{name}_ranking": plots.unit_ranking(last, images, maps[name]),
+        }
+    for name, figure in figures.items():
+        studies.draw(folder, f"{name}.png", figure)
+
+
+def tables(config, records):
+    """The tables of results.md: what flags are worth, and what kernels tell."""
+    layers = list(dict.fromkeys(r["layer"] for r in records))
+    order = [(layer, flag) for layer in layers for flag in FLAGS]
+    ordered = sorted(records, key=lambda r: order.index((r["layer"], r["flag"])))
+    rows = [
+        [
+            r["seed"],
+            r["layer"],
+            r["flag"],
+            f"{len(r['kernels'])} of {r['units']}",
+            f"{r['accuracy']:.4f}",
+            f"{r['without']:.4f}",
+            studies.mean_sd(r["without_random"]),
+        ]
+        for r in ordered
+    ]
+    header = ["seed", "layer", "flag", "kernels", "all", "without flagged", "without random"]
+    words = (
+        f"{config.dataset}, {config.seeds} seeds. Test accuracy with all kernels, with the flagged "
+        f"kernels of a layer set to 0, and with as many random ones ({config.draws} draws, mean ± "
+        "s.d.):"
+    )
+    parts = [words, studies.markdown(header, rows)]
+    parts.append(
+        "Mean over the kernels of a layer, then over the seeds (± s.d.); shuffled: with the labels "
+        "of other images:"
+    )
+    rows = []
+    for layer in layers:
+        have = [r for r in records if (r["layer"], r["flag"]) == (layer, FLAGS[0])]
+        for words, key, unit in (
+            ("I(kernel; labels)", "labels", "bits"),
+            ("I(input; kernel)", "input", "bits"),
+            ("feature entropy", "feature_entropy", "nats"),
+        ):
+            found = [
+                studies.mean_sd([float(np.nanmean(r[name])) for r in have], 3)
+                if name in have[0]
+                else "-"
+                for name in (key, f"{key}_untrained", f"{key}_shuffled")
+            ]
+            rows.append([layer, f"{words}, {unit}", *found])
+    parts.append(
+        studies.markdown(["layer", "measure", "trained", "untrained", "shuffled labels"], rows)
+    )
+    return "\n\n".join(parts)
+
+
+if __name__ == "__main__":
+    studies.main(run, "configs/kernels.py", "runs/kernels")
