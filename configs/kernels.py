@@ -19,6 +19,6 @@ def get_config(preset="full"):
     config.epochs = 2 if small else 6
     config.seeds = 1 if small else 3
     config.samples = 2000  # of the validation data, to look at the kernels with
-    config.draws = 3 if small else 20  # random kernels, to compare the flagged ones with
+    config.draws = 3 if small else 20  # random kernels, to compare the chosen ones with
     config.images = 6  # whose maps are drawn
     return config

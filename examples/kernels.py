@@ -3,7 +3,8 @@
 python examples/kernels.py --config configs/kernels.py:full --workdir runs/kernels
 
 A LeNet-style network is trained, and after every epoch its kernels are looked at on validation
-data. Those that are flagged at the end, as redundant or as less effective, are set to 0, and the
+data. Those flagged at the end, as redundant or as less effective, are set to 0, and so is
+the quarter of each layer that tells least of the labels or has the highest feature entropy; the
 test accuracy is compared with that without as many random kernels of the same layer. Leaves
 results.md, results.json and, of the first seed, the figures.
 """
@@ -17,7 +18,7 @@ import studies
 
 from keras_layer_entropy import ActivationProbe, EntropyMonitor, UnitAnalyzer, analyze_model, plots
 
-FLAGS = ("redundant", "less effective")
+CHOICES = ("redundant", "less effective", "least information", "highest feature entropy")
 LAYERS = {"layers": keras.layers.Conv2D, "measures": ("feature_entropy",)}
 
 
@@ -68,28 +69,33 @@ class Watch(keras.callbacks.Callback):
             self.history.setdefault(profile.layer, []).append(profile)
 
 
-def flagged(history):
-    """Flag -> the kernels of a layer that have it, from its profiles over the epochs."""
+def chosen(history):
+    """Choice -> the kernels of a layer that it falls on, from the layer's profiles over epochs."""
     *earlier, last = history
     trained = [profile for profile in earlier if profile.epoch >= 0]
-    marks = (last.redundant().redundant, last.less_effective(trained))
-    return {flag: np.flatnonzero(mark) for flag, mark in zip(FLAGS, marks, strict=True)}
+    quarter = max(1, last.units // 4)
+    return {
+        "redundant": np.flatnonzero(last.redundant().redundant),
+        "less effective": np.flatnonzero(last.less_effective(trained)),
+        "least information": np.argsort(last.labels)[:quarter],
+        "highest feature entropy": np.argsort(-last.mean_feature_entropy, kind="stable")[:quarter],
+    }
 
 
 def check(config, model, test, histories, seed):
-    """The records of a trained network: one per layer and flag."""
+    """The records of a trained network: one per layer and choice of kernels."""
     accuracy = studies.accuracy(model, test)
     records = []
     for name, history in histories.items():
         layer, (first, last) = model.get_layer(name), (history[0], history[-1])
-        for flag, kernels in flagged(history).items():
+        for choice, kernels in chosen(history).items():
             random = np.random.default_rng(seed)
             draws = [
                 random.choice(last.units, len(kernels), replace=False)
                 for _ in range(config.draws if len(kernels) else 0)
             ]
             records.append({
-                "seed": seed, "layer": name, "units": last.units, "flag": flag,
+                "seed": seed, "layer": name, "units": last.units, "choice": choice,
                 "kernels": kernels.tolist(), "accuracy": accuracy,
                 "without": accuracy_without(model, layer, kernels, test),
                 "without_random": [accuracy_without(model, layer, d, test) for d in draws],
@@ -101,7 +107,7 @@ def check(config, model, test, histories, seed):
                 "feature_entropy": last.mean_feature_entropy.tolist(),
                 "feature_entropy_untrained": first.mean_feature_entropy.tolist(),
             })  # fmt: skip
-            print(f"seed {seed}, {name}, {flag}: {kernels.tolist()}", flush=True)
+            print(f"seed {seed}, {name}, {choice}: {kernels.tolist()}", flush=True)
     return records
 
 
@@ -136,7 +142,7 @@ def draw(config, folder, model, held_out, histories, profiles):
     }
     for name, history in histories.items():
         last = history[-1]
-        less_effective = np.isin(np.arange(last.units), flagged(history)["less effective"])
+        less_effective = np.isin(np.arange(last.units), chosen(history)["less effective"])
         figures |= {
             f"{name}_information": plots.unit_information(history),
             f"{name}_classes": plots.unit_classes(last),
@@ -149,15 +155,15 @@ def draw(config, folder, model, held_out, histories, profiles):
 
 
 def tables(config, records):
-    """The tables of results.md: what flags are worth, and what kernels tell."""
+    """The tables of results.md: what the choices are worth, and what kernels tell."""
     layers = list(dict.fromkeys(r["layer"] for r in records))
-    order = [(layer, flag) for layer in layers for flag in FLAGS]
-    ordered = sorted(records, key=lambda r: order.index((r["layer"], r["flag"])))
+    order = [(layer, choice) for layer in layers for choice in CHOICES]
+    ordered = sorted(records, key=lambda r: order.index((r["layer"], r["choice"])))
     rows = [
         [
             r["seed"],
             r["layer"],
-            r["flag"],
+            r["choice"],
             f"{len(r['kernels'])} of {r['units']}",
             f"{r['accuracy']:.4f}",
             f"{r['without']:.4f}",
@@ -165,9 +171,9 @@ def tables(config, records):
         ]
         for r in ordered
     ]
-    header = ["seed", "layer", "flag", "kernels", "all", "without flagged", "without random"]
+    header = ["seed", "layer", "chosen", "kernels", "all", "without these", "without random"]
     words = (
-        f"{config.dataset}, {config.seeds} seeds. Test accuracy with all kernels, with the flagged "
+        f"{config.dataset}, {config.seeds} seeds. Test accuracy with all kernels, with the chosen "
         f"kernels of a layer set to 0, and with as many random ones ({config.draws} draws, mean ± "
         "s.d.):"
     )
@@ -178,7 +184,7 @@ def tables(config, records):
     )
     rows = []
     for layer in layers:
-        have = [r for r in records if (r["layer"], r["flag"]) == (layer, FLAGS[0])]
+        have = [r for r in records if (r["layer"], r["choice"]) == (layer, CHOICES[0])]
         for words, key, unit in (
             ("I(kernel; labels)", "labels", "bits"),
             ("I(input; kernel)", "input", "bits"),

@@ -26,12 +26,17 @@ def profile(epoch, labels, pairwise=0.0):
 
 def test_run(tmp_path):
     config = importlib.import_module("configs.kernels").get_config("smoke")
-    records = importlib.import_module("kernels").run(config, tmp_path)
-    assert [(r["layer"], r["flag"]) for r in records] == [
-        (layer, flag) for layer in ("conv_1", "conv_2") for flag in ("redundant", "less effective")
+    kernels = importlib.import_module("kernels")
+    records = kernels.run(config, tmp_path)
+    assert [(r["layer"], r["choice"]) for r in records] == [
+        (layer, choice) for layer in ("conv_1", "conv_2") for choice in kernels.CHOICES
     ]
-    for record, units in zip(records, (6, 6, 16, 16), strict=True):
+    for record in records:
+        units = {"conv_1": 6, "conv_2": 16}[record["layer"]]
         assert len(record["labels"]) == len(record["labels_untrained"]) == units
+        if record["choice"] == "least information":
+            least = np.argsort(record["labels"])[: units // 4]
+            assert sorted(record["kernels"]) == sorted(least)
         assert len(record["without_random"]) == (config.draws if record["kernels"] else 0)
         if not record["kernels"]:
             assert record["without"] == record["accuracy"]
@@ -48,16 +53,15 @@ def test_run(tmp_path):
 
 
 def test_flags_know_the_epochs_of_training_alone():
-    flagged = importlib.import_module("kernels").flagged
+    chosen = importlib.import_module("kernels").chosen
     # Unit 2 tells little after both epochs; what it told by chance before does not count.
     history = [
         profile(-1, [0.1, 0.1, 0.9]), profile(0, [0.5, 0.5, 0.0]), profile(1, [1.0, 0.9, 0.05], 1.9)
     ]  # fmt: skip
-    found = flagged(history)
-    assert {flag: kernels.tolist() for flag, kernels in found.items()} == {
-        "redundant": [1],
-        "less effective": [2],
-    }
+    found = {choice: kernels.tolist() for choice, kernels in chosen(history).items()}
+    assert found["redundant"] == [1]
+    assert found["less effective"] == found["least information"] == [2]
+    assert found["highest feature entropy"] == [0]  # all are the same: the first
 
 
 def test_kernels_are_zeroed_for_a_while(random):
@@ -91,7 +95,7 @@ def test_as_many_random_kernels_are_compared(random):
     )  # fmt: skip
     test = random.normal(size=(20, 4, 4, 1)).astype("float32"), np.arange(20) % 2
     history = [profile(-1, [0.1] * 3), profile(0, [1.0, 0.9, 0.8], pairwise=1.9)]
-    redundant, little = kernels.check(config, model, test, {"conv_1": history}, seed=0)
+    redundant, little, *_ = kernels.check(config, model, test, {"conv_1": history}, seed=0)
     assert redundant["kernels"] == [1]
     layer = model.get_layer("conv_1")
     single = [kernels.accuracy_without(model, layer, [unit], test) for unit in range(3)]

@@ -107,3 +107,36 @@ def test_an_example_is_a_command(tmp_path):
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode != 0
     assert "choose another --workdir or --overwrite" in again.stderr
+
+
+def test_information_plane(tmp_path):
+    records = run("information_plane", "information", tmp_path)
+    networks = list(dict.fromkeys(r["network"] for r in records))
+    assert networks == [
+        f"{activation}, {state}"
+        for activation in ("tanh", "relu")
+        for state in ("untrained", "trained on labels", "trained on shuffled labels")
+    ]
+    by_network = {r["network"]: r for r in records if r["layer"] == "output"}
+    # Two epochs are enough for the outputs to know more of the labels than before, and than with
+    # labels that say nothing.
+    for activation in ("tanh", "relu"):
+        known = {
+            state: by_network[f"{activation}, {state}"]["mutual_information_labels"]
+            for state in ("untrained", "trained on labels", "trained on shuffled labels")
+        }
+        assert known["trained on labels"] > known["untrained"]
+        assert known["trained on labels"] > known["trained on shuffled labels"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *(f"layer_to_layer_{activation}.png" for activation in ("relu", "tanh")),
+        *(
+            f"plane_{estimator}_{activation}.png"
+            for estimator in ("logdet", "mutual_information")
+            for activation in ("relu", "tanh")
+        ),
+        "results.json",
+        "results.md",
+    ]
+    text = (tmp_path / "results.md").read_text()
+    value = records[0]["logdet_input"], records[0]["logdet_input_shuffled"]
+    assert "{:.2f} ({:.2f})".format(*value) in text
