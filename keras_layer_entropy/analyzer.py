@@ -113,15 +113,15 @@ class EntropyAnalyzer:
         profile = self._measure(source, steps, verbose)
         if baseline:
             with untrained(self.model, seed):
-                twin = self._measure(source, steps, verbose=0)
+                twin = self._measure(source, steps, verbose=0, again=True)
             settings = {**profile.settings, "baseline_seed": seed}
             profile = dataclasses.replace(profile, baseline=twin, settings=settings)
         return profile
 
-    def _measure(self, source, steps, verbose):
+    def _measure(self, source, steps, verbose, again=False):
         self._statistics.reset()
         metrics = self._pass.run(source, steps, verbose)
-        return self._statistics.profile(metrics if self._pass.measures_model else {})
+        return self._statistics.profile(metrics if self._pass.measures_model else {}, again=again)
 
     def _prepare(self, x, y, sample_weight):
         """Builds everything on a batch, so that the pass itself only compiles and runs."""

@@ -168,8 +168,11 @@ class ModelStatistics:
         for statistic in self.metrics:
             statistic.reset_state()
 
-    def profile(self, metrics=None, epoch=None):
-        """What was accumulated, as an `EntropyProfile`; errors and warnings about the data."""
+    def profile(self, metrics=None, epoch=None, again=False):
+        """What was accumulated, as an `EntropyProfile`; errors and warnings.
+
+        Where the same data and layers are measured `again`, what is missing in them was said.
+        """
         count = self._label_statistic.counts()
         names = ("all",) if self._labels.kind == "none" else tuple(map(str, range(len(count))))
         values, layer_values = self._results()
@@ -199,7 +202,9 @@ class ModelStatistics:
                 "measures": {m: options for m, options in self._measures.items() if options},
             },
         )
-        self._warn(profile)
+        if not again:
+            self._warn_of_what_is_missing(profile)
+        self._warn_of_what_is_not_finite(profile)
         return profile
 
     def _results(self):
@@ -222,7 +227,7 @@ class ModelStatistics:
     def _none(self):
         return np.full(self._labels.num_classes, np.nan)
 
-    def _warn(self, profile):
+    def _warn_of_what_is_missing(self, profile):
         absent = [name for name, n in zip(profile.classes, profile.count, strict=True) if not n]
         if absent:
             warnings.warn(
@@ -237,6 +242,9 @@ class ModelStatistics:
                     "[height, width, units]: choose convolutions with layers=.",
                     stacklevel=4,
                 )
+
+    def _warn_of_what_is_not_finite(self, profile):
+        for measure in profile.values:
             unknown = (np.isnan(profile.values[measure]) & (profile.count > 0)).any(axis=0)
             if measure in SAMPLE_MEASURES and unknown.any():
                 names = [profile.classes[i] for i in np.flatnonzero(unknown)]

@@ -78,6 +78,7 @@ def test_one_pass_measures_everything(random):
                 np.testing.assert_allclose(have, values, rtol=2e-3, atol=2e-3, err_msg=name)
 
 
+@pytest.mark.tensorflow
 def test_batches_and_compiling_change_nothing(random):
     model, (x, y) = small_cnn(), images(random, 90)
     measures = ("logdet", "mutual_information", "feature_entropy")
@@ -91,6 +92,7 @@ def test_batches_and_compiling_change_nothing(random):
         np.testing.assert_allclose(many.layer_values[name], values, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.tensorflow
 def test_maps_that_are_not_square_are_resized(random):
     model, (x, y) = small_cnn(6, 9), images(random, height=6, width=9)
     profile = analyze_model(model, (x, y), measures="feature_entropy", verbose=0)
@@ -100,6 +102,7 @@ def test_maps_that_are_not_square_are_resized(random):
     np.testing.assert_allclose(profile.values["feature_entropy"][0], want, atol=1e-5)
 
 
+@pytest.mark.tensorflow
 def test_noise_is_that_of_maps_of_the_same_size(random):
     model, data = small_cnn(), images(random)
     profile = analyze_model(model, data, measures="feature_entropy", verbose=0)
@@ -110,6 +113,7 @@ def test_noise_is_that_of_maps_of_the_same_size(random):
     assert np.isnan(noise[1:]).all()
 
 
+@pytest.mark.tensorflow
 def test_options(random):
     model, data = small_cnn(), images(random, 200)
     measures = {"logdet": {"beta": 2.0, "samples": 50}, "mutual_information": {"variance": 0.5}}
@@ -130,6 +134,7 @@ def test_options(random):
             check_measures(wrong)
 
 
+@pytest.mark.tensorflow
 def test_samples_of_weight_0_are_not_compared(random):
     model, (x, y) = small_cnn(), images(random)
     weight = np.float32(np.arange(60) % 2)
@@ -139,6 +144,7 @@ def test_samples_of_weight_0_are_not_compared(random):
         np.testing.assert_allclose(half.layer_values[name], alone.layer_values[name], rtol=1e-3)
 
 
+@pytest.mark.tensorflow
 def test_masked_positions_are_zero(random):
     model = keras.Sequential(
         [
@@ -157,6 +163,7 @@ def test_masked_positions_are_zero(random):
     np.testing.assert_allclose(profile.layer_values["logdet_entropy"][0], want, rtol=1e-3)
 
 
+@pytest.mark.tensorflow
 def test_labels_for_each_position_cannot_be_compared(random):
     model = keras.Sequential([keras.Input((5, 4)), layers.Dense(3, name="dense")])
     data = random.normal(size=(20, 5, 4)), random.integers(0, 3, (20, 5))
@@ -177,6 +184,7 @@ def test_samples_of_different_size_cannot_be_compared(random):
         analyze_model(model, data, measures="logdet", verbose=0)
 
 
+@pytest.mark.tensorflow
 def test_what_needs_maps_says_so_where_there_are_none(random):
     model = keras.Sequential([keras.Input((4,)), layers.Dense(3, name="dense")])
     data = random.normal(size=(30, 4)), np.arange(30) % 3
@@ -185,6 +193,7 @@ def test_what_needs_maps_says_so_where_there_are_none(random):
     assert np.isnan(profile.values["feature_entropy"]).all()
 
 
+@pytest.mark.tensorflow
 def test_activations_that_are_not_finite_are_told(random):
     model, (x, y) = small_cnn(activation="tanh"), images(random)  # ReLU may turn NaN into 0
     x[y == 1] = np.nan
@@ -196,12 +205,14 @@ def test_activations_that_are_not_finite_are_told(random):
     assert np.isnan(profile.values["feature_entropy"][0]).tolist() == [False, True, False]
 
 
+@pytest.mark.tensorflow
 def test_too_many_samples_are_refused(random):
     model, data = small_cnn(), images(random)
     with pytest.raises(ValueError, match=r"GiB: .* or keep fewer samples for logdet"):
         analyze_model(model, data, measures={"logdet": {"samples": 10**8}}, verbose=0)
 
 
+@pytest.mark.tensorflow
 def test_save_and_load_and_twin(random, tmp_path):
     measures = ("activation_entropy", "logdet", "feature_entropy")
     profile = analyze_model(
@@ -267,8 +278,9 @@ def test_command_line(tmp_path):
             "--output", tmp_path / "result", "--report", tmp_path / "report.html",
         )  # fmt: skip
     assert code == 0, err
-    for measure, unit in (("logdet", "nats"), ("mutual_information", "bits")):
-        assert f"{measure}, layers as a whole ({unit})" in out
+    for measure in ("logdet", "mutual_information", "feature_entropy"):
+        assert f"{DESCRIPTIONS[measure].title} ({DESCRIPTIONS[measure].unit})" in out
+    assert "…" not in out  # nothing is cut in a terminal of 80 columns
     profile = EntropyProfile.load(tmp_path / "result" / "profile.json")
     assert list(profile.values) == names
     with open(tmp_path / "result" / "profile.csv") as file:

@@ -1,9 +1,8 @@
 """Figures of the numbers of whole layers: information on inputs, labels and other layers."""
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import ListedColormap, Normalize
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -15,15 +14,16 @@ from keras_layer_entropy.measures.catalogue import (
 from keras_layer_entropy.plots.style import (
     CYCLE,
     GRID,
+    ORDER,
     bare,
+    from_zero,
     layer_labels,
     layer_ticks,
     layers_width,
     plain,
+    spread_out,
 )
 
-# Without the yellow end, which is hard to see on white.
-_EPOCHS = ListedColormap(colormaps["viridis"](np.linspace(0.0, 0.92, 256)))
 _MARKERS = "osD^vP*Xph8<>"
 _ESTIMATORS = {"mutual_information": "kernel density", "logdet": "LogDet"}
 _AXES = {"input": "I(input; layer)", "previous": "I(layer before; layer)"}
@@ -139,7 +139,11 @@ def layer_values(profile, measure, title=None):
     for axes, unit in zip(panels, units, strict=True):
         layer_ticks(axes, labels)
         axes.set_ylabel(unit)
-        axes.set_ylim(bottom=0)
+        shown = [n for n in names if LAYER_DESCRIPTIONS[n].unit == unit]
+        if spread_out(np.concatenate([profile.layer_values[name] for name in shown])):
+            axes.set_yscale("log")
+        else:
+            from_zero(axes)
         bare(axes)
     panels[0].set_title(title or f"{DESCRIPTIONS[measure].title}: layers as a whole", loc="left")
     figure.legend(loc="outside lower center", ncols=4, frameon=False)
@@ -167,7 +171,7 @@ def _plane(profiles, measure, across, title):
     figure = Figure(figsize=(7.0, 4.6), layout="constrained")
     axes = figure.add_subplot()
     norm = Normalize(epochs[0], max(epochs[-1], epochs[0] + 1))
-    colors = _EPOCHS(norm(epochs))
+    colors = ORDER(norm(epochs))
     for row, color in enumerate(colors):
         axes.plot(x[row, shown], y[row, shown], "-", color=color, lw=0.6, alpha=0.5, zorder=2)
     for layer in shown:
@@ -177,18 +181,17 @@ def _plane(profiles, measure, across, title):
     unit = DESCRIPTIONS[measure].unit
     axes.set_xlabel(f"{_AXES[across]}, {unit}")
     axes.set_ylabel(f"I(layer; labels), {unit}")
-    largest, positive = np.nanmax(x, initial=1e-3), x[x > 0]
-    if len(positive) and largest > 20 * np.median(positive):  # a wide layer among narrow ones
+    if spread_out(x):  # a wide layer among narrow ones
         axes.set_xscale("log")
     else:
-        axes.set_xlim(0, 1.05 * largest)
+        axes.set_xlim(0, 1.05 * np.nanmax(x, initial=1e-3))
     axes.set_ylim(0, 1.08 * np.nanmax(y, initial=1e-3))
     if measure == "mutual_information":
         _bound(axes, profiles[0])
     bare(axes)
     axes.set_title(plain(title), loc="left")
     if len(profiles) > 1:
-        bar = figure.colorbar(ScalarMappable(norm, _EPOCHS), ax=axes, label="epoch")
+        bar = figure.colorbar(ScalarMappable(norm, ORDER), ax=axes, label="epoch")
         bar.ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure

@@ -3,6 +3,8 @@
 import posixpath
 
 import numpy as np
+from matplotlib import colormaps
+from matplotlib.colors import ListedColormap
 
 from keras_layer_entropy.measures.catalogue import DESCRIPTIONS
 
@@ -10,6 +12,8 @@ from keras_layer_entropy.measures.catalogue import DESCRIPTIONS
 BLUE, VERMILION, PALE_BLUE = "#0072B2", "#D55E00", "#7FB2D5"
 CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 GRID = "#E4E4E4"
+# What comes one after another; without the yellow end, which is hard to see on white.
+ORDER = ListedColormap(colormaps["viridis"](np.linspace(0.0, 0.92, 256)))
 
 
 def plain(text):
@@ -79,6 +83,18 @@ def set_limits(axes, profile, measure):
     """The y axis from the smallest to the largest possible value, a little more for the marks."""
     if (found := limits(profile, measure)) is not None:
         axes.set_ylim(found[0] - 0.03 * found[1], 1.03 * found[1])
+
+
+def from_zero(axes):
+    """The y axis from 0 to a little above what is drawn."""
+    top = axes.dataLim.y1
+    axes.set_ylim(0, 1.08 * top if np.isfinite(top) and top > 0 else 1.0)
+
+
+def spread_out(values):
+    """Whether a few values are so much larger than the others that these need a log scale."""
+    positive = values[values > 0]
+    return len(positive) > 0 and positive.max() > 10 * np.median(positive)
 
 
 def short(value):

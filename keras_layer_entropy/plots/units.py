@@ -2,7 +2,6 @@
 
 import numpy as np
 from matplotlib import colormaps
-from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
@@ -11,8 +10,10 @@ from keras_layer_entropy.plots.style import (
     BLUE,
     CYCLE,
     GRID,
+    ORDER,
     VERMILION,
     bare,
+    from_zero,
     layer_labels,
     layer_ticks,
     layers_width,
@@ -24,8 +25,6 @@ from keras_layer_entropy.plots.style import (
 _LABELS, _INPUT = "I(unit; labels), bits", "I(input; unit), bits"
 _MOST_TICKS = 32
 _MOST_IMAGES = 6
-# Without the yellow end, which is hard to see on white.
-_ORDER = ListedColormap(colormaps["viridis"](np.linspace(0.0, 0.92, 256)))
 _MARKERS = "osD^vP*X"
 
 
@@ -155,7 +154,7 @@ def unit_ranks(profiles, title=None):
     step = -(-units // _MOST_TICKS)
     for unit in range(units):
         last = ranks[-1, unit]
-        color = _ORDER((last - 1) / max(units - 1, 1))
+        color = ORDER((last - 1) / max(units - 1, 1))
         axes.plot(epochs, ranks[:, unit], "o-", color=color, lw=1.8, markersize=4, label=str(unit))
         if (last - 1) % step == 0:
             axes.annotate(
@@ -383,7 +382,7 @@ def feature_entropy_by_depth(profile, title=None):
         depth, profile.layer_values["feature_entropy_noise"][shown], "^:", color="0.4", lw=1.6,
         ms=4.5, label="noise of the same size",
     )  # fmt: skip
-    upper.set_ylim(bottom=0)
+    from_zero(upper)
     upper.set_ylabel("feature entropy (nats)")
     lower.set_ylabel("selective rate")
     lower.set_ylim(-0.03, 1.03)
@@ -446,10 +445,10 @@ def feature_entropy_and_loss(profiles, title=None):
             color=CYCLE[place % len(CYCLE)], label=layer_labels(profiles[0])[layer],
         )  # fmt: skip
     lower.plot(epochs, [profile.metrics["loss"] for profile in profiles], "o-", color="0.3", ms=4.5)
-    upper.set_ylim(bottom=0)
+    from_zero(upper)
     upper.set_ylabel("feature entropy (nats)")
     lower.set_ylabel("loss")
-    lower.set_ylim(0, 1.08 * np.nanmax([profile.metrics["loss"] for profile in profiles]))
+    from_zero(lower)
     _epoch_axis(lower, epochs, epochs)
     for axes in (upper, lower):
         bare(axes)

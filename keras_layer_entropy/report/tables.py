@@ -4,7 +4,7 @@ import numpy as np
 import rich.box
 import rich.table
 
-from keras_layer_entropy.measures.catalogue import DESCRIPTIONS, layer_value_names
+from keras_layer_entropy.measures.catalogue import DESCRIPTIONS, ENTROPIES, layer_value_names
 from keras_layer_entropy.profile import FLAT_TOLERANCE
 from keras_layer_entropy.report.verdict import verdict
 
@@ -18,7 +18,7 @@ def table(profile, tolerance=FLAT_TOLERANCE):
 
     Returns:
         `rich.table.Table`: layer, units, mean, lowest and highest class, gradient, verdict; and a
-        column for each other measure and for the untrained twin.
+        column for each other entropy and for the untrained twin.
 
     Example:
 
@@ -30,7 +30,7 @@ def table(profile, tolerance=FLAT_TOLERANCE):
     >>> [column.header for column in table(profile).columns][:4]
     ['layer', 'units', 'mean', 'min\\n(class)']
     """
-    others = [name for name in profile.values if name != "activation_entropy"]
+    others = [name for name in ENTROPIES[1:] if name in profile.values]
     title = f"Activation entropy ({profile.unit}) of {int(profile.count.sum())} samples"
     result = _table_of_layers(title)
     for name in ("units", "mean", "min\n(class)", "max\n(class)", "gradient"):
@@ -54,13 +54,13 @@ def table(profile, tolerance=FLAT_TOLERANCE):
 
 
 def layer_value_tables(profile):
-    """What came with the measures for the layers as a whole: a `rich.table.Table` per measure.
+    """The measures that bring numbers of layers as a whole: a `rich.table.Table` for each.
 
     Args:
         profile: `EntropyProfile`.
 
     Returns:
-        List of `rich.table.Table`; empty for measures that have values for classes alone.
+        List of `rich.table.Table`: layer, mean over the classes, and these numbers.
     """
     return [
         _layer_value_table(profile, measure, names)
@@ -70,12 +70,14 @@ def layer_value_tables(profile):
 
 
 def _layer_value_table(profile, measure, names):
-    result = _table_of_layers(f"{measure}, layers as a whole ({DESCRIPTIONS[measure].unit})")
+    result = _table_of_layers(f"{DESCRIPTIONS[measure].title} ({DESCRIPTIONS[measure].unit})")
+    result.add_column("mean of\nclasses", justify="right", no_wrap=True)
     for name in names:
         header = name.removeprefix(f"{measure}_").replace("_", "\n")
         result.add_column(header, justify="right", no_wrap=True)
     for row, layer in enumerate(profile.layers):
-        result.add_row(layer, *(_number(profile.layer_values[name][row]) for name in names))
+        values = [profile.mean_of(measure), *(profile.layer_values[name] for name in names)]
+        result.add_row(layer, *(_number(column[row]) for column in values))
     return result
 
 
@@ -143,4 +145,5 @@ def _extreme(profile, row, choose):
 
 
 def _number(value, sign=False):
-    return "-" if np.isnan(value) else f"{value:+.3f}" if sign else f"{value:.3f}"
+    digits = 3 if abs(value) < 100 else 1  # a row is to fit into 80 columns
+    return "-" if np.isnan(value) else f"{value:{'+' if sign else ''}.{digits}f}"

@@ -227,7 +227,7 @@ def test_a_graph_for_batches_of_any_size(random):
 @pytest.mark.tensorflow  # memory: 512 units, 100 images, and how tied maps are taken in parts
 def test_a_whole_layer_in_one_call(random):
     maps = random.normal(size=(512, 100, 14, 14)).astype("float32")
-    maps[:, ::10] = np.round(8 * maps[:, ::10])
+    maps[:, ::3] = np.round(6 * maps[:, ::3])  # more than are taken up at a time
     found = births(maps)
     some = np.linspace(0, 51_199, 300).astype(int)
     np.testing.assert_array_equal(found.ravel()[some], references(maps.reshape(-1, 14, 14)[some]))
