@@ -57,7 +57,8 @@ class EntropyAnalyzer:
     Args:
         model: any Keras model.
         layers: as for `ActivationProbe`; None for every `Dense`, and every `Conv2D` where
-            feature_entropy, which is of convolutions, is among the measures.
+            feature_entropy is among the measures (these without activation, instability and state
+            entropy, unless there is no Dense layer).
         num_classes: number of classes, None to take it from the model's output; 1 for one class
             of everything; `{key: number or None}` to choose whose labels count where there are
             several outputs.
@@ -94,7 +95,13 @@ class EntropyAnalyzer:
     ):
         self.model = model
         self._statistics = ModelStatistics(
-            model, num_classes, measures, pattern, normalization, keep_patterns
+            model,
+            num_classes,
+            measures,
+            pattern,
+            normalization,
+            keep_patterns,
+            layers_chosen=layers is not None,
         )
         with strategy_scope(model):
             self._probe = ActivationProbe(model, usual_layers(layers, measures))

@@ -8,25 +8,29 @@ from keras import ops
 
 from keras_layer_entropy.measures.catalogue import MOST_SAMPLES
 
+MOST_STATE = 4 * 2**30  # bytes that statistics may take
+
 
 class KeptSamples(keras.metrics.Metric):
     """A random subset of the samples that stream past: the same rows of several tensors.
 
     Every sample has a priority, a hash of its number in the pass; those with the highest stay
-    (bottom-k sampling). Hence nothing is drawn, every layer and every pass over the same data keeps
-    the same samples, and two states join into the subset that one pass would have kept.
+    (bottom-k sampling). Hence nothing is drawn, and every pass over the same data in the same
+    order keeps the same samples. Under a distribution strategy the samples of all replicas count.
 
     Args:
         widths: numbers of features of each tensor.
         most: how many samples are kept.
+        seed: other hashes for another number; states that are to be merged need one each.
 
     Source: Cohen & Kaplan, *Summarizing data using bottom-k sketches*, PODC 2007.
     """
 
-    def __init__(self, widths, most=MOST_SAMPLES, name="kept_samples"):
+    def __init__(self, widths, most=MOST_SAMPLES, seed=0, name="kept_samples"):
         super().__init__(name=name, dtype="float32")
         self.most = most
-        # Replicas see different samples, whose rows must not be added up.
+        self.seed = seed
+        # Every replica holds the same, which must not be added up.
         alone = {"aggregation": "only_first_replica"}
         self._seen = self.add_variable((), "zeros", "int32", name="seen", **alone)
         # 0 marks a row that is still free.
@@ -43,8 +47,10 @@ class KeptSamples(keras.metrics.Metric):
             tensors: list of `[batch, ...]`, flattened to the widths.
             counts: boolean `[batch]`, which samples count.
         """
+        tensors = [_of_all_replicas(tensor) for tensor in tensors]
+        counts = _of_all_replicas(ops.cast(counts, "int32")) > 0
         number = self._seen + ops.arange(ops.shape(counts)[0], dtype="int32")
-        priority = ops.where(counts, _hash(number), 0)
+        priority = ops.where(counts, _hash(number, self.seed), 0)
         self._seen.assign(self._seen + ops.shape(counts)[0])
         rows = [
             ops.reshape(ops.cast(tensor, "float32"), (-1, kept.shape[1]))
@@ -53,7 +59,7 @@ class KeptSamples(keras.metrics.Metric):
         self._keep(priority, rows)
 
     def merge_state(self, statistics):
-        """Joins the samples that others kept."""
+        """Joins the samples that others, with another seed each, kept."""
         for other in statistics:
             self._keep(other._priority[:], [rows[:] for rows in other._rows])
             self._seen.assign(self._seen + other._seen)
@@ -65,8 +71,8 @@ class KeptSamples(keras.metrics.Metric):
 
     @staticmethod
     def size(widths, most=MOST_SAMPLES):
-        """Bytes of such a state."""
-        return 4 * most * (1 + sum(widths))
+        """Bytes that such a state takes while it is updated and read, copies included."""
+        return 4 * 4 * most * (1 + sum(widths))
 
     def _keep(self, priority, rows):
         priority = ops.concatenate([self._priority[:], priority])
@@ -81,12 +87,23 @@ def width(tensor):
     return math.prod(tensor.shape[1:])
 
 
-def _hash(number):
+def _of_all_replicas(tensor):
+    """The tensors `[batch, ...]` of all replicas, one after the other."""
+    if keras.backend.backend() != "tensorflow":
+        return tensor
+    import tensorflow as tf
+
+    context = tf.distribute.get_replica_context()
+    alone = context is None or context.num_replicas_in_sync == 1
+    return tensor if alone else context.all_gather(tf.convert_to_tensor(tensor), axis=0)
+
+
+def _hash(number, seed):
     """A positive int32 that looks random, different for different numbers up to some 2^31.
 
     Source: Ellis, *Hash Function Prospector*, its `lowbias32`.
     """
-    x = ops.cast(number, "uint32") + np.uint32(1)
+    x = ops.cast(number, "uint32") + np.uint32((1 + 0x9E3779B9 * seed) % 2**32)
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B), (16, 1)):
         x = ops.bitwise_xor(x, ops.right_shift(x, np.uint32(shift)))
         x = x * np.uint32(factor)

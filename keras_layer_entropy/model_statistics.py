@@ -8,6 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_layer_entropy.kept_samples import MOST_STATE
 from keras_layer_entropy.labels import find_labels
 from keras_layer_entropy.measures.catalogue import ENTROPIES, check_measures
 from keras_layer_entropy.measures.entropy import check_pattern, maximum_entropy
@@ -15,8 +16,6 @@ from keras_layer_entropy.profile import EntropyProfile
 from keras_layer_entropy.sample_measures import SAMPLE_MEASURES, SampleComparison
 from keras_layer_entropy.statistics import MEASURES, LabelStatistic
 from keras_layer_entropy.version import versions
-
-_MOST_STATE = 4 * 2**30  # bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +33,9 @@ class ModelStatistics:
         model: the model whose loss and output names tell what its labels are.
         num_classes, measures, pattern, normalization, keep_patterns: as for
             `analyzer.EntropyAnalyzer`.
+        layers_chosen: whether somebody chose the layers. Convolutions that come along because
+            feature_entropy is asked for have no activation entropies: beside those of Dense layers
+            they would say of these that they are flat or rise.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class ModelStatistics:
         pattern="mean_then_softmax",
         normalization="log",
         keep_patterns=False,
+        layers_chosen=True,
     ):
         check_pattern(pattern)
         maximum_entropy(2, normalization)
@@ -63,6 +66,7 @@ class ModelStatistics:
                 "patterns of classes come with 'activation_entropy' and the pattern "
                 "'mean_then_softmax' or 'softmax_then_mean'."
             )
+        self._layers_chosen = layers_chosen
         self._pattern = pattern
         self._normalization = normalization
         self._labels = None
@@ -96,7 +100,8 @@ class ModelStatistics:
             output_names=getattr(self._model, "output_names", None),
         )
         classes = self._labels.num_classes
-        fitting = [(a, self._fitting(a)) for a in activations]
+        of_dense_alone = not self._layers_chosen and not all(a.is_convolution for a in activations)
+        fitting = [(a, self._fitting(a, of_dense_alone)) for a in activations]
         numbers = [
             MEASURES[m].numbers(a.units, **self._own_options[m])
             for a, measures in fitting
@@ -107,7 +112,7 @@ class ModelStatistics:
         if comparing:
             self._comparison = SampleComparison(comparing, activations, inputs, classes)
             size += self._comparison.size
-        if size > _MOST_STATE:
+        if size > MOST_STATE:
             raise ValueError(
                 f"{classes} classes and {sum(a.units for a in activations)} units "
                 f"need {size / 2**30:.1f} GiB: choose fewer layers with layers=, or pass "
@@ -121,13 +126,15 @@ class ModelStatistics:
             _Layer(a.path, a.units, a.is_output, self._new(a, measures)) for a, measures in fitting
         ]
 
-    def _fitting(self, activation):
+    def _fitting(self, activation, of_dense_alone):
         """The measures by sums that there are of a layer."""
         features = activation.features()
+        left_out = ENTROPIES if of_dense_alone and activation.is_convolution else ()
         return [
             m
             for m in self._measures
             if m in MEASURES
+            and m not in left_out
             and MEASURES[m].dimensions in (None, len(features[MEASURES[m].reads].shape))
         ]
 
@@ -188,8 +195,7 @@ class ModelStatistics:
             metrics=dict(metrics or {}),
             epoch=epoch,
             patterns={
-                x.path: x.statistics["activation_entropy"].patterns()
-                for x in (self._layers if self._keep_patterns else ())
+                x.path: self._patterns(x) for x in (self._layers if self._keep_patterns else ())
             },
             settings={
                 "model": self._model.name,
@@ -222,6 +228,11 @@ class ModelStatistics:
                 for name in dict.fromkeys(name for row in rows for name in row):
                     layer_values[name] = [row.get(name, np.nan) for row in rows]
         return values, layer_values
+
+    def _patterns(self, layer):
+        if (statistic := layer.statistics.get("activation_entropy")) is not None:
+            return statistic.patterns()
+        return np.full((self._labels.num_classes, max(layer.units, 2)), np.nan)
 
     @property
     def _none(self):

@@ -11,6 +11,7 @@ import keras
 
 from keras_layer_entropy import plots
 from keras_layer_entropy.analyzer import EntropyAnalyzer
+from keras_layer_entropy.measures.catalogue import check_measures
 from keras_layer_entropy.model_statistics import ModelStatistics, usual_layers
 from keras_layer_entropy.probe import Recorder, build, replaced_attributes
 
@@ -80,7 +81,7 @@ class EntropyMonitor(keras.callbacks.Callback):
             )
         self._data = data
         self._layers = layers
-        self._options = {"num_classes": num_classes, "measures": measures}
+        self._options = {"num_classes": num_classes, "measures": check_measures(measures)}
         self._every = every
         self._log_dir = log_dir
         self._source = None
@@ -165,7 +166,7 @@ class _FitPass:
     def __init__(self, model, layers, options):
         self._validates = _fit_validates(model)
         self.prefix = "val_" if self._validates else ""
-        self._statistics = ModelStatistics(model, **options)
+        self._statistics = ModelStatistics(model, **options, layers_chosen=layers is not None)
         self._function = _RecordingFunction(
             model,
             "test" if self._validates else "train",

@@ -41,6 +41,7 @@ class Activation:
         mask: the Keras mask of the layer's input, or None.
         is_output: whether `output` is an output of the model.
         unit_axis: the axis of the units, 1 for images with channels first.
+        is_convolution: whether the layer is a `Conv2D`.
     """
 
     path: str
@@ -51,6 +52,7 @@ class Activation:
     mask: Any = None
     is_output: bool = False
     unit_axis: int = -1
+    is_convolution: bool = False
 
     @property
     def units(self):
@@ -302,6 +304,7 @@ def _target(recording, original, *args, path, layer, **kwargs):
     inputs = args[0] if args else next(iter(kwargs.values()))
     mask = get_keras_mask(inputs)
     activation = Activation(path, output, pre_activation, inputs, function, mask)
+    activation.is_convolution = isinstance(layer, keras.layers.Conv2D)
     if getattr(layer, "data_format", None) == "channels_first" and len(output.shape) > 2:
         activation.unit_axis = 1
     recording.add(activation, output)

@@ -160,6 +160,26 @@ class EntropyProfile:
         """Whether the mean entropy never rises by more than `tolerance` from layer to layer."""
         return bool(np.all(self.gradient[1:] >= -tolerance))
 
+    def of_layers(self, layers):
+        """The same profile of some of its layers, in the order of the profile.
+
+        Raises ValueError for a layer that it does not have.
+        """
+        if unknown := [layer for layer in layers if layer not in self.layers]:
+            raise ValueError(f"There are no layers {unknown}; the profile has {self.layers}.")
+        rows = [row for row, layer in enumerate(self.layers) if layer in layers]
+        return dataclasses.replace(
+            self,
+            **{
+                name: [getattr(self, name)[row] for row in rows]
+                for name in ("layers", "units", "outputs", "normalizer")
+            },
+            values={name: values[rows] for name, values in self.values.items()},
+            layer_values={name: values[rows] for name, values in self.layer_values.items()},
+            patterns={layer: p for layer, p in self.patterns.items() if layer in layers},
+            baseline=self.baseline and self.baseline.of_layers(layers),
+        )
+
     def with_classes(self, classes):
         """The same profile with other names for the classes."""
         baseline = self.baseline and self.baseline.with_classes(classes)

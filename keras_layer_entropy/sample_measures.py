@@ -5,6 +5,7 @@ information comes with that of the same samples paired at random: what is left w
 known, because from few samples all estimates are too large.
 """
 
+import copy
 import dataclasses
 import functools
 import math
@@ -45,17 +46,19 @@ def logdet(samples, beta=None):
 
     Returns:
         Name -> values. `logdet`: `[layers, classes]`, the entropy within each class, NaN for
-        a class without samples. The others are `[layers]`: `logdet_entropy` H(T); `logdet_input`
-        I(X; T); `logdet_labels` I(T; Y); `logdet_previous` I(T_before; T), NaN for the first
-        layer; each of the three also with `_shuffled`; `logdet_total_correlation` of all layers
-        up to this one.
+        a class with fewer than two samples. The others are `[layers]`: `logdet_entropy` H(T);
+        `logdet_input` I(X; T); `logdet_labels` I(T; Y); `logdet_previous` I(T_before; T), NaN
+        for the first layer; each of the three also with `_shuffled`; `logdet_total_correlation` of
+        all layers up to this one.
     """
     beta = 100.0 * samples.inputs.shape[1] if beta is None else beta
     inputs, labels = _View(samples.inputs, beta), _View(_one_hot(samples.membership), beta)
     layers = [_View(rows, beta) for rows in samples.layers]
     entropies = [view.entropy for view in layers]
     found = {
-        "logdet": [_class_entropies(view, samples.membership) for view in layers],
+        "logdet": [
+            [view.entropy_within(weight > 0) for weight in samples.membership.T] for view in layers
+        ],
         "logdet_entropy": entropies,
     }
     others = {
@@ -85,19 +88,29 @@ def mutual_information(samples, variance=0.1):
         a sample is of the class. The others are `[layers]`: `mutual_information_input` I(X; T),
         `mutual_information_labels` I(T; Y), and this with `_shuffled`.
     """
-    membership = samples.membership
-    found = [kernel_information(rows, membership, variance) for rows in samples.layers]
+    membership = _one_hot(samples.membership)
     # Kept samples come in random order: the label of a neighbour is that of any sample.
-    shuffled = [
-        kernel_information(rows, np.roll(membership, 1, axis=0), variance).labels
-        for rows in samples.layers
-    ]
+    shuffled = np.roll(membership, 1, axis=0)
+    found = [kernel_information(rows, membership, variance) for rows in samples.layers]
+    chance = [kernel_information(rows, shuffled, variance).labels for rows in samples.layers]
     return {
-        "mutual_information": [np.asarray(x.per_class) for x in found],
+        "mutual_information": [
+            _per_class(rows, samples.membership, variance)
+            if (samples.membership > 0).sum(axis=1).max() > 1
+            else np.asarray(information.per_class)
+            for rows, information in zip(samples.layers, found, strict=True)
+        ],
         "mutual_information_input": [float(x.input) for x in found],
         "mutual_information_labels": [float(x.labels) for x in found],
-        "mutual_information_labels_shuffled": [float(x) for x in shuffled],
+        "mutual_information_labels_shuffled": [float(x) for x in chance],
     }
+
+
+def _per_class(rows, membership, variance):
+    """I(T; 1[c is among the sample's classes]) where samples have several."""
+    inside = (membership > 0).T
+    found = [kernel_information(rows, np.stack([x, ~x], axis=1), variance) for x in inside]
+    return np.where(inside.any(axis=1), [float(x.labels) for x in found], np.nan)
 
 
 SAMPLE_MEASURES = {"logdet": logdet, "mutual_information": mutual_information}
@@ -125,6 +138,11 @@ class SampleComparison:
         self._reads_inputs = "logdet" in measures
         self._sizes = None
         given, layers = self._inputs(inputs), [a.output for a in activations]
+        if self._reads_inputs and not given:
+            raise ValueError(
+                "logdet looks at the input of the model, which holds no numbers here: leave that "
+                "measure out."
+            )
         self._check([*given, *layers])
         self._widths = [sum(map(width, given)), *map(width, layers), num_classes]
         self._most = max(options["samples"] for options in measures.values())
@@ -151,7 +169,7 @@ class SampleComparison:
         self._check([*inputs, *layers])
         flat = [ops.reshape(ops.cast(x, "float32"), (-1, width(x))) for x in inputs]
         counts = ops.any(membership > 0, axis=-1)
-        flat = ops.concatenate(flat, axis=-1) if flat else ops.zeros((ops.shape(counts)[0], 0))
+        flat = ops.concatenate(flat, axis=-1) if flat else ops.zeros_like(membership[:, :0])
         self.metric.update_state([flat, *layers, membership], counts)
 
     def results(self, measure):
@@ -180,27 +198,41 @@ class SampleComparison:
 
 
 class _View:
-    """One tensor of the samples, as columns where they are few, else as products of samples."""
+    """One tensor of the samples: as columns where these are few, else as products of samples."""
 
     def __init__(self, rows, beta):
-        self.rows = np.asarray(rows, np.float64)
         self.beta = beta
+        self.samples, self.width = rows.shape
+        self.columns = np.asarray(rows, np.float64) if self.width <= self.samples else None
+        if self.columns is None:  # the rows themselves may be large
+            self.gram = np.asarray(sample_gram(np.asarray(rows, np.float64)))
 
     @functools.cached_property
     def gram(self):
-        return np.asarray(sample_gram(self.rows))
+        return np.asarray(sample_gram(self.columns))
 
     @functools.cached_property
     def entropy(self):
         return _joint_entropy([self])
 
     def shuffled(self):
-        """The same, every sample with the row of another."""
-        other = _View(np.roll(self.rows, 1, axis=0), self.beta)
-        other.entropy = self.entropy
+        """The same, every sample with the values of another."""
+        other = copy.copy(self)
+        if self.columns is not None:
+            other.columns = np.roll(self.columns, 1, axis=0)
         if "gram" in vars(self):
             other.gram = np.roll(self.gram, 1, axis=(0, 1))
         return other
+
+    def entropy_within(self, some):
+        """The entropy of some of the samples, which are centred on their own mean."""
+        if some.sum() < 2:
+            return np.nan  # one sample has no variance, whatever its class has
+        if self.columns is not None:
+            return float(logdet_entropy(self.columns[some], self.beta))
+        gram = self.gram[np.ix_(some, some)] * (self.samples / some.sum())
+        gram = gram - gram.mean(axis=0) - gram.mean(axis=1, keepdims=True) + gram.mean()
+        return float(logdet_entropy_of_gram(gram, self.beta))
 
 
 def _unmasked(tensors):
@@ -213,9 +245,10 @@ def _unmasked(tensors):
 
 
 def _joint_entropy(views):
-    samples, beta = len(views[0].rows), views[0].beta
-    if sum(view.rows.shape[1] for view in views) <= samples:
-        return float(logdet_entropy(np.concatenate([v.rows for v in views], axis=1), beta))
+    beta = views[0].beta
+    if sum(view.width for view in views) <= views[0].samples:
+        columns = np.concatenate([view.columns for view in views], axis=1)
+        return float(logdet_entropy(columns, beta))
     return float(logdet_entropy_of_gram(sum(view.gram for view in views), beta))
 
 
@@ -225,10 +258,6 @@ def _information(one, other):
     return max(one.entropy + other.entropy - _joint_entropy([one, other]), 0.0)
 
 
-def _class_entropies(view, membership):
-    rows = [view.rows[weight > 0] for weight in membership.T]
-    return [float(logdet_entropy(x, view.beta)) if len(x) else np.nan for x in rows]
-
-
 def _one_hot(membership):
+    """Each sample counts once, shared out where it has several classes."""
     return membership / membership.sum(axis=1, keepdims=True)

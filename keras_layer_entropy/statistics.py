@@ -17,6 +17,8 @@ from keras_layer_entropy.measures import topology
 
 # Mean activations below this are summed as they are: float32 knows them to 1e-5.
 _SMALL = 100.0
+# Fewer than four vertices have no loop.
+_SMALLEST_MAP = 4
 
 
 class _SumStatistic(keras.metrics.Metric):
@@ -325,6 +327,13 @@ class FeatureEntropy(_SumStatistic):
         Maps that are not square are resized to the longer side, bilinearly. Convolutions have no
         masks: `mask` is not looked at.
         """
+        if len(membership.shape) != 2 or None in tuple(values.shape)[1:]:
+            raise ValueError(
+                f"feature_entropy compares whole maps of one size; there are maps of shape "
+                f"{tuple(values.shape)} and labels or weights of shape "
+                f"{tuple(membership.shape[:-1])}: pass num_classes=1 for labels per position, give "
+                "images of one size, or leave that measure out."
+            )
         self._side = max(values.shape[1:3])
         if values.shape[1] != values.shape[2]:
             size = (self._side, self._side)
@@ -335,9 +344,11 @@ class FeatureEntropy(_SumStatistic):
         self._add(ops.einsum("bk,bur->kur", membership, places))
 
     def result(self):
-        """float64 `[classes]`; NaN for a class without samples or with values not finite."""
+        """float64 `[classes]`; NaN for a class without samples or with values not finite, and for
+        maps that are too small for loops."""
         values = self._mean_over_units(topology.feature_entropy)
-        return np.where(self.not_finite(), np.nan, values)
+        too_small = self._side is not None and self._side < _SMALLEST_MAP
+        return np.where(self.not_finite() | too_small, np.nan, values)
 
     def layer_values(self):
         """Selective rate, and the feature entropy of noise of the same size."""
@@ -346,7 +357,7 @@ class FeatureEntropy(_SumStatistic):
         return {
             "feature_entropy_selective_rate": known.mean() if len(known) else np.nan,
             "feature_entropy_noise": topology.noise_entropy(self._side, **self._limits)
-            if self._side
+            if self._side is not None and self._side >= _SMALLEST_MAP
             else np.nan,
         }
 

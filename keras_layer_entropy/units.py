@@ -15,7 +15,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_layer_entropy.kept_samples import KeptSamples
+from keras_layer_entropy.kept_samples import MOST_STATE, KeptSamples
 from keras_layer_entropy.labels import find_labels
 from keras_layer_entropy.measures import topology
 from keras_layer_entropy.measures.catalogue import MOST_SAMPLES
@@ -32,7 +32,6 @@ from keras_layer_entropy.statistics import FeatureEntropy, LabelStatistic
 from keras_layer_entropy.streaming import Source, StreamingPass, strategy, strategy_scope
 
 ESTIMATORS = ("quantile", "kernel")
-_MOST_STATE = 4 * 2**30  # bytes
 _BLOCK = 2**24  # numbers of maps that are compared at a time: 64 MiB, a few times over
 
 
@@ -421,7 +420,7 @@ class _UnitStatistics:
         classes, units = self._labels.num_classes, sum(shape[-1] for shape in self._shapes)
         # Two float32 for each number of a birth.
         size = KeptSamples.size(widths, samples) + 8 * classes * FeatureEntropy.numbers(units)
-        if size > _MOST_STATE:
+        if size > MOST_STATE:
             raise ValueError(
                 f"{classes} classes, {units} units and {samples} samples of {sum(widths)} numbers "
                 f"need {size / 2**30:.1f} GiB: choose fewer layers with layers=, fewer samples=, "

@@ -1,6 +1,8 @@
 """All measures together, as users ask for them: in one pass, in `fit`, on the command line."""
 
 import csv
+import subprocess
+import sys
 import warnings
 
 import keras
@@ -15,6 +17,7 @@ from keras_layer_entropy import (
     EntropyProfile,
     analyze_model,
     plots,
+    report,
     save_model,
 )
 from keras_layer_entropy.datasets import DatasetSpec
@@ -290,3 +293,126 @@ def test_command_line(tmp_path):
         words = {**DESCRIPTIONS, **LAYER_DESCRIPTIONS}[name]
         assert f"{words.title} <code>{name}</code>" in page
     assert "Information plane" in page
+
+
+@pytest.mark.tensorflow
+def test_convolutions_that_come_along_change_no_verdict(random):
+    """Beside feature entropy of convolutions the Dense layers are judged as without it."""
+    model = small_cnn()
+    data = images(random)
+    alone = analyze_model(model, data, verbose=0, baseline=True)
+    both = analyze_model(
+        model, data, measures=("activation_entropy", "feature_entropy"), verbose=0, baseline=True,
+        keep_patterns=True,
+    )  # fmt: skip
+    assert both.layers == ("conv", "hidden", "output")
+    np.testing.assert_allclose(both.entropy, [[np.nan] * CLASSES, *alone.entropy], atol=1e-6)
+    assert np.isnan(both.gradient[:2]).all()
+    assert both.flat() == alone.flat()
+    assert report.summary(both) == report.summary(alone)
+    assert report.verdict(both) == ["", "", "output"]
+    chosen = analyze_model(
+        model, data, layers=("conv", "output"), verbose=0,
+        measures=("activation_entropy", "feature_entropy"),
+    )  # fmt: skip
+    assert np.isfinite(chosen.entropy).all()
+
+
+@pytest.mark.tensorflow
+def test_a_profile_of_some_of_its_layers(random):
+    measures = ("activation_entropy", "logdet")
+    profile = analyze_model(
+        small_cnn(), images(random), measures=measures, baseline=True, keep_patterns=True, verbose=0
+    )
+    part = profile.of_layers(["output"])
+    assert (part.layers, part.units, part.outputs) == (("output",), (CLASSES,), (True,))
+    np.testing.assert_array_equal(part.entropy, profile.entropy[1:])
+    np.testing.assert_array_equal(part.baseline.entropy, profile.baseline.entropy[1:])
+    for name, values in profile.layer_values.items():
+        np.testing.assert_array_equal(part.layer_values[name], values[1:])
+    assert list(part.patterns) == ["output"]
+    with pytest.raises(ValueError, match=r"There are no layers \['x'\]"):
+        profile.of_layers(["x"])
+
+
+@pytest.mark.tensorflow
+@pytest.mark.parametrize(
+    ("measures", "message"),
+    [
+        ({"logdet": {"beta": -1.0}}, "beta=-1.0 of logdet; expected a positive number, or None"),
+        ({"logdet": {"samples": 1}}, "samples=1 of logdet; expected an int of at least 2"),
+        ({"logdet": {"samples": 2.5}}, "samples=2.5"),
+        ({"mutual_information": {"variance": 0}}, "variance=0 of mutual_information"),
+        ({"feature_entropy": {"max_rank": 0}}, "max_rank=0 of feature_entropy; expected a posit"),
+        ({"feature_entropy": {"max_density": 2.0}}, "max_density=2.0 .* in 0..1"),
+        ({"logdet": 5}, r"\{'logdet': 5\}; logdet has the options"),
+    ],
+)
+def test_options_are_checked_at_once(measures, message):
+    with pytest.raises(ValueError, match=message):
+        EntropyMonitor(data=(np.ones((2, 2)), np.ones(2)), measures=measures)
+
+
+@pytest.mark.tensorflow
+def test_what_maps_cannot_have_is_said(random):
+    segmenter = keras.Sequential(
+        [keras.Input((8, 8, 1)), layers.Conv2D(CLASSES, 3, padding="same")]
+    )
+    x, y = random.normal(size=(6, 8, 8, 1)), random.integers(0, CLASSES, (6, 8, 8))
+    with pytest.raises(ValueError, match=r"labels or weights of shape \(6, 8, 8\): pass num_cl"):
+        analyze_model(segmenter, (x, y), measures="feature_entropy", verbose=0)
+    profile = analyze_model(segmenter, (x, y), measures="feature_entropy", num_classes=1, verbose=0)
+    assert np.isfinite(profile.values["feature_entropy"]).all()
+
+    tiny = keras.Sequential([keras.Input((3, 3, 1)), layers.Conv2D(2, 1), layers.Flatten(),
+                             layers.Dense(CLASSES)])  # fmt: skip
+    data = random.normal(size=(30, 3, 3, 1)), np.arange(30) % CLASSES
+    profile = analyze_model(tiny, data, measures="feature_entropy", verbose=0)
+    assert np.isnan(profile.values["feature_entropy"]).all()  # three vertices have no loop
+    assert np.isnan(profile.layer_values["feature_entropy_noise"]).all()
+
+
+@pytest.mark.tensorflow
+def test_texts_have_no_logdet():
+    import tensorflow as tf
+
+    words = layers.TextVectorization(10, output_sequence_length=4)
+    words.adapt(["a b", "c d e"])
+    model = keras.Sequential(
+        [keras.Input((), dtype="string"), words, layers.Embedding(10, 3),
+         layers.GlobalAveragePooling1D(), layers.Dense(2)]
+    )  # fmt: skip
+    data = tf.data.Dataset.from_tensor_slices((["a b", "c", "d e", "a"], [0, 1, 1, 0])).batch(2)
+    with pytest.raises(ValueError, match="which holds no numbers here: leave that measure out"):
+        analyze_model(model, data, measures="logdet", verbose=0)
+    profile = analyze_model(model, data, measures="mutual_information", verbose=0)
+    assert np.isfinite(profile.values["mutual_information"]).all()
+
+
+@pytest.mark.tensorflow
+def test_several_replicas_keep_the_samples_of_all(random):
+    """In a process of its own, because devices are divided before TensorFlow starts."""
+    code = """
+import numpy as np, tensorflow as tf, keras
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+from keras_layer_entropy import analyze_model
+x = np.random.default_rng(0).normal(size=(96, 4)).astype("float32")
+y = np.arange(96) % 3
+found = []
+for strategy in (tf.distribute.get_strategy(), tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])):
+    keras.utils.set_random_seed(0)
+    with strategy.scope():
+        model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(5, "tanh"),
+                                  keras.layers.Dense(3)])
+        model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    profile = analyze_model(model, (x, y), measures=("logdet", "mutual_information"),
+                            batch_size=32, verbose=0)
+    found.append({**profile.values, **profile.layer_values})
+for name, values in found[0].items():
+    if not name.endswith("_shuffled"):  # these depend on the order
+        np.testing.assert_allclose(found[1][name], values, rtol=1e-4, atol=1e-5, err_msg=name)
+print("the same")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.split("\n")[-2] == "the same", done.stderr[-2000:]

@@ -71,7 +71,7 @@ def test_the_subset_is_random():
 
 
 def test_states_join(rows):
-    parts = [make(100), make(100)]
+    parts = [KeptSamples([2, 1], 100, seed=seed) for seed in (1, 2)]
     for part, half in zip(parts, (rows[:500], rows[500:]), strict=True):
         stream(part, half)
     whole = make(100)
@@ -79,10 +79,14 @@ def test_states_join(rows):
     kept = whole.result()[0]
     assert len(kept) == 100
     own = [part.result()[0] for part in parts]
-    # The two halves have the same priorities: about half of the rows come from each.
-    from_first = sum((row == own[0]).all(axis=1).any() for row in kept)
-    assert from_first + sum((row == own[1]).all(axis=1).any() for row in kept) == 100
-    assert 40 <= from_first <= 60
+    from_first = np.array([(row == own[0]).all(axis=1).any() for row in kept])
+    assert (
+        sum((row == own[1]).all(axis=1).any() for row in kept[~from_first]) == (~from_first).sum()
+    )
+    # A random half of them from each part (standard deviation 5), in a random order: neighbours
+    # come from the same part half of the time (s.d. 0.05).
+    assert 30 <= from_first.sum() <= 70
+    assert abs((from_first[1:] == from_first[:-1]).mean() - 0.5) < 0.2
 
 
 @pytest.mark.tensorflow
@@ -102,4 +106,4 @@ def test_in_a_graph(rows, jit):
 def test_size_is_that_of_the_state():
     statistic = make(100)
     held = sum(4 * int(np.prod(v.shape)) for v in statistic.variables)
-    assert KeptSamples.size([2, 1], 100) == pytest.approx(held, abs=8)
+    assert KeptSamples.size([2, 1], 100) == pytest.approx(4 * held, abs=32)  # copies included

@@ -89,6 +89,8 @@ def test_planes_say_what_is_missing(epochs):
     bare = dataclasses.replace(epochs[0], layer_values={})
     with pytest.raises(ValueError, match="measure again with 'logdet' among measures"):
         plots.information_plane(bare, "logdet")
+    with pytest.raises(ValueError, match="measure='feature_entropy'; expected one of"):
+        plots.information_plane(epochs, "feature_entropy")
     with pytest.raises(ValueError, match="0 profiles"):
         plots.information_plane([])
     other = dataclasses.replace(epochs[0], layers=("a", "b"))

@@ -101,3 +101,21 @@ def test_activations_that_are_not_finite_give_nan(measure, samples):
     assert np.isfinite(found[measure][0]).all()
     assert np.isnan(found[measure][1][0])
     assert np.isnan(found[f"{measure}_labels"][1])
+
+
+def test_samples_of_several_classes():
+    """Far apart samples of the classes {0, 1}, {0} and {1}: each tells all of both questions."""
+    membership = np.array([[1, 1], [1, 0], [0, 1]], "float32")
+    found = mutual_information(Samples(None, [100 * np.eye(3, dtype="float32")], membership))
+    share = 2 / 3  # of the samples that are of a class
+    bits = -share * np.log2(share) - (1 - share) * np.log2(1 - share)
+    np.testing.assert_allclose(found["mutual_information"], [[bits, bits]], atol=1e-5)
+    np.testing.assert_allclose(found["mutual_information_input"], [np.log2(3)], atol=1e-5)
+
+
+def test_a_class_of_one_sample_has_no_logdet(samples):
+    rows = np.sort(np.concatenate([np.flatnonzero(samples.membership[:, :2].any(axis=1)),
+                                   np.flatnonzero(samples.membership[:, 2])[:1]]))  # fmt: skip
+    layers = [layer[rows] for layer in samples.layers]
+    found = logdet(Samples(samples.inputs[rows], layers, samples.membership[rows]))["logdet"]
+    assert np.isnan(found).tolist() == [[False, False, True]] * 2

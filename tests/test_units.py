@@ -316,7 +316,7 @@ def test_units_by_feature_entropy():
         (dict(estimator="binned"), r"estimator='binned'; expected one of \('quantile', 'kernel'\)"),
         (dict(variance=0), "variance=0; expected a positive number"),
         (dict(samples=1), "samples=1; expected an int of at least 2"),
-        (dict(estimator="kernel", samples=10**8), "need 28.* GiB: choose fewer layers"),
+        (dict(estimator="kernel", samples=10**8), "need 113.* GiB: choose fewer layers"),
         (dict(x=np.zeros((0, 8, 8, 1))), "hold no samples"),
         (dict(weight=np.zeros(30)), "hold no samples"),
         (dict(weight=np.ones((30, 4))), "one for each sample"),

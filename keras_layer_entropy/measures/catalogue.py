@@ -1,6 +1,7 @@
 """What each measure is called, its unit, its options, what it says and what it does not."""
 
 import dataclasses
+import numbers
 from collections.abc import Mapping
 
 
@@ -118,9 +119,10 @@ DESCRIPTIONS = {
             "samples of the class give the same."
         ),
         caveat=(
-            "It grows with the scale of activations and with the number of neurons, and depends on "
-            "beta: compare networks of one architecture, measured with one beta, and look at the "
-            "untrained one. No differential entropy."
+            "It grows with the scale of activations, with the number of neurons and, where they "
+            "are few, with the number of samples of the class, and depends on beta: compare "
+            "networks of one architecture on the same data, measured with one beta, and look at "
+            "the untrained one. No differential entropy."
         ),
         options={"beta": None, "samples": MOST_SAMPLES},
     ),
@@ -233,6 +235,24 @@ LAYER_DESCRIPTIONS = {
 }
 
 
+def _is_int(value):
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _is_positive(value):
+    return isinstance(value, numbers.Real) and 0 < value < float("inf")
+
+
+# What an option may be, in words and as a test.
+_OPTIONS = {
+    "beta": ("a positive number, or None", lambda x: x is None or _is_positive(x)),
+    "variance": ("a positive number", _is_positive),
+    "samples": ("an int of at least 2", lambda x: _is_int(x) and x >= 2),
+    "max_density": ("a share, in 0..1", lambda x: isinstance(x, numbers.Real) and 0 <= x <= 1),
+    "max_rank": ("a positive int", lambda x: _is_int(x) and x >= 1),
+}
+
+
 def layer_value_names(profile, measure):
     """The numbers of layers that came with a measure, names in `profile.layer_values`."""
     return [name for name in profile.layer_values if name.startswith(f"{measure}_")]
@@ -260,11 +280,15 @@ def check_measures(measures):
     chosen = {}
     for name, options in measures.items():
         defaults = DESCRIPTIONS[name].options
-        wrong = [option for option in options or {} if option not in defaults]
-        if wrong:
+        options = {} if options is None else options
+        if not isinstance(options, Mapping) or any(option not in defaults for option in options):
             raise ValueError(
                 f"measures={{{name!r}: {options}}}; {name} has "
                 + (f"the options {tuple(defaults)}." if defaults else "no options.")
             )
-        chosen[name] = {**defaults, **(options or {})}
+        chosen[name] = {**defaults, **options}
+        for option, value in chosen[name].items():
+            words, fits = _OPTIONS[option]
+            if not fits(value):
+                raise ValueError(f"{option}={value!r} of {name}; expected {words}.")
     return chosen

@@ -60,6 +60,8 @@ def information_plane(profiles, measure="mutual_information", title=None):
     >>> information_plane(profile).axes[0].get_xlabel()
     'I(input; layer), bits'
     """
+    if measure not in _ESTIMATORS:
+        raise ValueError(f"measure={measure!r}; expected one of {tuple(_ESTIMATORS)}.")
     return _plane(profiles, measure, "input", title or f"Information plane, {_ESTIMATORS[measure]}")
 
 
