@@ -32,13 +32,19 @@ def run(config, workdir, overwrite=False):
         keras.backend.clear_session()
         keras.utils.set_random_seed(seed)
         model = studies.build(config, config.hidden)
-        watch, callbacks = Watch(held_out), []
+        watch, monitors = Watch(held_out), []
         if seed == 0:  # whose figures are drawn
-            callbacks = [EntropyMonitor(held_out, **LAYERS)]
-        studies.train(model, data, config, seed, callbacks=[watch, *callbacks])
+            monitors = [
+                EntropyMonitor(held_out, **LAYERS),
+                EntropyMonitor(held_out, measures=("mutual_information",)),
+            ]
+        studies.train(model, data, config, seed, callbacks=[watch, *monitors])
         records += check(config, model, data.test.arrays, watch.history, seed)
-        for monitor in callbacks:
-            draw(config, folder, model, held_out, watch.history, monitor.profiles)
+        if seed == 0:
+            of_maps, of_dense = (monitor.profiles for monitor in monitors)
+            draw(config, folder, model, held_out, watch.history, of_maps)
+            plane = plots.information_plane(of_dense)
+            studies.draw(folder, "information_plane.png", plane)
     studies.write(folder, records, tables(config, records))
     return records
 

@@ -19,7 +19,10 @@ from keras_layer_entropy.measures.logdet import (
     logdet_entropy_of_gram,
     sample_gram,
 )
-from keras_layer_entropy.measures.mutual_information import kernel_information
+from keras_layer_entropy.measures.mutual_information import (
+    binned_information,
+    kernel_information,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,26 +79,31 @@ def logdet(samples, beta=None):
     return found
 
 
-def mutual_information(samples, variance=0.1):
-    """Mutual information by kernel density (`measures.mutual_information`), bits.
+def mutual_information(samples, variance=0.1, bins=None):
+    """Mutual information of layers (`measures.mutual_information`), bits.
 
     Args:
         samples: `Samples`.
-        variance: of the noise that is thought to be added to each unit.
+        variance: of the noise that is thought to be added to each unit: by kernel density.
+        bins: number of bins that values are rounded to instead; None for kernel density.
 
     Returns:
         Name -> values. `mutual_information`: `[layers, classes]`, between the layer and whether
         a sample is of the class. The others are `[layers]`: `mutual_information_input` I(X; T),
         `mutual_information_labels` I(T; Y), and this with `_shuffled`.
     """
+    if bins is None:
+        estimate = functools.partial(kernel_information, variance=variance)
+    else:
+        estimate = functools.partial(binned_information, bins=bins)
     membership = _one_hot(samples.membership)
     # Kept samples come in random order: the label of a neighbour is that of any sample.
     shuffled = np.roll(membership, 1, axis=0)
-    found = [kernel_information(rows, membership, variance) for rows in samples.layers]
-    chance = [kernel_information(rows, shuffled, variance).labels for rows in samples.layers]
+    found = [estimate(rows, membership) for rows in samples.layers]
+    chance = [estimate(rows, shuffled).labels for rows in samples.layers]
     return {
         "mutual_information": [
-            _per_class(rows, samples.membership, variance)
+            _per_class(estimate, rows, samples.membership)
             if (samples.membership > 0).sum(axis=1).max() > 1
             else np.asarray(information.per_class)
             for rows, information in zip(samples.layers, found, strict=True)
@@ -106,10 +114,10 @@ def mutual_information(samples, variance=0.1):
     }
 
 
-def _per_class(rows, membership, variance):
+def _per_class(estimate, rows, membership):
     """I(T; 1[c is among the sample's classes]) where samples have several."""
     inside = (membership > 0).T
-    found = [kernel_information(rows, np.stack([x, ~x], axis=1), variance) for x in inside]
+    found = [estimate(rows, np.stack([x, ~x], axis=1)) for x in inside]
     return np.where(inside.any(axis=1), [float(x.labels) for x in found], np.nan)
 
 

@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from sklearn.metrics import mutual_info_score
 
 from keras_layer_entropy.measures.catalogue import DESCRIPTIONS, LAYER_DESCRIPTIONS
+from keras_layer_entropy.measures.mutual_information import binned_information
 from keras_layer_entropy.sample_measures import SAMPLE_MEASURES, Samples, logdet, mutual_information
 
 CLASSES = 3
@@ -101,6 +103,19 @@ def test_activations_that_are_not_finite_give_nan(measure, samples):
     assert np.isfinite(found[measure][0]).all()
     assert np.isnan(found[measure][1][0])
     assert np.isnan(found[f"{measure}_labels"][1])
+
+
+def test_bins_in_place_of_kernels(samples):
+    found = mutual_information(samples, bins=4)
+    want = [binned_information(t, samples.membership, bins=4) for t in samples.layers]
+    np.testing.assert_allclose(found["mutual_information_labels"], [float(x.labels) for x in want])
+    np.testing.assert_allclose(found["mutual_information"], [np.asarray(x.per_class) for x in want])
+    y = samples.membership.argmax(axis=1)
+    low, high = samples.layers[0].min(), samples.layers[0].max()
+    codes = np.clip((samples.layers[0] - low) * 4 // (high - low), 0, 3)
+    symbols = np.unique(codes, axis=0, return_inverse=True)[1]
+    bits = mutual_info_score(symbols, y) / np.log(2)
+    assert found["mutual_information_labels"][0] == pytest.approx(bits, abs=1e-4)
 
 
 def test_samples_of_several_classes():

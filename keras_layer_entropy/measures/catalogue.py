@@ -136,11 +136,12 @@ DESCRIPTIONS = {
             "of one size it is 0.469 bits at most."
         ),
         caveat=(
-            "Estimated by kernel density from at most some thousand samples: where no two samples "
-            "lie near one another it says that everything is known, even of random labels. It "
-            "depends on the scale of activations and on the variance of the noise."
+            "Estimated by kernel density, or by rounding to bins, from at most some thousand "
+            "samples: where no two samples lie near one another it says that everything is known, "
+            "even of random labels. It depends on the scale of activations and on the variance of "
+            "the noise or the number of bins."
         ),
-        options={"variance": 0.1, "samples": MOST_SAMPLES},
+        options={"variance": 0.1, "bins": None, "samples": MOST_SAMPLES},
     ),
     "feature_entropy": Description(
         title="Feature entropy of convolution units",
@@ -205,14 +206,14 @@ LAYER_DESCRIPTIONS = {
         _FEW,
     ),
     "mutual_information_input": _layer_value(
-        "I(input; layer), kernel density",
+        "I(input; layer)",
         "bits",
-        "I(X; T): how well the layer's output, with a little noise added, tells samples apart; the "
-        "binary logarithm of their number when it tells all.",
+        "I(X; T): how well the layer's output, with a little noise added or rounded, tells samples "
+        "apart; the binary logarithm of their number when it tells all.",
         "At its largest it says that the noise is small against the distances, and no more.",
     ),
     "mutual_information_labels": _layer_value(
-        "I(layer; labels), kernel density",
+        "I(layer; labels)",
         "bits",
         "I(T; Y): what the layer tells of the class; with ten classes of one size 3.32 bits at "
         "most.",
@@ -247,6 +248,7 @@ def _is_positive(value):
 _OPTIONS = {
     "beta": ("a positive number, or None", lambda x: x is None or _is_positive(x)),
     "variance": ("a positive number", _is_positive),
+    "bins": ("a positive int, or None", lambda x: x is None or (_is_int(x) and x >= 1)),
     "samples": ("an int of at least 2", lambda x: _is_int(x) and x >= 2),
     "max_density": ("a share, in 0..1", lambda x: isinstance(x, numbers.Real) and 0 <= x <= 1),
     "max_rank": ("a positive int", lambda x: _is_int(x) and x >= 1),

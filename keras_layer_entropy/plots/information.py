@@ -25,7 +25,7 @@ from keras_layer_entropy.plots.style import (
 )
 
 _MARKERS = "osD^vP*Xph8<>"
-_ESTIMATORS = {"mutual_information": "kernel density", "logdet": "LogDet"}
+_ESTIMATORS = {"mutual_information": "mutual information", "logdet": "LogDet"}
 _AXES = {"input": "I(input; layer)", "previous": "I(layer before; layer)"}
 
 
