@@ -53,7 +53,8 @@ class KeptSamples(keras.metrics.Metric):
         priority = ops.where(counts, _hash(number, self.seed), 0)
         self._seen.assign(self._seen + ops.shape(counts)[0])
         rows = [
-            ops.reshape(ops.cast(tensor, "float32"), (-1, kept.shape[1]))
+            # With the number of rows, because there may be no columns.
+            ops.reshape(ops.cast(tensor, "float32"), (ops.shape(tensor)[0], kept.shape[1]))
             for tensor, kept in zip(tensors, self._rows, strict=True)
         ]
         self._keep(priority, rows)

@@ -8,6 +8,14 @@ import numpy as np
 import pytest
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Examples of figures and pages run on TensorFlow alone: no backend changes what they show."""
+    for item in items:
+        if isinstance(item, pytest.DoctestItem) and item.path.parent.name in ("plots", "report"):
+            item.add_marker(pytest.mark.tensorflow)
+
+
 @pytest.fixture(autouse=True)
 def _fresh_keras():
     import keras  # not above: the process that hands out the tests needs none, and it takes seconds

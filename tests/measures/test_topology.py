@@ -145,6 +145,7 @@ PROJECTIVE_PLANE = [  # a loop over Z2, and none over fields where 2 is not 0
 CONE = between(range(16), range(16, 32)) + between([16], range(17, 32))
 
 
+@pytest.mark.tensorflow  # JAX compiles for each size anew
 @pytest.mark.parametrize(
     ("map_", "index"),
     [
@@ -166,6 +167,7 @@ def test_graphs_known_by_heart(map_, index):
     assert births(map_) == index == reference(map_)
 
 
+@pytest.mark.tensorflow  # no backend in it
 def test_words_hold_the_loops_of_complete_bipartite_graphs():
     for m in range(4, 113):
         assert 32 * topology._words(m) >= (m // 2 - 1) * ((m + 1) // 2 - 1)
@@ -176,6 +178,7 @@ def test_fewer_than_four_vertices_have_no_loop(m, random):
     assert births(random.normal(size=(20, m, m))).tolist() == [0] * 20
 
 
+@pytest.mark.tensorflow  # compared on each backend above
 def test_scale_and_diagonal_and_transposition_change_nothing(random):
     maps = random.normal(size=(100, 14, 14)).astype("float32")
     maps[:40] = np.round(8 * maps[:40])
@@ -233,7 +236,9 @@ def test_a_whole_layer_in_one_call(random):
     np.testing.assert_array_equal(found.ravel()[some], references(maps.reshape(-1, 14, 14)[some]))
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "uint8", "int32", "bool"])
+@pytest.mark.parametrize(
+    "dtype", some_on_each(["float16", "bfloat16", "uint8", "int32", "bool"], ["bfloat16"])
+)
 def test_other_dtypes(dtype, random):
     maps = ops.cast(random.uniform(0, 255, size=(60, 10, 10)).astype("float32"), dtype)
     wide = ops.convert_to_numpy(ops.cast(maps, "float32"))
