@@ -5,7 +5,6 @@ import functools
 import keras
 import numpy as np
 import pytest
-from backends import some_on_each
 from keras import layers
 from sklearn.metrics import mutual_info_score
 
@@ -87,7 +86,8 @@ def check_feature_entropy(profile, maps, y):
             assert profile.feature_entropy[unit, c] == pytest.approx(entropy, abs=1e-5)
 
 
-@pytest.mark.parametrize("make", some_on_each([functional, Subclassed], [Subclassed]))
+@pytest.mark.tensorflow  # JAX takes a minute to compile it; test_all_measures.py runs its parts
+@pytest.mark.parametrize("make", [functional, Subclassed])
 def test_quantile_estimates_are_those_of_numpy(make, random):
     model = make()
     x, y = data(random)
