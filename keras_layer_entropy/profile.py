@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from keras_layer_entropy.files import replacing
+from keras_layer_entropy.measures.catalogue import ENTROPIES
 
 FORMAT_VERSION = 1
 FLAT_TOLERANCE = 0.01
@@ -139,9 +140,27 @@ class EntropyProfile:
         )
 
     @property
+    def judged(self):
+        """Boolean `[layers]`: False where measures of another kind alone are known.
+
+        So it is with convolutions that come along for their feature entropy: what is said of depth
+        is said of the other layers.
+        """
+        none = np.zeros(len(self.layers), bool)
+        known = {name: np.isfinite(v).any(axis=1) for name, v in self.values.items()}
+        entropy = sum((known[name] for name in known if name in ENTROPIES), none)
+        other = sum((known[name] for name in known if name not in ENTROPIES), none)
+        return entropy | ~other
+
+    @property
     def gradient(self):
-        """`[layers]`: g = mean of the layer before - mean of this one; NaN for the first layer."""
-        return np.concatenate([[np.nan], self.mean[:-1] - self.mean[1:]])[: len(self.layers)]
+        """`[layers]`: g = mean of the layer before - mean of this one; NaN for the first layer.
+
+        The layers before and after are those that are `judged`; the others have no gradient.
+        """
+        gradient, judged = np.full(len(self.layers), np.nan), np.flatnonzero(self.judged)
+        gradient[judged[1:]] = -np.diff(self.mean[judged])
+        return gradient
 
     def flat(self, tolerance=FLAT_TOLERANCE):
         """Paths of the layers over which the entropy falls by less than `tolerance` or rises.
@@ -158,7 +177,7 @@ class EntropyProfile:
 
     def is_monotone(self, tolerance=0.0):
         """Whether the mean entropy never rises by more than `tolerance` from layer to layer."""
-        return bool(np.all(self.gradient[1:] >= -tolerance))
+        return bool(np.all(self.gradient[self.judged][1:] >= -tolerance))
 
     def of_layers(self, layers):
         """The same profile of some of its layers, in the order of the profile.

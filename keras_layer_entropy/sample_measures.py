@@ -8,7 +8,6 @@ known, because from few samples all estimates are too large.
 import copy
 import dataclasses
 import functools
-import math
 
 import numpy as np
 from keras import ops, tree
@@ -195,7 +194,7 @@ class SampleComparison:
 
     def _check(self, tensors):
         shapes = [tuple(tensor.shape) for tensor in tensors]
-        sizes = [None if None in shape[1:] else math.prod(shape[1:]) for shape in shapes]
+        sizes = [None if None in tuple(x.shape)[1:] else width(x) for x in tensors]
         if None in sizes or self._sizes not in (None, sizes):
             raise ValueError(
                 f"{', '.join(self._measures)} compares samples with one another, which have to be "

@@ -307,8 +307,11 @@ def test_convolutions_that_come_along_change_no_verdict(random):
     )  # fmt: skip
     assert both.layers == ("conv", "hidden", "output")
     np.testing.assert_allclose(both.entropy, [[np.nan] * CLASSES, *alone.entropy], atol=1e-6)
-    assert np.isnan(both.gradient[:2]).all()
+    np.testing.assert_allclose(both.gradient, [np.nan, *alone.gradient], atol=1e-6)
     assert both.flat() == alone.flat()
+    assert both.is_monotone(1.0)  # no layer can rise by more
+    assert both.is_monotone() == alone.is_monotone()
+    assert both.judged.tolist() == [False, True, True]
     assert report.summary(both) == report.summary(alone)
     assert report.verdict(both) == ["", "", "output"]
     chosen = analyze_model(

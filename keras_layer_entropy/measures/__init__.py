@@ -1,6 +1,6 @@
 """Pure formulas: tensors in, numbers out."""
 
-from keras_layer_entropy.measures import logdet
+from keras_layer_entropy.measures import logdet, mutual_information, topology
 from keras_layer_entropy.measures.entropy import (
     activation_entropy,
     activation_pattern,
@@ -19,7 +19,9 @@ __all__ = [
     "instability",
     "logdet",
     "maximum_entropy",
+    "mutual_information",
     "shannon_entropy",
     "softmax_entropy",
     "state_entropy",
+    "topology",
 ]

@@ -14,8 +14,10 @@ from keras_layer_entropy.measures.catalogue import (
 from keras_layer_entropy.plots.style import (
     CYCLE,
     GRID,
+    MARKERS,
     ORDER,
     bare,
+    check_one_model,
     from_zero,
     layer_labels,
     layer_ticks,
@@ -24,7 +26,6 @@ from keras_layer_entropy.plots.style import (
     spread_out,
 )
 
-_MARKERS = "osD^vP*Xph8<>"
 _ESTIMATORS = {"mutual_information": "mutual information", "logdet": "LogDet"}
 _AXES = {"input": "I(input; layer)", "previous": "I(layer before; layer)"}
 
@@ -32,13 +33,13 @@ _AXES = {"input": "I(input; layer)", "previous": "I(layer before; layer)"}
 def information_plane(profiles, measure="mutual_information", title=None):
     """I(T; Y) against I(X; T) of every layer, a point per epoch: the information plane.
 
-    Layers of an epoch are joined by a thin line; epochs go from dark to light. What kernel density
-    says cannot lie above the shaded border, min(I(X; T), H(Y)).
+    Layers of an epoch are joined by a thin line; epochs go from dark to light. What
+    `mutual_information` says cannot lie above the shaded border, min(I(X; T), H(Y)).
 
     Args:
         profiles: an `EntropyProfile`, or those of the epochs of one model
             (`EntropyMonitor.profiles`), with `measure` among their measures.
-        measure: `"mutual_information"` (kernel density, bits) or `"logdet"` (nats).
+        measure: `"mutual_information"` (bits) or `"logdet"` (nats).
         title: title of the figure.
 
     Returns:
@@ -131,7 +132,7 @@ def layer_values(profile, measure, title=None):
             depth,
             profile.layer_values[name],
             "--" if shuffled else "-",
-            marker=_MARKERS[place % len(_MARKERS)],
+            marker=MARKERS[place % len(MARKERS)],
             markersize=4.5,
             markerfacecolor="none" if shuffled else None,
             color=CYCLE[place % len(CYCLE)],
@@ -155,11 +156,7 @@ def layer_values(profile, measure, title=None):
 def _plane(profiles, measure, across, title):
     profiles = list(profiles) if isinstance(profiles, list | tuple) else [profiles]
     names = (f"{measure}_{across}", f"{measure}_labels")
-    if not profiles or len({profile.layers for profile in profiles}) != 1:
-        raise ValueError(
-            f"{len(profiles)} profiles of {len({p.layers for p in profiles})} different lists of "
-            "layers; expected profiles of one model, those of EntropyMonitor.profiles."
-        )
+    check_one_model(profiles)
     for profile in profiles:
         if missing := [name for name in names if name not in profile.layer_values]:
             raise ValueError(
@@ -177,7 +174,7 @@ def _plane(profiles, measure, across, title):
     for row, color in enumerate(colors):
         axes.plot(x[row, shown], y[row, shown], "-", color=color, lw=0.6, alpha=0.5, zorder=2)
     for layer in shown:
-        style = {"s": 34, "marker": _MARKERS[layer % len(_MARKERS)]}
+        style = {"s": 34, "marker": MARKERS[layer % len(MARKERS)]}
         axes.scatter(x[:, layer], y[:, layer], c=colors, zorder=3, ec="white", lw=0.4, **style)
         axes.scatter([], [], color="0.35", label=labels[layer], **style)
     unit = DESCRIPTIONS[measure].unit

@@ -11,10 +11,12 @@ from keras_layer_entropy.measures.catalogue import DESCRIPTIONS
 from keras_layer_entropy.plots.style import (
     BLUE,
     CYCLE,
+    MARKERS,
     PALE_BLUE,
     VERMILION,
     axis_label,
     bare,
+    check_one_model,
     layer_labels,
     layer_ticks,
     layers_width,
@@ -244,7 +246,7 @@ def compared_curves(profiles, measure="activation_entropy", title=None):
     longest = max(profiles.values(), key=lambda profile: len(profile.layers))
     figure = Figure(figsize=(7.0, 4.4), layout="constrained")
     axes = figure.add_subplot()
-    styles = zip(profiles.items(), itertools.cycle(CYCLE), itertools.cycle("osD^vP*X"))
+    styles = zip(profiles.items(), itertools.cycle(CYCLE), itertools.cycle(MARKERS))
     for (name, profile), color, marker in styles:
         values = profile.mean_of(measure)
         axes.plot(range(len(values)), values, marker=marker, color=color, lw=1.9, label=plain(name))
@@ -282,11 +284,7 @@ def entropy_over_epochs(profiles, measure="activation_entropy", title=None):
     >>> [line.get_label() for line in entropy_over_epochs(epochs).axes[0].lines]
     ['dense (8)', 'logits (2)']
     """
-    if not profiles or len({profile.layers for profile in profiles}) != 1:
-        raise ValueError(
-            f"{len(profiles)} profiles of {len({p.layers for p in profiles})} different lists of "
-            "layers; expected profiles of one model, those of EntropyMonitor.profiles."
-        )
+    check_one_model(profiles)
     labels = layer_labels(profiles[0])
     figure = Figure(figsize=(7.0, 3.4 + 0.1 * len(labels)), layout="constrained")
     axes = figure.add_subplot()

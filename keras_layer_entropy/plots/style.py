@@ -11,6 +11,7 @@ from keras_layer_entropy.measures.catalogue import DESCRIPTIONS
 # Okabe & Ito's colours, told apart by colour-blind people too.
 BLUE, VERMILION, PALE_BLUE = "#0072B2", "#D55E00", "#7FB2D5"
 CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "osD^vP*Xph8<>"
 GRID = "#E4E4E4"
 # What comes one after another; without the yellow end, which is hard to see on white.
 ORDER = ListedColormap(colormaps["viridis"](np.linspace(0.0, 0.92, 256)))
@@ -83,6 +84,15 @@ def set_limits(axes, profile, measure):
     """The y axis from the smallest to the largest possible value, a little more for the marks."""
     if (found := limits(profile, measure)) is not None:
         axes.set_ylim(found[0] - 0.03 * found[1], 1.03 * found[1])
+
+
+def check_one_model(profiles):
+    """Raises ValueError unless there are profiles, all of the same layers."""
+    if not profiles or len({profile.layers for profile in profiles}) != 1:
+        raise ValueError(
+            f"{len(profiles)} profiles of {len({p.layers for p in profiles})} different lists of "
+            "layers; expected profiles of one model, those of EntropyMonitor.profiles."
+        )
 
 
 def from_zero(axes):

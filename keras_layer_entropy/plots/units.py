@@ -10,9 +10,11 @@ from keras_layer_entropy.plots.style import (
     BLUE,
     CYCLE,
     GRID,
+    MARKERS,
     ORDER,
     VERMILION,
     bare,
+    check_one_model,
     from_zero,
     layer_labels,
     layer_ticks,
@@ -25,7 +27,6 @@ from keras_layer_entropy.plots.style import (
 _LABELS, _INPUT = "I(unit; labels), bits", "I(input; unit), bits"
 _MOST_TICKS = 32
 _MOST_IMAGES = 6
-_MARKERS = "osD^vP*X"
 
 
 def unit_information(profiles, title=None):
@@ -424,11 +425,7 @@ def feature_entropy_and_loss(profiles, title=None):
     >>> [axes.get_ylabel() for axes in feature_entropy_and_loss(epochs).axes]
     ['feature entropy (nats)', 'loss']
     """
-    if not profiles or len({profile.layers for profile in profiles}) != 1:
-        raise ValueError(
-            f"{len(profiles)} profiles of {len({p.layers for p in profiles})} different lists of "
-            "layers; expected profiles of one model, those of EntropyMonitor.profiles."
-        )
+    check_one_model(profiles)
     if any("loss" not in profile.metrics for profile in profiles):
         raise ValueError(
             "The profiles hold no loss: measure a compiled model on data with labels, as "
@@ -441,7 +438,7 @@ def feature_entropy_and_loss(profiles, title=None):
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(1.5, 1))
     for place, layer in enumerate(shown):
         upper.plot(
-            epochs, means[:, layer], marker=_MARKERS[place % len(_MARKERS)], ms=4.5, lw=2.0,
+            epochs, means[:, layer], marker=MARKERS[place % len(MARKERS)], ms=4.5, lw=2.0,
             color=CYCLE[place % len(CYCLE)], label=layer_labels(profiles[0])[layer],
         )  # fmt: skip
     lower.plot(epochs, [profile.metrics["loss"] for profile in profiles], "o-", color="0.3", ms=4.5)

@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from keras_layer_entropy.measures.catalogue import ENTROPIES
 from keras_layer_entropy.profile import FLAT_TOLERANCE
 
 # Less than the third digit shows is no rise.
@@ -46,7 +45,9 @@ def summary(profile, tolerance=FLAT_TOLERANCE):
     """
     if not profile.count.any():
         return "No class has samples."
-    profile = profile.of_layers(_with_entropy(profile))
+    profile = profile.of_layers(
+        [x for x, y in zip(profile.layers, profile.judged, strict=True) if y]
+    )
     unknown = [x for x, h in zip(profile.layers, profile.mean, strict=True) if not np.isfinite(h)]
     if unknown:
         return f"No entropy of {listed(unknown)}: the activations are not finite."
@@ -54,15 +55,6 @@ def summary(profile, tolerance=FLAT_TOLERANCE):
         return f"The one layer, {profile.layers[0]}, has entropy {profile.mean[0]:.3f}."
     sentences = (_course(profile), _untrained(profile), _candidates(profile, tolerance))
     return " ".join(filter(None, sentences))
-
-
-def _with_entropy(profile):
-    """The layers but those that have measures of another kind alone, as convolutions may."""
-    none = np.zeros(len(profile.layers), bool)
-    known = {name: np.isfinite(v).any(axis=1) for name, v in profile.values.items()}
-    entropy = sum((known[name] for name in known if name in ENTROPIES), none)
-    other = sum((known[name] for name in known if name not in ENTROPIES), none)
-    return [x for x, left_out in zip(profile.layers, other & ~entropy, strict=True) if not left_out]
 
 
 def _course(profile):
