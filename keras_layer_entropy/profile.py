@@ -132,11 +132,8 @@ class EntropyProfile:
 
     def mean_of(self, measure):
         """`[layers]`: the mean of `values[measure]` over the classes that have samples."""
-        values = self.entropy if measure == "activation_entropy" else self.values[measure]
-        known = np.isfinite(values)
-        total = np.where(known, values, 0.0).sum(axis=1)
-        return np.divide(
-            total, known.sum(axis=1), out=np.full(len(values), np.nan), where=known.any(axis=1)
+        return mean_of_known(
+            self.entropy if measure == "activation_entropy" else self.values[measure]
         )
 
     @property
@@ -300,6 +297,15 @@ class EntropyProfile:
         data["patterns"] = {k: np.array(v, np.float64) for k, v in data.get("patterns", {}).items()}
         data["baseline"] = data["baseline"] and cls._from_json(data["baseline"])
         return cls(**data)
+
+
+def mean_of_known(values):
+    """Mean over the last axis of `[rows, columns]`; NaN is left out, and stands where all are."""
+    known = np.isfinite(values)
+    total = np.where(known, values, 0.0).sum(axis=1)
+    return np.divide(
+        total, known.sum(axis=1), out=np.full(len(values), np.nan), where=known.any(axis=1)
+    )
 
 
 def _array(name, value, shape, dtype=np.float64):

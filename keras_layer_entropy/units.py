@@ -28,6 +28,7 @@ from keras_layer_entropy.measures.mutual_information import (
     redundant_units,
 )
 from keras_layer_entropy.probe import ActivationProbe
+from keras_layer_entropy.profile import mean_of_known
 from keras_layer_entropy.statistics import FeatureEntropy, LabelStatistic
 from keras_layer_entropy.streaming import Source, StreamingPass, strategy, strategy_scope
 
@@ -52,7 +53,7 @@ class UnitProfile:
             `"quantile"` the entropy of the binned unit, which is a function of the sample: the
             logarithm of the number of bins, 3.3, but for units that often give the same.
         per_class: `[units, classes]`, I(T_k; 1[Y = c]), about one class against all others, bits;
-            NaN for a class without samples.
+            NaN for a class without samples. A sample of several classes counts as a part of each.
         pairwise: `[units, units]`, I(T_k; T_l) of the binned means of the units' maps, bits; on
             the diagonal their entropies.
         feature_entropy: `[units, classes]`, topological feature entropy
@@ -118,12 +119,12 @@ class UnitProfile:
     @property
     def mean_feature_entropy(self):
         """Feature entropy `[units]`, nats: the mean over the classes that have samples."""
-        return _mean_of_known(self.feature_entropy)
+        return mean_of_known(self.feature_entropy)
 
     @property
     def mean_selective_rate(self):
         """Selective rate `[units]`: the mean over the classes that have samples."""
-        return _mean_of_known(self.selective_rate)
+        return mean_of_known(self.selective_rate)
 
     def redundant(self, threshold=0.6):
         """Which units only repeat a more informative one.
@@ -453,12 +454,3 @@ def _check_maps(path, tensor):
             f"Layer {path!r} gives {tuple(tensor.shape)}; expected maps of one size, [batch, "
             "height, width, units]: choose convolutions of images with layers=."
         )
-
-
-def _mean_of_known(values):
-    """Mean over the last axis, NaN left out."""
-    known = np.isfinite(values)
-    total = np.where(known, values, 0.0).sum(axis=-1)
-    return np.divide(
-        total, known.sum(axis=-1), out=np.full(len(values), np.nan), where=known.any(axis=-1)
-    )
