@@ -7,6 +7,7 @@ import numpy as np
 from keras import tree
 
 from keras_layer_entropy.model_files import custom_objects
+from keras_layer_entropy.pruning.metric_copies import fresh_metric
 
 
 def copy_compilation(model, new, variables):
@@ -65,19 +66,13 @@ def fresh_metrics(model):
     """The arguments that a model was compiled with, with metrics of their own state."""
     arguments = dict(model._compile_config.config)
     for kind in ("metrics", "weighted_metrics"):
-        arguments[kind] = tree.map_structure(_fresh_metric, arguments.get(kind))
+        arguments[kind] = tree.map_structure(fresh_metric, arguments.get(kind))
     return arguments
 
 
 def assign_copy(variable, other):
     """Gives a variable the value of another one, not its buffer: JAX donates buffers."""
     variable.assign(np.array(keras.ops.convert_to_numpy(other)))
-
-
-def _fresh_metric(metric):
-    if isinstance(metric, keras.metrics.Metric):
-        return type(metric).from_config(metric.get_config())
-    return metric
 
 
 def _copy_state(old, new, model, variables):

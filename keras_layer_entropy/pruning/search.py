@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import numbers
 import time
 from typing import Any
 
@@ -12,9 +13,10 @@ from keras import ops
 from keras_layer_entropy.analyzer import analyze_model
 from keras_layer_entropy.probe import choose_layers
 from keras_layer_entropy.profile import FLAT_TOLERANCE, EntropyProfile
+from keras_layer_entropy.pruning.accuracies import accuracy_metrics
 from keras_layer_entropy.pruning.blocks import removable_blocks
 from keras_layer_entropy.pruning.criteria import CRITERIA, Situation, rank
-from keras_layer_entropy.pruning.evaluation import accuracy, ensure_accuracy, evaluate
+from keras_layer_entropy.pruning.evaluation import accuracy, compiled_with, evaluate
 from keras_layer_entropy.pruning.optimizer_state import (
     fresh_metrics,
     learning_rate_of,
@@ -45,9 +47,14 @@ class PruningOptions:
         keep: names or paths of layers that must stay.
         refit: refit the layers behind in closed form; otherwise they keep their kernels where
             these fit, or start with fresh ones.
-        seed: seed of the training's shuffles and of `random`.
+        seed: seed of everything random in the search: the shuffles and the seed generators (of
+            Dropout, say) of each step's training, fresh kernels, `random`. Equal searches give equal
+            models, and one that goes on with `resume` what it would have given without a break.
         num_classes: as for `EntropyAnalyzer`: whose labels tell the classes of a model with several
             outputs.
+        steps_per_epoch, validation_steps: batches of the training data for an epoch, and for a
+            regression; batches of the validation data. None for all; for data without an end they
+            have to be given.
     """
 
     criterion: str = "entropy_gradient"
@@ -62,23 +69,33 @@ class PruningOptions:
     refit: bool = True
     seed: int = 0
     num_classes: Any = None
+    steps_per_epoch: int | None = None
+    validation_steps: int | None = None
 
     def __post_init__(self):
+        if isinstance(self.keep, str):
+            object.__setattr__(self, "keep", (self.keep,))
         checks = {
             "criterion": (self.criterion in CRITERIA, f"one of {tuple(CRITERIA)}"),
             "tolerance": (math.isfinite(self.tolerance), "a number"),
             "max_accuracy_drop": (0 <= self.max_accuracy_drop <= 1, "a number in 0..1"),
-            "epochs": (self.epochs >= 0, "a number of epochs, 0 for none"),
+            "epochs": (_is_count(self.epochs, 0), "a number of epochs, 0 for none"),
             "learning_rate": (
                 self.learning_rate is None or 0 < self.learning_rate < math.inf,
                 "a positive number, or None",
             ),
-            "batch_size": (self.batch_size >= 1, "at least 1"),
-            "max_removals": (self.max_removals is None or self.max_removals >= 1, "at least 1"),
+            "batch_size": (_is_count(self.batch_size), "at least 1"),
         }
+        for name in ("max_removals", "steps_per_epoch", "validation_steps"):
+            value = getattr(self, name)
+            checks[name] = (value is None or _is_count(value), "at least 1, or None")
         for name, (good, expected) in checks.items():
             if not good:
                 raise ValueError(f"{name}={getattr(self, name)!r}; expected {expected}.")
+
+
+def _is_count(value, least=1):
+    return isinstance(value, numbers.Integral) and value >= least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,12 +164,16 @@ def prune_model(
     In each step the criterion chooses a layer; it goes, the layers behind it are refitted in closed
     form on the training data, the model is trained for some epochs, and it is kept if its
     validation accuracy is at most `max_accuracy_drop` below the original's. A layer without which
-    accuracy falls by more stays, and the next candidate is tried.
+    accuracy falls by more stays, and the next candidate is tried. Which layers can go is asked anew of
+    each smaller model. Accuracy is that of `accuracies.accuracy_metrics`; of several outputs it is the
+    mean.
 
     Args:
         model: a built and compiled Sequential or functional model; it is not changed.
-        train_data, validation_data: `(x, y)` arrays, `tf.data.Dataset` or `PyDataset`; a dataset
-            should shuffle itself for training.
+        train_data, validation_data: `(x, y)` arrays, `tf.data.Dataset` or `PyDataset`. Arrays are
+            shuffled anew in every epoch; a dataset should shuffle itself for training. `train_data`
+            may be a function of a seed, called in each step, that returns a dataset shuffled by that
+            seed: so that a search that goes on sees the orders that it would have seen.
         on_step: called with `(model, step)` after each step: the model as it stands, and the
             `PruningStep`.
         resume: `(model, steps)` as an earlier search left them, to go on from there.
@@ -164,7 +185,8 @@ def prune_model(
 
     Raises:
         ValueError: options or layers that do not exist, a model that is subclassed, not compiled or
-            has weights that are not finite, data with one class or labels that do not fit.
+            has weights that are not finite, data with one class, labels that do not fit or targets
+            that are no classes, data without an end and no number of steps.
 
     Example:
 
@@ -202,14 +224,19 @@ def plan(model, train_data, validation_data, **options):
     return search.candidates(), search.reasons()
 
 
-def score(model, data, batch_size=256):
-    """The `Scores` of any compiled model; one without an accuracy metric gets one for this.
+def score(model, data, batch_size=256, metrics=None):
+    """The `Scores` of any compiled model.
 
-    Args, errors: as for `evaluate`.
+    Args:
+        model, data, batch_size: as for `accuracy_metrics`, likewise errors.
+        metrics: what `accuracy_metrics` found before, so that models or data can be compared; None
+            to look at these data.
     """
     copy, _ = without(model, None)
-    ensure_accuracy(copy, data, batch_size)
-    return evaluate(copy, data, batch_size)
+    if metrics is None:
+        metrics = accuracy_metrics(model, data, batch_size)
+    with compiled_with(copy, metrics):
+        return evaluate(copy, data, batch_size)
 
 
 class _Search:
