@@ -1,11 +1,52 @@
-"""Write a file or a folder whole or not at all."""
+"""Paths on this machine; a file or a folder written whole or not at all."""
 
 import contextlib
 import glob
 import os
 import pathlib
+import re
 import shutil
 import uuid
+
+# `pathlib` makes one slash of two; one letter is a drive of Windows.
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+
+
+def local_path(path):
+    """A path on this machine; a leading `~` is the home directory.
+
+    Args:
+        path: text or `os.PathLike`.
+
+    Returns:
+        `pathlib.Path`.
+
+    Raises:
+        ValueError: it is a URL, of a cloud's storage say, or no path at all.
+
+    Example:
+
+    >>> local_path("gs://bucket/model.keras")
+    Traceback (most recent call last):
+    ValueError: 'gs://bucket/model.keras' is a URL; expected a path on this machine: copy ...
+    """
+    if isinstance(path, bytes) or not isinstance(path, str | os.PathLike):
+        raise ValueError(f"{path!r} is a {type(path).__name__}; expected a path, as text.")
+    text = os.fspath(path)
+    if isinstance(text, bytes):
+        text = os.fsdecode(text)
+    if not text.strip():
+        raise ValueError(f"The path is empty ({text!r}); expected the name of a file or folder.")
+    if "\0" in text:
+        raise ValueError(f"The path {text!r} holds a NUL character, which no name may hold.")
+    if text.lower().startswith("file:/"):
+        raise ValueError(f"{text!r} is a URL; expected a path: leave out 'file://'.")
+    if _SCHEME.match(text):
+        raise ValueError(
+            f"{text!r} is a URL; expected a path on this machine: copy what is there to a local "
+            "folder, or mount it, and name that. To write there, write to a local folder and copy."
+        )
+    return pathlib.Path(os.path.expanduser(text))
 
 
 @contextlib.contextmanager
@@ -31,7 +72,7 @@ def replacing(path):
     >>> target.read_text(), [child.name for child in target.parent.iterdir()]
     ('whole', ['notes.txt'])
     """
-    path = pathlib.Path(path)
+    path = local_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     unique = uuid.uuid4().hex[:8]
     temporary = path.with_name(f".{path.stem}.{unique}{path.suffix}")
@@ -73,7 +114,7 @@ def recover(path):
     >>> [path.name for path in recover(target)]
     ['.notes.0123abcd.txt']
     """
-    path = pathlib.Path(path)
+    path = local_path(path)
     unique = "[0-9a-f]" * 8
     for aside in path.parent.glob(f".{glob.escape(path.name)}.{unique}.old"):
         if not path.exists():

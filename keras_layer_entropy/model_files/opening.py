@@ -12,6 +12,7 @@ import zipfile
 import h5py
 import keras
 
+from keras_layer_entropy.files import local_path
 from keras_layer_entropy.model_files import checksums, inspection
 from keras_layer_entropy.model_files.formats import model_format
 from keras_layer_entropy.model_files.keras2 import hdf5
@@ -44,7 +45,7 @@ def load_model(path, custom_objects=None, allow_unsafe=False):
     >>> load_model(path).output_shape
     (None, 2)
     """
-    path = pathlib.Path(path)
+    path = local_path(path)
     kind = model_format(path)
     opener = _Opener(custom_objects or {}, allow_unsafe)
     try:

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 from keras import tree
 
-from keras_layer_entropy.files import replacing
+from keras_layer_entropy.files import local_path, replacing
 from keras_layer_entropy.model_files import checksums
 
 # Names of files in each format; everything else is a directory.
@@ -53,7 +53,7 @@ def save_model(model, path, dataset=None, overwrite=False):
     >>> save_model(model, tempfile.mkdtemp() + "/saved_model", dataset="digits").name
     'saved_model'
     """
-    path = pathlib.Path(os.path.realpath(path))  # what a link points to, not the link
+    path = pathlib.Path(os.path.realpath(local_path(path)))  # what a link points to, not the link
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists: choose another path, or overwrite=True.")
     if path.is_dir() and any(path.iterdir()) and not (path / "config.json").is_file():
@@ -161,7 +161,7 @@ def dataset_record(path):
 
     Raises ValueError when the record is damaged.
     """
-    file = _record_path(pathlib.Path(path))
+    file = _record_path(local_path(path))
     if not file.is_file():
         return None
     try:

@@ -4,10 +4,9 @@ import dataclasses
 import hashlib
 import json
 import os
-import pathlib
 import shutil
 
-from keras_layer_entropy.files import replacing
+from keras_layer_entropy.files import local_path, replacing
 from keras_layer_entropy.model_files import load_model, save_model
 from keras_layer_entropy.pruning.search import PruningStep
 
@@ -26,7 +25,7 @@ class Checkpoint:
     """
 
     def __init__(self, folder, settings):
-        self.folder = pathlib.Path(folder)
+        self.folder = local_path(folder)
         self._settings = settings
 
     def exists(self):
@@ -97,7 +96,7 @@ class Checkpoint:
 
 def fingerprint(path):
     """SHA-256 of a file, or of all files in a folder with their names."""
-    path = pathlib.Path(path)
+    path = local_path(path)
     digest = hashlib.sha256()
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
         if file.is_file():

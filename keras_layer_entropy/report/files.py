@@ -1,9 +1,7 @@
 """The files of a profile: JSON, CSV, pictures."""
 
-import pathlib
-
 from keras_layer_entropy import plots
-from keras_layer_entropy.files import replacing
+from keras_layer_entropy.files import local_path, replacing
 
 FILES = ("profile.json", "profile.csv", "entropy.png", "heatmap.png")
 
@@ -22,9 +20,10 @@ def save_profile(profile, directory, overwrite=False):
     Raises:
         FileExistsError: one of the files exists and `overwrite` is False; nothing is written.
     """
+    directory = local_path(directory)
     if not overwrite:
         check_new(directory)
-    paths = [pathlib.Path(directory, name) for name in FILES]
+    paths = [directory / name for name in FILES]
     profile.save(paths[0])
     profile.to_csv(paths[1])
     for path, draw in zip(paths[2:], (plots.entropy_curve, plots.heatmap), strict=True):
@@ -35,9 +34,10 @@ def save_profile(profile, directory, overwrite=False):
 
 def check_new(directory):
     """Raises FileExistsError where `save_profile` would overwrite a file."""
-    if pathlib.Path(directory).is_file():
+    directory = local_path(directory)
+    if directory.is_file():
         raise FileExistsError(f"{directory} is a file; expected a folder to write to.")
-    existing = [name for name in FILES if pathlib.Path(directory, name).exists()]
+    existing = [name for name in FILES if (directory / name).exists()]
     if existing:
         raise FileExistsError(
             f"{', '.join(existing)} in {directory} would be overwritten: choose another folder, or "
@@ -47,7 +47,7 @@ def check_new(directory):
 
 def check_new_file(path):
     """Raises FileExistsError where `write_report` would overwrite a file."""
-    path = pathlib.Path(path)
+    path = local_path(path)
     if path.is_dir():
         raise FileExistsError(f"{path} is a folder; expected the name of a file, report.html say.")
     if path.exists():
