@@ -11,7 +11,7 @@ from typing import Any
 import keras
 from keras import ops, tree
 
-from keras_layer_entropy.pruning.metric_copies import fresh_metric
+from keras_layer_entropy.pruning.compiling import fresh_metric, recompile
 from keras_layer_entropy.pruning.rewrite import without
 from keras_layer_entropy.streaming import Source, strategy_scope
 
@@ -87,7 +87,7 @@ def accuracy_metrics(model, data, batch_size=256, steps=None):
             'its optimizer and loss and metrics=["accuracy"], and save it so.'
         )
     copy, _ = without(model, None)
-    outputs = _outputs(copy, Source(data, batch_size).first())
+    outputs = _outputs(copy, Source(data, batch_size, steps).first())
     counted = [output for output in outputs if output.accuracies]
     if not counted and len(outputs) > 1:
         raise ValueError(
@@ -168,7 +168,7 @@ def _outputs(model, batch):
 
 
 def _packed(model, outputs, values):
-    """Lists of metrics, one for each output, as `compile` takes them for this model."""
+    """Losses or lists of metrics, one for each output, as `compile` takes them for this model."""
     if len(outputs) == 1:
         return values[0]
     structure = model._outputs_struct
@@ -258,16 +258,23 @@ def _look(model, outputs, data, batch_size, steps):
     """Name of each output -> what is true of its targets and of itself, on all of the data."""
     with strategy_scope(model):
         facts = [_Facts(output.loss_option("ignore_class")) for output in outputs]
-        model.compile(
+        recompile(
+            model,
+            # The model's own might refuse targets, and say less about them.
+            loss=_packed(model, outputs, [_no_loss if o.losses else None for o in outputs]),
             weighted_metrics=_packed(model, outputs, [[fact] for fact in facts]),
             run_eagerly=model.run_eagerly,
             steps_per_execution=model.steps_per_execution,
         )
-    model.evaluate(verbose=0, steps=steps, **Source(data, batch_size).keywords)
+    model.evaluate(verbose=0, steps=steps, **Source(data, batch_size, steps).keywords)
     return {
         output.name: {**fact.facts(), "classes": fact.classes, "dense": fact.dense}
         for output, fact in zip(outputs, facts, strict=True)
     }
+
+
+def _no_loss(y_true, y_pred):
+    return ops.zeros_like(y_pred if len(y_pred.shape) == 1 else y_pred[..., 0])
 
 
 def _choose(output, facts):

@@ -24,6 +24,7 @@ class Situation:
         batch_size: batch size for arrays.
         tolerance: below this gradient a layer is flat.
         seed: seed of `random`.
+        validation_steps: number of batches of the validation data, None for all.
     """
 
     student: Any
@@ -35,6 +36,7 @@ class Situation:
     batch_size: int = 256
     tolerance: float = FLAT_TOLERANCE
     seed: int = 0
+    validation_steps: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +119,7 @@ def linearity(situation):
 
 def loss_gap(situation):
     """Smallest rise of the validation loss after removing and refitting each: the oracle."""
-    validation = (situation.validation_data, situation.batch_size)
+    validation = (situation.validation_data, situation.batch_size, situation.validation_steps)
     now, found = evaluate(situation.student, *validation).loss, []
     for path in situation.blocks:
         smaller, _ = take_out(

@@ -7,7 +7,7 @@ import math
 from keras import tree
 
 from keras_layer_entropy.pruning.accuracies import NAME
-from keras_layer_entropy.pruning.metric_copies import fresh_metric
+from keras_layer_entropy.pruning.compiling import fresh_metric, recompile
 from keras_layer_entropy.pruning.optimizer_state import fresh_metrics
 from keras_layer_entropy.streaming import Source, strategy_scope
 
@@ -33,12 +33,12 @@ def compiled_with(model, metrics):
         kind: tree.map_structure(fresh_metric, structure) for kind, structure in metrics.items()
     }
     with strategy_scope(model):
-        model.compile(**{**before, **copies, "optimizer": model.optimizer})
+        recompile(model, **{**before, **copies, "optimizer": model.optimizer})
     try:
         yield model
     finally:
         with strategy_scope(model):
-            model.compile(**{**before, "optimizer": model.optimizer})
+            recompile(model, **{**before, "optimizer": model.optimizer})
 
 
 def evaluate(model, data, batch_size=256, steps=None):
@@ -65,7 +65,7 @@ def evaluate(model, data, batch_size=256, steps=None):
     0.3333
     """
     logs = model.evaluate(
-        return_dict=True, verbose=0, steps=steps, **Source(data, batch_size).keywords
+        return_dict=True, verbose=0, steps=steps, **Source(data, batch_size, steps).keywords
     )
     return Scores(float(logs["loss"]), accuracy(logs))
 

@@ -7,7 +7,7 @@ import numpy as np
 from keras import tree
 
 from keras_layer_entropy.model_files import custom_objects
-from keras_layer_entropy.pruning.metric_copies import fresh_metric
+from keras_layer_entropy.pruning.compiling import fresh_metric
 
 
 def copy_compilation(model, new, variables):

@@ -1,4 +1,4 @@
-"""Metrics like others, with a state of their own."""
+"""Compile a model again; metrics like others, with a state of their own."""
 
 import copy
 
@@ -13,10 +13,11 @@ def fresh_metric(metric):
 
     Example:
 
+    >>> import numpy as np
     >>> def miss(y_true, y_pred):
     ...     return y_true - y_pred
     >>> metric = keras.metrics.MeanMetricWrapper(miss, name="miss")
-    >>> metric.update_state([1.0], [0.0])
+    >>> metric.update_state(np.ones(1), np.zeros(1))
     >>> twin = fresh_metric(metric)
     >>> twin.name, float(twin.result()), float(metric.result())
     ('miss', 0.0, 1.0)
@@ -24,7 +25,7 @@ def fresh_metric(metric):
     if not isinstance(metric, keras.metrics.Metric):
         return metric
     if type(metric) is keras.metrics.MeanMetricWrapper:
-        arguments = dict(name=metric.name, dtype=metric.dtype_policy, **metric._fn_kwargs)
+        arguments = dict(name=metric.name, dtype=metric.dtype, **metric._fn_kwargs)
         return keras.metrics.MeanMetricWrapper(metric._fn, **arguments)
     if type(metric).__module__.partition(".")[0] == "keras":
         return type(metric).from_config(metric.get_config())
@@ -34,3 +35,9 @@ def fresh_metric(metric):
         return type(metric).from_config(metric.get_config())
     twin.reset_state()
     return twin
+
+
+def recompile(model, **arguments):
+    """`model.compile`, which keeps a loss or metrics that it is not given: here they go."""
+    model._compile_loss = model._compile_metrics = None
+    model.compile(**arguments)
