@@ -182,8 +182,9 @@ def _compare(mine, others, name):
     for one, other in itertools.zip_longest(mine, others):
         if one is None or other is None or not _equal(one, other):
             raise ValueError(
-                f"{name!r} does not come back from its file as it was: {(one or other).path} "
-                "differs. Has every layer of your own its name and arguments in get_config?"
+                f"{name!r} does not come back from its file as it was: "
+                f"{(other if one is None else one).path} differs. Has every layer of your own its "
+                "arguments in get_config?"
             )
 
 
