@@ -32,7 +32,7 @@ from keras_layer_entropy.command_line import FLAGS
 from keras_layer_entropy.datasets import load_parts
 from keras_layer_entropy.files import recover, replacing
 from keras_layer_entropy.measures.catalogue import ENTROPIES
-from keras_layer_entropy.model_files import FILE_SUFFIXES, model_format, save_model
+from keras_layer_entropy.model_files import FILE_SUFFIXES, model_format, model_parts, save_model
 from keras_layer_entropy.pruning import (
     CRITERIA,
     PruningOptions,
@@ -166,7 +166,7 @@ def _output_path():
 
 def _check_replaceable(output):
     """Raises where `--overwrite` would remove something that is no model."""
-    is_model = (output / "config.json").is_file() if output.is_dir() else not output.exists()
+    is_model = bool(model_parts(output)) if output.is_dir() else not output.exists()
     if FILE_SUFFIXES[model_format(FLAGS.model)]:
         is_model = not output.is_dir()
     if not is_model and (not output.is_dir() or any(output.iterdir())):
@@ -261,7 +261,7 @@ def _finish(console, model, result, parts, output, settings):
         save_model(result.model, output, dataset=parts.test.spec, overwrite=True)
         write_records(_record_paths(output))
     else:
-        with replacing(output) as temporary:
+        with replacing(output, (*model_parts(output), *_RECORDS)) as temporary:
             save_model(result.model, temporary, dataset=parts.test.spec)
             write_records(_record_paths(temporary))
     console.print(f"\n{search.summary()}\nWrote {output}", highlight=False)

@@ -47,10 +47,17 @@ def model_format(path):
     if zipfile.is_zipfile(path):
         try:
             with zipfile.ZipFile(path) as archive:
-                if "config.json" in archive.namelist():
-                    return "keras"
+                names = archive.namelist()
         except zipfile.BadZipFile as error:
             raise ValueError(f"{path} is a damaged zip archive: {error}.") from error
+        if "config.json" in names:
+            return "keras"
+        inside = next((name for name in names if name.endswith("/config.json")), None)
+        if inside is not None:
+            raise ValueError(
+                f"{path} is a zip archive with the model's files in a folder, {inside}: unpack it "
+                "and name that folder, or zip the files themselves."
+            )
         raise ValueError(f"{path} is a zip archive without config.json; expected {EXPECTED}.")
     what = "an empty file" if not start else "no zip archive and no HDF5 file"
     raise ValueError(f"{path} is {what}; expected {EXPECTED}.")

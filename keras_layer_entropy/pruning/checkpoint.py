@@ -4,13 +4,16 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import shutil
 
-from keras_layer_entropy.files import local_path, replacing
-from keras_layer_entropy.model_files import load_model, save_model
+from keras_layer_entropy.files import local_path, remove, replacing
+from keras_layer_entropy.model_files import load_model, model_parts, save_model
 from keras_layer_entropy.pruning.search import PruningStep
 
 RECORD = "pruning.json"
+# Also as a killed `replacing` leaves it, or one inside another.
+_STATE = re.compile(r"step-\d{3,}|\.{1,2}step-\d{3,}(\.[0-9a-f]{8}){1,2}(\.old)?")
 
 
 class Checkpoint:
@@ -35,7 +38,8 @@ class Checkpoint:
     def save(self, model, steps):
         """Writes the model as it stands and all steps."""
         before = self._latest()
-        with replacing(self.folder / f"step-{len(steps):03d}") as temporary:
+        path = self.folder / f"step-{len(steps):03d}"
+        with replacing(path, (*model_parts(path), RECORD)) as temporary:
             save_model(model, temporary)
             record = {
                 "format_version": 1,
@@ -44,7 +48,7 @@ class Checkpoint:
             }
             (temporary / RECORD).write_text(json.dumps(record, indent=1))
         if before is not None and before != self._latest():
-            shutil.rmtree(before)
+            _remove_state(before)
 
     def load(self, open_model=load_model):
         """`(model, steps)` of the last state; removes what a killed run left half-written.
@@ -72,26 +76,31 @@ class Checkpoint:
                 )
         for child in self._own():
             if child != latest:
-                shutil.rmtree(child)
+                _remove_state(child)
         return open_model(latest), steps
 
     def remove(self):
-        """Removes what it wrote, and the folder if nothing else is in it."""
+        """Removes what it wrote, and the folders if nothing else is in them."""
         for child in self._own():
-            shutil.rmtree(child)
+            _remove_state(child)
         if self.folder.is_dir() and not any(self.folder.iterdir()):
             self.folder.rmdir()
 
     def _own(self):
         """Its states, whole or half-written."""
-        found = [
-            path for name in ("step-*", ".step-*", "..step-*") for path in self.folder.glob(name)
-        ]
+        found = [path for path in self.folder.glob("*") if _STATE.fullmatch(path.name)]
         return [path for path in found if path.is_dir() and not path.is_symlink()]
 
     def _latest(self):
-        found = sorted(self.folder.glob("step-*")) if self.folder.is_dir() else []
+        found = sorted(path for path in self._own() if path.name.startswith("step-"))
         return found[-1] if found else None
+
+
+def _remove_state(folder):
+    if folder.name.startswith("step-"):
+        remove(folder, (*model_parts(folder), RECORD))
+    else:  # half-written: of a name that nobody else gives
+        shutil.rmtree(folder)
 
 
 def fingerprint(path):

@@ -1,7 +1,7 @@
 """The files of a profile: JSON, CSV, pictures."""
 
 from keras_layer_entropy import plots
-from keras_layer_entropy.files import local_path, replacing
+from keras_layer_entropy.files import check_writable, local_path, replacing
 
 FILES = ("profile.json", "profile.csv", "entropy.png", "heatmap.png")
 
@@ -24,6 +24,8 @@ def save_profile(profile, directory, overwrite=False):
     if not overwrite:
         check_new(directory)
     paths = [directory / name for name in FILES]
+    for path in paths:
+        check_writable(path)
     profile.save(paths[0])
     profile.to_csv(paths[1])
     for path, draw in zip(paths[2:], (plots.entropy_curve, plots.heatmap), strict=True):
