@@ -139,7 +139,8 @@ def _walk(functional, prefix, bound, graph, numbers):
                 results = [next(numbers) for _ in node.output_tensors]
                 graph.calls.append(Call(path, node.operation, given, tuple(results)))
             else:
-                numbered = _inputs_of(inner, node, bound)
+                given = nested_inputs(inner, node.arguments.args, node.arguments.kwargs)
+                numbered = [bound[id(tensor)] for tensor in given]
                 graph.nested.setdefault(path, []).append(tuple(numbered))
                 within = dict(zip(map(id, inner.inputs), numbered, strict=True))
                 results = _walk(inner, f"{path}/", within, graph, numbers)
@@ -149,13 +150,19 @@ def _walk(functional, prefix, bound, graph, numbers):
     return [bound[id(tensor)] for tensor in functional.outputs]
 
 
-def _inputs_of(inner, node, bound):
-    """The numbers of the tensors that a nested model is called with, in the order of its inputs."""
-    given = (*node.arguments.args, *node.arguments.kwargs.values())[0]
+def nested_inputs(inner, args, kwargs):
+    """The symbolic tensors that a nested model is called with, in the order of its inputs."""
+    given = (*args, *kwargs.values())[0]
     if isinstance(given, dict) and not isinstance(inner._inputs_struct, dict):
         given = [given[tensor._keras_history.operation.name] for tensor in inner.inputs]
-    tensors = [tensor for tensor in keras.tree.flatten(given) if id(tensor) in bound]
-    return [bound[id(tensor)] for tensor in tensors[: len(inner.inputs)]]
+    tensors = [x for x in keras.tree.flatten(given) if isinstance(x, keras.KerasTensor)]
+    return tensors[: len(inner.inputs)]
+
+
+def first_tensor(args, kwargs):
+    """The first symbolic tensor that an operation is called with."""
+    tensors = keras.tree.flatten((args, kwargs))
+    return next(tensor for tensor in tensors if isinstance(tensor, keras.KerasTensor))
 
 
 def shared_paths(graph):

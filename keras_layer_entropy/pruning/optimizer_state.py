@@ -7,6 +7,7 @@ import numpy as np
 from keras import tree
 
 from keras_layer_entropy.model_files import custom_objects
+from keras_layer_entropy.pruning.copying import Copies
 
 
 def copy_compilation(model, new, variables):
@@ -26,8 +27,7 @@ def copy_compilation(model, new, variables):
             new.compile(**{**fresh_metrics(model), "optimizer": optimizer})
     except Exception as error:
         raise ValueError(
-            f"The optimizer or metrics of {model.name!r} cannot be made again from their "
-            f"get_config(): {error}"
+            f"The optimizer of {model.name!r} cannot be made again from its get_config(): {error}"
         ) from error
     _copy_state(model.optimizer, new.optimizer, new, variables)
 
@@ -64,20 +64,19 @@ def learning_rate_of(model):
 def fresh_metrics(model):
     """The arguments that a model was compiled with, with metrics of their own state."""
     arguments = dict(model._compile_config.config)
+    copies = Copies(model)
     for kind in ("metrics", "weighted_metrics"):
-        arguments[kind] = tree.map_structure(_fresh_metric, arguments.get(kind))
+        metrics = tree.flatten(arguments.get(kind))
+        arguments[kind] = copies(arguments.get(kind))
+        for metric in metrics:
+            if isinstance(metric, keras.metrics.Metric):
+                copies(metric).reset_state()
     return arguments
 
 
 def assign_copy(variable, other):
     """Gives a variable the value of another one, not its buffer: JAX donates buffers."""
     variable.assign(np.array(keras.ops.convert_to_numpy(other)))
-
-
-def _fresh_metric(metric):
-    if isinstance(metric, keras.metrics.Metric):
-        return type(metric).from_config(metric.get_config())
-    return metric
 
 
 def _copy_state(old, new, model, variables):
