@@ -109,7 +109,7 @@ class EntropyAnalyzer:
 
     def analyze(self, data, *, batch_size=256, steps=None, baseline=False, seed=0, verbose="auto"):
         """Measures the model on data; arguments, result and errors as for `analyze_model`."""
-        source = Source(data, batch_size)
+        source = Source(data, batch_size, steps)
         if baseline and not source.repeatable:
             raise ValueError(
                 f"baseline=True reads the data twice, but a {type(data).__name__} can be read only "
@@ -117,17 +117,17 @@ class EntropyAnalyzer:
             )
         if self._pass is None:
             self._pass = self._prepare(*source.first())
-        profile = self._measure(source, steps, verbose)
+        profile = self._measure(source, verbose)
         if baseline:
             with untrained(self.model, seed):
-                twin = self._measure(source, steps, verbose=0, again=True)
+                twin = self._measure(source, verbose=0, again=True)
             settings = {**profile.settings, "baseline_seed": seed}
             profile = dataclasses.replace(profile, baseline=twin, settings=settings)
         return profile
 
-    def _measure(self, source, steps, verbose, again=False):
+    def _measure(self, source, verbose, again=False):
         self._statistics.reset()
-        metrics = self._pass.run(source, steps, verbose)
+        metrics = self._pass.run(source, verbose)
         return self._statistics.profile(metrics if self._pass.measures_model else {}, again=again)
 
     def _prepare(self, x, y, sample_weight):

@@ -163,7 +163,7 @@ class UnitProfile:
         return np.argsort(self.mean_feature_entropy, kind="stable")
 
 
-def analyze_units(model, data, *, batch_size=256, verbose="auto", **options):
+def analyze_units(model, data, *, batch_size=256, steps=None, verbose="auto", **options):
     """Measures every kernel of the convolutions of a model on data, in one forward pass.
 
     Args:
@@ -171,6 +171,7 @@ def analyze_units(model, data, *, batch_size=256, verbose="auto", **options):
         data: `(x, y)` or `(x, y, sample_weight)` arrays, a `tf.data.Dataset`, a
             `keras.utils.PyDataset` or a generator of batches, as for `model.evaluate`.
         batch_size: batch size for arrays.
+        steps: number of batches, None for all.
         verbose: as in `model.evaluate`.
         **options: `layers`, `num_classes`, `estimator`, `samples`, `variance`, as for
             `UnitAnalyzer`.
@@ -193,7 +194,8 @@ def analyze_units(model, data, *, batch_size=256, verbose="auto", **options):
     >>> profile.layer, profile.labels.shape, profile.per_class.shape
     ('conv', (4,), (4, 3))
     """
-    return UnitAnalyzer(model, **options).analyze(data, batch_size=batch_size, verbose=verbose)
+    analyzer = UnitAnalyzer(model, **options)
+    return analyzer.analyze(data, batch_size=batch_size, steps=steps, verbose=verbose)
 
 
 class UnitAnalyzer:
@@ -258,14 +260,14 @@ class UnitAnalyzer:
             self._probe = ActivationProbe(model, keras.layers.Conv2D if layers is None else layers)
         self._pass = None
 
-    def analyze(self, data, *, batch_size=256, verbose="auto"):
+    def analyze(self, data, *, batch_size=256, steps=None, verbose="auto"):
         """Measures the model on data; arguments and result as for `analyze_units`.
 
         Raises:
             ValueError: empty data, no labels, labels that are no class or stand for positions,
                 layers without maps, or more maps than memory should be taken for.
         """
-        source = Source(data, batch_size)
+        source = Source(data, batch_size, steps)
         if self._pass is None:
             self._pass = self._prepare(*source.first())
         self._pass.run(source, verbose=verbose)  # which forgets what was accumulated before
