@@ -30,7 +30,10 @@ _TRAINING = {
 # What a layer gets from `__new__`, or from the calls of one graph.
 _OF_ITS_OWN = {"build", "quantize", "_inbound_nodes", "_outbound_nodes", "_losses", "_loss_ids"}
 _LIBRARIES = {"builtins", "jax", "jaxlib", "numpy", "tensorflow", "torch"}
-_STATEFUL = (keras.Variable, keras.Operation, keras.Metric, keras.random.SeedGenerator)
+_STATEFUL = (
+    *(keras.Variable, keras.Operation, keras.Metric, keras.Optimizer),
+    keras.random.SeedGenerator,
+)
 
 
 class Copies:
@@ -74,7 +77,8 @@ class Copies:
         """`(original, copy)` of every object of a class."""
         return [pair for pair in self._memo.values() if isinstance(pair[0], kind)]
 
-    def _keep(self, old, new):
+    def keep(self, old, new):
+        """Lets `new` be the copy of `old`."""
         self._memo[id(old)] = (old, new)
         return new
 
@@ -91,11 +95,11 @@ class Copies:
         for name, attribute in vars(old).items():
             if name != "_value" and not name.startswith("_self_"):  # of TensorFlow's tracking
                 vars(new)[name] = attribute
-        return self._keep(old, new)
+        return self.keep(old, new)
 
     def _object(self, old):
         make = type(old).__new__ if isinstance(old, keras.Operation) else object.__new__
-        new = self._keep(old, make(type(old)))
+        new = self.keep(old, make(type(old)))
         skipped = _OF_ITS_OWN if isinstance(old, keras.Operation) else set()
         if isinstance(old, keras.Model):
             skipped = skipped | _TRAINING
@@ -125,7 +129,7 @@ class Copies:
         kind = next(k for k in (collections.OrderedDict, dict, set, list) if isinstance(value, k))
         # TensorFlow wraps what its modules hold, and wraps it again.
         wrapped = type(value).__module__.startswith("tensorflow")
-        new = self._keep(value, kind() if wrapped else type(value).__new__(type(value)))
+        new = self.keep(value, kind() if wrapped else type(value).__new__(type(value)))
         # Past what Keras does when something is added: all of it is in its lists already.
         if issubclass(kind, dict):
             for key, part in value.items():
@@ -147,9 +151,9 @@ class Copies:
         if isinstance(value, types.FunctionType):
             return self._function(value)
         if hasattr(value, "python_function"):  # tf.function
-            return self._keep(value, value._clone(self(value.python_function)))
+            return self.keep(value, value._clone(self(value.python_function)))
         if hasattr(value, "assign"):  # tf.Variable
-            return self._keep(value, copy.deepcopy(value))
+            return self.keep(value, copy.deepcopy(value))
         return self._object(value)
 
     def _function(self, old):
@@ -157,7 +161,7 @@ class Copies:
         new = types.FunctionType(
             old.__code__, old.__globals__, old.__name__, old.__defaults__, tuple(cells)
         )
-        self._keep(old, new)
+        self.keep(old, new)
         new.__kwdefaults__ = old.__kwdefaults__
         vars(new).update(vars(old))
         for cell, twin in zip(old.__closure__, cells, strict=True):
@@ -181,13 +185,13 @@ class Copies:
         inputs = [self._input(*pair) for pair in zip(graph.inputs, shapes, strict=True)]
         outputs = graph._run_through_graph(inputs, call_fn=self._call)
         inputs = tree.pack_sequence_as(graph._inputs_struct, inputs)
-        new = self._keep(old, type(old).__new__(type(old)))
+        new = self.keep(old, type(old).__new__(type(old)))
         if graph is old:
             Functional.__init__(new, inputs, outputs, name=old.name)
         else:
             keras.Sequential.__init__(new, name=old.name)
             new._layers = [self(layer) for layer in old._layers if id(layer) not in self._left_out]
-            new._functional = self._keep(graph, Functional(inputs, outputs, name=graph.name))
+            new._functional = self.keep(graph, Functional(inputs, outputs, name=graph.name))
             new.built = True
         self._complete(old, new)
         return new
@@ -197,7 +201,7 @@ class Copies:
         config = old.get_config()
         if not _agree(tensor.shape, shape):
             config["batch_shape"] = tuple(shape)
-        new = self._keep(old, type(old).from_config(config))
+        new = self.keep(old, type(old).from_config(config))
         new._dtype_policy = old._dtype_policy
         return new.output
 

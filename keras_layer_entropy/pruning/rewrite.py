@@ -57,11 +57,10 @@ def _restore(layer, twin, survivors):
     """Gives a layer that was built anew what still fits; whether anything did not."""
     anew = False
     for variable, copied in zip(own_variables(layer), own_variables(twin), strict=True):
-        survivors.pop(id(variable))
+        survivors[id(variable)] = copied
         copied.trainable, copied._path = variable.trainable, variable.path
         if variable.shape == copied.shape:
             assign_copy(copied, variable)
-            survivors[id(variable)] = copied
         else:
             anew = True
     return anew
@@ -79,8 +78,8 @@ def _account(model, new, survivors, changed, what):
     ]
     if lost:
         raise ValueError(
-            f"{what} cannot be made: nothing tells where the variables {', '.join(lost[:5])} belong "
-            "in it. Let the layers that use them hold them as attributes."
+            f"{what} cannot be made: nothing tells where in it the variables "
+            f"{', '.join(lost[:5])} belong. Let the layers that use them hold them as attributes."
         )
 
 
