@@ -301,13 +301,13 @@ def _follow(recording, effects, operation, alone, original, *args, **kwargs):
     if not known or not ops.is_tensor(output):
         return output
     found = _effect_of(effects, operation, before, args, kwargs)
-    one = _as_one(before, found)
+    one, alone = _as_one(before, found), alone or len(before) > 1
     if one is None:
         return output
     number = keras.backend.is_float_dtype(_dtype(output))
     if fresh and one.state == "raw" and number and found.begins and _fits(one, output):
         after = _begun(one, operation, found, output)
-    elif one.state == "open" and alone and found.kind in ("affine", "element-wise"):
+    elif one.state == "open" and alone and found.kind in ("affine", "element-wise") and number:
         one.activation.output = one.undone(output)
         after = dataclasses.replace(one, tensor=output)
     else:
@@ -329,7 +329,9 @@ def _as_one(before, found):
     ):
         return None
     states = {one.state for one in before}
-    state = "open" if "open" in states else "raw" if states == {"raw"} else "closed"
+    # With the raw output, what was an activation turns out to be a part of one.
+    begun = "open" in states or ("raw" in states and len(states) > 1)
+    state = "open" if begun else states.pop()
     numbers = [x for x in before if keras.backend.is_float_dtype(_dtype(x.tensor))]
     return dataclasses.replace((numbers or before)[0], state=state)
 
@@ -340,12 +342,13 @@ def _begun(one, operation, found, output):
     name, axes = family(function)
     if name == "unknown":
         name, axes = found.family, (-1,)
+    along = name == "softmax" or found.kind == "distribution" or not _same_shape(one.tensor, output)
     if name == "softmax" and not one.has_units_along(axes):
         name = "other"
     activation.pre_activation, activation.output = one.undone(one.tensor), one.undone(output)
     activation.function, activation.family = name_of(function), name
     state = "closed" if isinstance(operation, keras.Layer) else "open"
-    elementwise = one.elementwise and found.kind == "element-wise"
+    elementwise = one.elementwise and not along
     return dataclasses.replace(one, tensor=output, state=state, elementwise=elementwise)
 
 

@@ -147,7 +147,7 @@ def _effect(function, given, random):
         if len(given) == 1 and (move := _move(given[0], result)):
             return move
         if any(x.shape != result.shape for x in given):
-            return None
+            return Effect("activation") if _is_gated(given[0], result, tolerance) else None
         order = random.permutation(result.size)
         mixed, _ = _compute(function, [x.ravel()[order].reshape(x.shape) for x in given])
     except Exception:  # noqa: BLE001 - the user's code may raise anything
@@ -190,6 +190,15 @@ def _move(x, result):
         if moved.shape == result.shape and (moved == result).all():
             return Effect("moves", result.shape, (0, *axes))
     return None
+
+
+def _is_gated(x, result, tolerance):
+    """Whether a function is `keras.activations.glu`, which gives half as many units."""
+    half = x.shape[-1] // 2
+    if result.shape != (*x.shape[:-1], half):
+        return False
+    gated = x[..., :half] / (1 + np.exp(-x[..., half:].astype("float64")))
+    return np.allclose(result, gated, rtol=tolerance, atol=tolerance)
 
 
 def _elementwise(x, result, close):

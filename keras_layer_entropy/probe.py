@@ -29,8 +29,10 @@ class ActivationProbe(keras.Model):
 
     It works for any model: Sequential (built or not), functional, nested, with shared layers,
     subclassed. A Dense layer's output is what follows its activation function, also where
-    normalisation and activation are layers of their own. (An activation that a subclassed model
-    applies as a bare function is not seen: what the layer returns is what is recorded.)
+    normalisation and activation are layers or operations of their own. (An activation that a
+    subclassed model applies as a bare function is not seen: what the layer returns is what is
+    recorded.) Further calls of a shared layer are called `name#2`, `name#3`, ... in the order in
+    which the model's code calls it.
 
     Args:
         model: any Keras model. It is left as it is.
@@ -277,8 +279,7 @@ def _alone(graph):
     taken = collections.Counter(id(x) for node in nodes for x in node.input_tensors)
     taken.update(map(id, graph.outputs))
     for node in nodes:
-        inputs = {id(x) for x in node.input_tensors}
-        yield node.operation, len(inputs) > 1 or all(taken[x] == 1 for x in inputs)
+        yield node.operation, all(taken[id(x)] == 1 for x in node.input_tensors)
 
 
 def _that_may_cast(model, followers):
