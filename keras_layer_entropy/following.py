@@ -223,13 +223,12 @@ def watch_turns(recording, layers):
         for found in turns.values()
         for operation, _ in found
     }
-    calls = list(calls.values())
-    if calls:
-        for layer in layers:
-            if layer._layers:
-                begin = functools.partial(_begin_turns, recording, turns[id(layer)])
-                calls.append((layer, call_of(layer), begin))
-    return calls
+    begins = [
+        (layer, call_of(layer), functools.partial(_begin_turns, recording, turns[id(layer)]))
+        for layer in layers
+        if calls and layer._layers
+    ]
+    return [*begins, *calls.values()]  # a layer takes its own turn before it begins those inside
 
 
 def watch_outputs(recording, model, guess):
@@ -307,7 +306,7 @@ def _follow(recording, effects, operation, alone, original, *args, **kwargs):
     number = keras.backend.is_float_dtype(_dtype(output))
     if fresh and one.state == "raw" and number and found.begins and _fits(one, output):
         after = _begun(one, operation, found, output)
-    elif one.state == "open" and alone and found.kind in ("affine", "element-wise") and number:
+    elif one.state == "open" and alone and number and _extends(one, found, output):
         one.activation.output = one.undone(output)
         after = dataclasses.replace(one, tensor=output)
     else:
@@ -360,15 +359,16 @@ def _passed_on(one, found, output):
         return None
     if not _same_shape(one.tensor, output):
         return None
-    elementwise = one.elementwise and found.kind in ("affine", "element-wise")
+    elementwise = one.elementwise and found.extends
     return dataclasses.replace(one, tensor=output, elementwise=elementwise)
 
 
 def _effect_of(effects, operation, before, args, kwargs):
     """The `Effect` of an operation on tensors that are followed, or None."""
     known = None if is_linear(operation) else kind(operation)
-    if known and (known != "activation" or family(_function_of(operation))[0] != "unknown"):
-        return Effect(known)
+    name, _ = family(_function_of(operation))
+    if known and (known != "activation" or name != "unknown"):
+        return Effect("element-wise" if known == "activation" and name != "softmax" else known)
     if known is None and _has_weights(operation):
         return None
     shapes = [one.units.shape for one in before]
@@ -411,6 +411,11 @@ def _has_weights(operation):
 def _fits(one, output):
     """Whether an output can be brought into the shape of the layer's."""
     return not one.undo or _same_shape(one.tensor, output)
+
+
+def _extends(one, found, output):
+    """Whether an operation goes on with the activation function that others began."""
+    return found.extends and _same_shape(one.tensor, output)
 
 
 def _same_shape(one, other):

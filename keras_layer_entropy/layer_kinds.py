@@ -93,8 +93,8 @@ class Effect:
 
     Attributes:
         kind: `"moves"` (every value comes out once, as it was), `"affine"` (a x + b with numbers a
-            and b), `"element-wise"`, or `"distribution"` (rows of the last axis add up to 1); or
-            one of `kind`.
+            and b), `"element-wise"`, or `"distribution"` (rows of the last axis, or what they are
+            the logarithm of, add up to 1); or one of `kind`.
         shape: of what a move makes of the example.
         axes: of a move that is a transposition; else a move keeps the order of the values.
         family: `"softmax"` or `"sigmoid"` where it computes just that.
@@ -109,6 +109,11 @@ class Effect:
     def begins(self):
         """Whether an activation function does this."""
         return self.kind in ("activation", "element-wise", "distribution")
+
+    @property
+    def extends(self):
+        """Whether more of this, after an activation function, is a part of it."""
+        return self.kind in ("affine", "element-wise")
 
 
 def example(shape):
@@ -155,10 +160,13 @@ def _effect(function, given, random):
     close = functools.partial(np.allclose, rtol=tolerance, atol=tolerance, equal_nan=True)
     if close(mixed.ravel(), result.ravel()[order]):
         return _elementwise(given[0], result, close) if len(given) == 1 else Effect("element-wise")
-    if len(given) == 1 and (result >= 0).all() and close(result.sum(axis=-1), 1.0):
-        shifted = np.exp(given[0] - given[0].max(axis=-1, keepdims=True))
-        softmax = close(result, shifted / shifted.sum(axis=-1, keepdims=True))
-        return Effect("distribution", family="softmax" if softmax else "unknown")
+    if len(given) > 1:
+        return None
+    softmax = np.exp(given[0] - given[0].max(axis=-1, keepdims=True))
+    softmax = softmax / softmax.sum(axis=-1, keepdims=True)
+    for p in (result, np.exp(np.minimum(result, 1.0))):  # or a logarithm
+        if (p >= 0).all() and close(p.sum(axis=-1), 1.0):
+            return Effect("distribution", family="softmax" if close(p, softmax) else "unknown")
     return None
 
 
