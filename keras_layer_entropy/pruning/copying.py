@@ -183,7 +183,7 @@ class Copies:
         """The copy of a Sequential or functional model that is called with tensors of `shapes`."""
         graph = _graph_of(old)
         inputs = [self._input(*pair) for pair in zip(graph.inputs, shapes, strict=True)]
-        outputs = graph._run_through_graph(inputs, call_fn=self._call)
+        outputs = self._run(graph, inputs)
         inputs = tree.pack_sequence_as(graph._inputs_struct, inputs)
         new = self.keep(old, type(old).__new__(type(old)))
         if graph is old:
@@ -195,6 +195,36 @@ class Copies:
             new.built = True
         self._complete(old, new)
         return new
+
+    def _run(self, graph, inputs):
+        """The outputs of the copy of a graph, in their structure.
+
+        An operation that is called several times is called in the order of the original, by which
+        its calls are known.
+        """
+        tensors = dict(zip(map(id, graph.inputs), inputs, strict=True))
+        depths = sorted(graph._nodes_by_depth, reverse=True)
+        nodes = [n for depth in depths for n in graph._nodes_by_depth[depth] if not n.is_input]
+        turns = collections.defaultdict(list)
+        for node in nodes:
+            turns[id(node.operation)].append(node)
+        for operation_nodes in turns.values():
+            order = operation_nodes[0].operation._inbound_nodes
+            operation_nodes.sort(key=order.index, reverse=True)
+        while nodes:
+            left = []
+            for node in nodes:
+                turn = turns[id(node.operation)]
+                if turn[-1] is node and all(id(x) in tensors for x in node.input_tensors):
+                    turn.pop()
+                    args, kwargs = node.arguments.fill_in(tensors)
+                    outputs = self._call(node.operation, *args, **kwargs)
+                    tensors.update(zip(map(id, node.outputs), tree.flatten(outputs), strict=True))
+                else:
+                    left.append(node)
+            nodes = left
+        outputs = [tensors[id(tensor)] for tensor in graph.outputs]
+        return tree.pack_sequence_as(graph._outputs_struct, outputs)
 
     def _input(self, tensor, shape):
         old = tensor._keras_history.operation

@@ -34,12 +34,14 @@ class Graph:
         outputs: numbers of the tensors that the model returns.
         nested: path of each nested model -> numbers of the tensors it is called with.
         shapes: number of a tensor -> its shape.
+        arguments: id of each variable that a call takes as an argument -> path of the call.
     """
 
     calls: tuple
     outputs: tuple
     nested: dict
     shapes: dict
+    arguments: dict
 
     def calls_of(self, path):
         """All calls of one layer."""
@@ -95,7 +97,7 @@ def flat_graph(model):
             "that cannot be rewritten. analyze_model works on it; to take layers out, make it "
             "functional: keras.Model(inputs, outputs) from the same layers."
         )
-    graph = Graph([], (), {}, {})
+    graph = Graph([], (), {}, {}, {})
     numbers = itertools.count()
     bound = {id(tensor): next(numbers) for tensor in functional.inputs}
     graph.shapes.update((bound[id(tensor)], tensor.shape) for tensor in functional.inputs)
@@ -134,6 +136,8 @@ def _walk(functional, prefix, bound, graph, numbers):
                 continue
             path = prefix + node.operation.name
             given = tuple(bound[id(tensor)] for tensor in node.input_tensors)
+            values = keras.tree.flatten((node.arguments.args, node.arguments.kwargs))
+            graph.arguments.update((id(x), path) for x in values if isinstance(x, keras.Variable))
             inner = opened(node.operation)
             if inner is None:
                 results = [next(numbers) for _ in node.output_tensors]

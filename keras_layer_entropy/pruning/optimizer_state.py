@@ -102,10 +102,12 @@ def _unbuilt_copy(model, variables):
         new._trainable_variables, new._trainable_variables_indices = [], {}
         new.built = False
         vars(new).pop("_exclude_from_weight_decay_cache", None)
-        excluded = vars(new).get("_exclude_from_weight_decay")
-        if excluded:  # ids
+        excluded = vars(old).get("_exclude_from_weight_decay")
+        if excluded:  # keys, which differ from backend to backend
             new._exclude_from_weight_decay = {
-                id(variables[key]) for key in excluded if key in variables
+                new._var_key(variables[id(variable)])
+                for variable in model.variables
+                if id(variable) in variables and old._var_key(variable) in excluded
             }
     return made
 
