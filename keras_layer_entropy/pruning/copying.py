@@ -265,11 +265,18 @@ class Copies:
 
 
 def own_variables(layer):
-    """The variables that a layer holds itself, those of its seeds and metrics among them."""
+    """The variables that a layer holds itself.
+
+    Its weights, those of its seeds and metrics, and what it holds without Keras knowing, as
+    recurrent layers hold their states.
+    """
     seeds = [generator.state for generator in layer._seed_generators]
     metrics = [metric for metric in layer._metrics if metric not in _compiled_metrics(layer)]
     counts = [variable for metric in metrics for variable in metric.variables]
-    return [*layer._trainable_variables, *layer._non_trainable_variables, *seeds, *counts]
+    held = [x for x in vars(layer).values() if isinstance(x, list | tuple | keras.Variable)]
+    hidden = [x for x in tree.flatten(held) if isinstance(x, keras.Variable)]
+    known = [*layer._trainable_variables, *layer._non_trainable_variables, *seeds, *counts]
+    return list({id(variable): variable for variable in (*known, *hidden)}.values())
 
 
 def forget_weights(layer):

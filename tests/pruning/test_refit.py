@@ -100,12 +100,12 @@ def of_another_width(*consumers, shape=(8,), hidden=5):
 
 def einsum():
     return of_another_width(
-        layers.EinsumDense("abc,cd->abd", (None, 4), bias_axes="d", name="out"), shape=(5, 8)
+        layers.EinsumDense("abc,cd->abd", (5, 4), bias_axes="d", name="out"), shape=(5, 8)
     )
 
 
 def einsum_of_heads():
-    layer = layers.EinsumDense("abc,cde->abde", (None, 2, 3), bias_axes="de", name="out")
+    layer = layers.EinsumDense("abc,cde->abde", (5, 2, 3), bias_axes="de", name="out")
     return of_another_width(layer, shape=(5, 8))
 
 
@@ -230,7 +230,10 @@ REFUSED = {
     "quantized": (quantized, r"quantized \(int8\)"),
     "own": (lambda: Mine(name="out"), "it is a Mine"),
     "own_dense": (lambda: Scaled(4, name="out"), "it is a Scaled"),
-    "einsum": (lambda: layers.EinsumDense("ab,bc->c", 4, name="out"), "it is a EinsumDense"),
+    "einsum": (
+        lambda: layers.EinsumDense("abc,bd->adc", (4, 8), name="out"),
+        "it is a EinsumDense",
+    ),
     "bidirectional": (
         lambda: layers.Bidirectional(layers.LSTM(2), name="out"),
         "it is a Bidirectional",
@@ -244,7 +247,8 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_before_what_cannot_be_refitted_a_layer_stays(name):
     make, words = REFUSED[name]
-    shape = (4, 8) if name in ("bidirectional", "convolution", "strides") else (8,)
+    flat = name in ("lora", "quantized", "own", "own_dense")
+    shape = (8,) if flat else (4, 8)
     model, x = of_another_width(make(), layers.Reshape((-1,)), shape=shape, hidden=8)
     blocks, reasons = removable_blocks(model)
     assert "h" not in blocks
@@ -363,7 +367,7 @@ def test_a_pass_leaves_states_as_they_were():
     model = keras.Model(inputs, layers.Dense(2, name="out")(x))
     data = like(4, 8)
     model(data[:50])
-    states = [np.asarray(state) for state in model.get_layer("lstm").states]
+    states = [np.array(state) for state in model.get_layer("lstm").states]
     smaller = remove_layer(model, "b", _Batches(data))
     for m in (model, smaller):
         for state, expected in zip(m.get_layer("lstm").states, states, strict=True):
@@ -433,7 +437,7 @@ def test_names_in_any_collection(names):
 
 
 @pytest.mark.tensorflow
-@pytest.mark.parametrize("names", itertools.permutations("ab"))
+@pytest.mark.parametrize("names", [("a", "b"), ("b", "a")])
 def test_a_layer_that_can_go_only_after_another(names):
     inputs = keras.Input((8,))
     x = layers.Dense(8, name="b")(layers.Dense(4, name="a")(inputs))
