@@ -11,7 +11,8 @@ from typing import Any
 import keras
 from keras import ops, tree
 
-from keras_layer_entropy.pruning.compiling import fresh_metric, recompile
+from keras_layer_entropy.pruning.copying import Copies
+from keras_layer_entropy.pruning.optimizer_state import recompile, reset_copies
 from keras_layer_entropy.pruning.rewrite import without
 from keras_layer_entropy.streaming import Source, strategy_scope
 
@@ -99,7 +100,7 @@ def accuracy_metrics(model, data, batch_size=256, steps=None):
     metrics, weighted = [], []
     for output in outputs:
         metric, heavy = chosen.get(output.name, (None, False))
-        own = [] if metric is None else [_named(metric)]
+        own = [] if metric is None else [_named(metric, model)]
         metrics.append([*output.metrics, *([] if heavy else own)])
         weighted.append([*output.weighted_metrics, *(own if heavy else [])])
     return {
@@ -177,8 +178,8 @@ def _packed(model, outputs, values):
     return tree.pack_sequence_as(structure, values)
 
 
-def _named(metric):
-    twin = fresh_metric(metric)
+def _named(metric, model):
+    twin = reset_copies(metric, Copies(model))
     twin.name = NAME
     return twin
 

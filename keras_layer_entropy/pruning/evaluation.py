@@ -4,11 +4,9 @@ import contextlib
 import dataclasses
 import math
 
-from keras import tree
-
 from keras_layer_entropy.pruning.accuracies import NAME
-from keras_layer_entropy.pruning.compiling import fresh_metric, recompile
-from keras_layer_entropy.pruning.optimizer_state import fresh_metrics
+from keras_layer_entropy.pruning.copying import Copies
+from keras_layer_entropy.pruning.optimizer_state import fresh_metrics, recompile, reset_copies
 from keras_layer_entropy.streaming import Source, strategy_scope
 
 
@@ -29,11 +27,10 @@ def compiled_with(model, metrics):
         metrics: arguments of `compile`, of `accuracy_metrics` say.
     """
     before = fresh_metrics(model)
-    copies = {
-        kind: tree.map_structure(fresh_metric, structure) for kind, structure in metrics.items()
-    }
+    copies = Copies(model)
+    metrics = {kind: reset_copies(structure, copies) for kind, structure in metrics.items()}
     with strategy_scope(model):
-        recompile(model, **{**before, **copies, "optimizer": model.optimizer})
+        recompile(model, **{**before, **metrics, "optimizer": model.optimizer})
     try:
         yield model
     finally:

@@ -15,12 +15,12 @@ from keras_layer_entropy.probe import choose_layers
 from keras_layer_entropy.profile import FLAT_TOLERANCE, EntropyProfile
 from keras_layer_entropy.pruning.accuracies import accuracy_metrics
 from keras_layer_entropy.pruning.blocks import removable_blocks
-from keras_layer_entropy.pruning.compiling import recompile
 from keras_layer_entropy.pruning.criteria import CRITERIA, Situation, rank
 from keras_layer_entropy.pruning.evaluation import accuracy, compiled_with, evaluate
 from keras_layer_entropy.pruning.optimizer_state import (
     fresh_metrics,
     learning_rate_of,
+    recompile,
     set_learning_rate,
 )
 from keras_layer_entropy.pruning.rewrite import without
@@ -250,7 +250,7 @@ class _Search:
         self._evaluated = (validation_data, options.batch_size, options.validation_steps)
         _check_data("train_data", self._train_data(options.seed), options, "steps_per_epoch")
         _check_data("validation_data", validation_data, options, "validation_steps")
-        removable_blocks(model, options.layers, options.keep)  # checks the names, first of all
+        removable_blocks(model, options.layers, options.keep)  # checks the names
         _check_weights(model)
         self._metrics = accuracy_metrics(model, *self._evaluated)
         self.before = self._analyze(model, baseline=True)
@@ -281,11 +281,13 @@ class _Search:
             teacher=self._teacher,
             blocks={p: b for p, b in blocks.items() if p not in self._rejected()},
             profile=self._profile,
-            train_data=self._calibration(),
+            train_data=self._train_data(self._seed),
             validation_data=self._validation,
             batch_size=options.batch_size,
             tolerance=options.tolerance,
             seed=self._seed,
+            refit=options.refit,
+            train_steps=options.steps_per_epoch,
             validation_steps=options.validation_steps,
         )
         return rank(options.criterion, situation)
@@ -304,8 +306,9 @@ class _Search:
             self.model,
             self._teacher,
             [chosen.layer],
-            self._calibration() if self._options.refit else None,
+            self._train_data(self._seed) if self._options.refit else None,
             self._options.batch_size,
+            steps=self._options.steps_per_epoch,
         )
         with compiled_with(smaller, self._metrics):
             removed = evaluate(smaller, *self._evaluated).accuracy
@@ -360,7 +363,7 @@ class _Search:
         options, keep = self._options, list(self._options.keep)
         chosen = choose_layers(self._original, options.layers)
         kept = choose_layers(self._original, keep) if keep else {}
-        blocks, reasons = removable_blocks(self.model)
+        blocks, reasons = removable_blocks(self.model, refit=options.refit)
         if self._tried is not self.model:
             self._tried, self._misfits = self.model, _misfits(self.model, blocks)
         reasons.update(self._misfits)
@@ -384,10 +387,6 @@ class _Search:
     def _seed(self):
         """The seed of the step that comes next."""
         return self._options.seed + len(self._steps)
-
-    def _calibration(self):
-        """The training data, to be read once."""
-        return _limited(self._train_data(self._seed), self._options.steps_per_epoch)
 
     def _analyze(self, model, baseline=False):
         return analyze_model(
@@ -489,28 +488,6 @@ def _check_data(name, data, options, steps):
         if getattr(options, steps) is not None or "steps" not in str(error):
             raise
         raise ValueError(f"{name} has no end that is known: give {steps}=. ({error})") from error
-
-
-def _limited(data, steps):
-    """The first batches of a data set; arrays, and everything without `steps`, as they are."""
-    if steps is None:
-        return data
-    if isinstance(data, keras.utils.PyDataset):
-        return _FirstBatches(data, steps)
-    return data.take(steps) if hasattr(data, "element_spec") else data
-
-
-class _FirstBatches(keras.utils.PyDataset):
-    def __init__(self, data, steps):
-        super().__init__()
-        self._data = data
-        self._steps = min(steps, data.num_batches or steps)
-
-    def __len__(self):
-        return self._steps
-
-    def __getitem__(self, index):
-        return self._data[index]
 
 
 def _training(data, options, seed):
