@@ -138,6 +138,21 @@ def test_what_is_not_ones_own_stays(tmp_path):
     assert os.listdir(tmp_path) == ["folder"]
 
 
+def test_nothing_of_others_is_missing_at_any_moment(tmp_path, monkeypatch):
+    """It is in the new folder before that takes its place, and so is what comes meanwhile."""
+    folder, swap = folder_with(tmp_path, notes="mine"), files._swap
+
+    def watched(path, temporary, aside):
+        assert (temporary / "notes").read_text() == "mine"
+        (path / "late").write_text("late")
+        swap(path, temporary, aside)
+
+    monkeypatch.setattr(files, "_swap", watched)
+    with replacing(folder) as temporary:
+        temporary.mkdir()
+    assert sorted(os.listdir(folder)) == ["late", "notes"]
+
+
 def test_permissions_and_group_stay(tmp_path):
     folder = folder_with(tmp_path, a="old", mine="mine")
     file = tmp_path / "file"

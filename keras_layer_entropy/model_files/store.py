@@ -174,8 +174,9 @@ def _opened(model, path):
 
 
 def _words(options, own):
-    given = f"custom_objects={{{', '.join(f'{name!r}: ...' for name in own)}}}"
-    return f"{given} and allow_unsafe=True" if "allow_unsafe" in options else given
+    given = ", ".join(f"{name!r}: ..." for name in own if name.isidentifier())  # not of lambdas
+    unsafe = ["allow_unsafe=True"] if "allow_unsafe" in options else []
+    return " and ".join([f"custom_objects={{{given}}}"] * bool(given) + unsafe)
 
 
 def _compare(mine, others, name):

@@ -209,7 +209,7 @@ def test_what_loading_will_take_is_said(tmp_path):
     with pytest.warns(UserWarning, match=r"takes custom_objects=\{'Own': \.\.\.\}\.$"):
         save_model(keras.Sequential([keras.Input((3,)), Own()]), tmp_path / "own.keras")
     model = keras.Sequential([keras.Input((3,)), L.Lambda(lambda x: 2 * x)])
-    with pytest.warns(UserWarning, match="and allow_unsafe=True"):
+    with pytest.warns(UserWarning, match="it takes allow_unsafe=True"):
         save_model(model, tmp_path / "lambda.keras")
     load_model(tmp_path / "lambda.keras", allow_unsafe=True)
 
