@@ -303,6 +303,8 @@ def test_a_copy_is_the_model_with_variables_of_its_own(form):
         assert variable.trainable == copied.trainable
         assert as_bits(variable) == as_bits(copied)
     np.testing.assert_array_equal(np.asarray(model(x)), np.asarray(copy(x)))
+    counts = [[len(x._metrics) for x in m._flatten_layers()] for m in (model, copy)]
+    assert counts[0] == counts[1]
 
     # What is trained is what is asked, and the model itself does not change.
     before = [as_bits(v) for _, v in mine]

@@ -12,6 +12,7 @@ from keras_layer_entropy import remove_layer
 from keras_layer_entropy.measures.regression import fit_of, ridge_regression
 from keras_layer_entropy.pruning.blocks import removable_blocks
 from keras_layer_entropy.pruning.refit import linear_fits
+from keras_layer_entropy.pruning.rewrite import without
 
 SAMPLES = 300
 
@@ -155,6 +156,17 @@ def test_one_regression_over_all_calls(make):
         for variable in new.variables:
             if variable.path in kept:
                 np.testing.assert_array_equal(kept[variable.path], np.asarray(variable))
+
+
+@pytest.mark.tensorflow
+@pytest.mark.parametrize("make", [shared_first, shared_second, shared_three_times])
+def test_calls_are_made_in_the_order_of_the_original(make):
+    """By which the calls of the smaller model are matched with those of the original."""
+    model, x = make()
+    copy, _ = without(model, None)
+    given = [at(m, calls_of(m.get_layer("out")), x) for m in (model, copy)]
+    for mine, other in zip(*given, strict=True):
+        np.testing.assert_array_equal(mine, other)
 
 
 @pytest.mark.tensorflow
