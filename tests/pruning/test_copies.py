@@ -529,3 +529,19 @@ def test_a_variable_without_a_place_is_an_error():
     for lost in (None, kernel):  # no copy of it, and it itself
         with pytest.raises(ValueError, match="where in it the variables a/kernel belong"):
             _account(model, copy, {**twins, id(kernel): lost}, [], "it")
+
+
+@pytest.mark.tensorflow
+def test_a_layer_of_another_width_keeps_all_but_its_kernel():
+    model, _ = around()
+    out = model.get_layer("out")
+    out.bias.assign([1.0, 2.0, 3.0])
+    out.kernel.trainable = False
+    with pytest.warns(UserWarning, match="kernels of out start anew"):
+        smaller = remove_layer(model, "b")
+    new = smaller.get_layer("out")
+    np.testing.assert_array_equal(np.asarray(new.bias), [1.0, 2.0, 3.0])
+    assert new.kernel.shape == (8, 3)
+    assert [(v.path, v.trainable) for v in new.variables] == [
+        (v.path, v.trainable) for v in out.variables
+    ]
