@@ -23,9 +23,9 @@ def refit(student, teacher, paths, data, batch_size=256, steps=None):
     """Gives layers the kernel and bias with which they do what they did in another model.
 
     For each layer: the ridge regression that maps what it is given in `student` to what it computed
-    in `teacher` before its activation function, over the calibration data, and over all its calls
-    where it is shared, with a warning. Layers after others of `paths` are fitted after them. What a constraint
-    forbids is projected away by it, with a warning.
+    in `teacher` before its activation function, over the calibration data. Layers after others of
+    `paths` are fitted after them. A shared layer is fitted to all its calls at once, and what a
+    constraint forbids is projected away by it, both with a warning.
 
     Args:
         student: the model whose layers are refitted, in place.
@@ -277,8 +277,8 @@ def _warn_of_shared(model, residuals):
     found = [f"{path} (residual {residuals[path]:.3g})" for path in residuals if path in shared]
     if found:
         warnings.warn(
-            f"{', '.join(found)}: called several times, and fitted to all calls at once. What it gives "
-            "changes in those, too, that took nothing of what was removed.",
+            f"{', '.join(found)}: called several times, and fitted to all calls at once. What it "
+            "gives changes in those, too, that took nothing of what was removed.",
             stacklevel=4,
         )
 
