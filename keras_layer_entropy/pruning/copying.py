@@ -112,8 +112,6 @@ class Copies:
             vars(new).update(_inbound_nodes=[], _outbound_nodes=[], _losses=[], _loss_ids=set())
         if isinstance(old, keras.Model):
             Trainer.__init__(new)
-            for metric in _compiled_metrics(old):
-                new._tracker.untrack(self(metric))
         if isinstance(old, Tracker):
             stores = {name: store for name, (_, store) in new.config.items()}
             new.stored_ids = {name: set(map(id, store)) for name, store in stores.items()}
@@ -258,7 +256,7 @@ class Copies:
                 setattr(new, name, self(value))
         for name, (_, store) in old._tracker.config.items():
             for part in store:
-                if id(part) in self._left_out or part in _compiled_metrics(old):
+                if id(part) in self._left_out:
                     continue
                 if not new._tracker.is_in_store(name, self(part)):
                     new._tracker.add_to_store(name, self(part))
@@ -271,8 +269,7 @@ def own_variables(layer):
     recurrent layers hold their states.
     """
     seeds = [generator.state for generator in layer._seed_generators]
-    metrics = [metric for metric in layer._metrics if metric not in _compiled_metrics(layer)]
-    counts = [variable for metric in metrics for variable in metric.variables]
+    counts = [variable for metric in layer._metrics for variable in metric.variables]
     held = [x for x in vars(layer).values() if isinstance(x, list | tuple | keras.Variable)]
     hidden = [x for x in tree.flatten(held) if isinstance(x, keras.Variable)]
     known = [*layer._trainable_variables, *layer._non_trainable_variables, *seeds, *counts]
@@ -293,11 +290,6 @@ def _graph_of(value):
     if isinstance(value, keras.Sequential):
         return value._functional
     return value if isinstance(value, Functional) else None
-
-
-def _compiled_metrics(model):
-    names = ("_loss_tracker", "_compile_metrics")
-    return [vars(model)[name] for name in names if vars(model).get(name) is not None]
 
 
 def _agree(shape, other):

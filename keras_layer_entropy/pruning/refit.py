@@ -11,7 +11,7 @@ from keras import ops
 from keras_layer_entropy.measures.regression import fit_of, ridge_regression
 from keras_layer_entropy.probe import ActivationProbe, choose_layers
 from keras_layer_entropy.pruning.copying import own_variables
-from keras_layer_entropy.pruning.graph import flat_graph
+from keras_layer_entropy.pruning.graph import flat_graph, shared_paths
 from keras_layer_entropy.pruning.linear import assign, constrained, features_of, matrix
 from keras_layer_entropy.statistics import GramStatistic
 from keras_layer_entropy.streaming import Source, StreamingPass, strategy_scope
@@ -23,9 +23,9 @@ def refit(student, teacher, paths, data, batch_size=256, steps=None):
     """Gives layers the kernel and bias with which they do what they did in another model.
 
     For each layer: the ridge regression that maps what it is given in `student` to what it computed
-    in `teacher` before its activation function, over the calibration data, and over all its calls
-    where it is shared. Layers after others of `paths` are fitted after them. What a constraint
-    forbids is projected away by it, with a warning.
+    in `teacher` before its activation function, over the calibration data. Layers after others of
+    `paths` are fitted after them. A shared layer is fitted to all its calls at once, and what a
+    constraint forbids is projected away by it, both with a warning.
 
     Args:
         student: the model whose layers are refitted, in place.
@@ -68,6 +68,7 @@ def refit(student, teacher, paths, data, batch_size=256, steps=None):
         ).items():
             assign(layers[path], fit.kernel, fit.bias)
             residuals[path] = fit.residual
+    _warn_of_shared(student, residuals)
     _warn_of_constraints({path: layers[path] for path in residuals})
     return residuals
 
@@ -269,6 +270,17 @@ def _fits(shape, expected):
         shape = shape[:-1]
     pairs = list(zip(shape, expected, strict=False))[1:]
     return len(shape) == len(expected) and all(None in pair or pair[0] == pair[1] for pair in pairs)
+
+
+def _warn_of_shared(model, residuals):
+    shared = shared_paths(flat_graph(model))
+    found = [f"{path} (residual {residuals[path]:.3g})" for path in residuals if path in shared]
+    if found:
+        warnings.warn(
+            f"{', '.join(found)}: called several times, and fitted to all calls at once. What it "
+            "gives changes in those, too, that took nothing of what was removed.",
+            stacklevel=4,
+        )
 
 
 def _warn_of_constraints(layers):

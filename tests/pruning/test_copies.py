@@ -9,7 +9,7 @@ from backends import some_on_each
 from keras import layers, ops
 
 from keras_layer_entropy import remove_layer
-from keras_layer_entropy.pruning.rewrite import without
+from keras_layer_entropy.pruning.rewrite import _account, without
 
 STRETCH = 3.0
 
@@ -134,8 +134,8 @@ def weights_tied_by_an_operation():
     embed = layers.Embedding(9, 6, name="embed")
     x = layers.Dense(6, "relu", name="a")(embed(inputs))
     x = layers.Dense(6, "tanh", name="b")(x)
-    x = layers.Dense(6, name="out")(x)
-    model = keras.Model(inputs, ops.matmul(x, ops.transpose(embed.embeddings)))
+    x = layers.Dense(9, name="out")(x)
+    model = keras.Model(inputs, ops.matmul(x, embed.embeddings))
     return model, np.random.default_rng(0).integers(0, 9, (40, 4)).astype("int32")
 
 
@@ -167,9 +167,11 @@ class Own(keras.Model):
 
 
 def models_inside():
-    own = Own(8)
-    own.compile("sgd", "mse")
-    return around(Sub(), own, keras.Sequential([keras.Input((8,)), layers.Dense(8)]))
+    own, sub = Own(8), Sub()
+    sub.build((None, 8))
+    for inner in (own, sub):
+        inner.compile("sgd", "mse", metrics=["mae"])
+    return around(sub, own, keras.Sequential([keras.Input((8,)), layers.Dense(8)]))
 
 
 def live_functions():
@@ -301,6 +303,8 @@ def test_a_copy_is_the_model_with_variables_of_its_own(form):
         assert variable.trainable == copied.trainable
         assert as_bits(variable) == as_bits(copied)
     np.testing.assert_array_equal(np.asarray(model(x)), np.asarray(copy(x)))
+    counts = [[len(x._metrics) for x in m._flatten_layers()] for m in (model, copy)]
+    assert counts[0] == counts[1]
 
     # What is trained is what is asked, and the model itself does not change.
     before = [as_bits(v) for _, v in mine]
@@ -326,10 +330,34 @@ def test_what_is_left_is_the_same(form):
 def test_half_of_a_shared_state_is_not_left_behind():
     """What an operation takes of a layer is the layer's, in the copy too."""
     model, x = weights_tied_by_an_operation()
+    model.get_layer("out").bias.assign(np.ones(9))
     copy, _ = without(model, None)
     embed = copy.get_layer("embed").embeddings
     embed.assign(embed * 0)
     np.testing.assert_array_equal(np.asarray(copy(x)), 0.0)
+    assert np.abs(np.asarray(model(x))).min() > 0
+
+
+@pytest.mark.tensorflow
+def test_what_a_model_holds_besides_its_graph_is_copied():
+    model, _ = weights_of_the_model_itself()
+    copy, _ = without(model, None)
+    assert copy.temperature is not model.temperature
+    assert copy.extra is not model.extra
+    assert copy.extra.name == "extra"
+    assert copy.note == {"data": ["mnist"]}
+    assert copy.note["data"] is not model.note["data"]
+
+
+@pytest.mark.tensorflow
+def test_variables_that_keras_does_not_know_of_are_the_copys_own():
+    model, x = parts_in_every_way()
+    copy, _ = without(model, None)
+    layer = next(layer for layer in copy.layers if isinstance(layer, Parts))
+    expected = np.asarray(model(x))
+    layer.helper.offset.assign(layer.helper.offset + 1.0)
+    np.testing.assert_array_equal(np.asarray(model(x)), expected)
+    assert np.abs(np.asarray(copy(x)) - expected).max() > 0
 
 
 @pytest.mark.tensorflow
@@ -477,3 +505,43 @@ def test_the_metrics_of_a_copy_count_for_themselves():
     copy, _ = without(model, None)
     result = copy.evaluate(x, np.ones((40, 3)), verbose=0, return_dict=True)
     assert result == model.evaluate(x, np.ones((40, 3)), verbose=0, return_dict=True)
+
+
+@pytest.mark.tensorflow
+def test_a_model_stays_under_its_strategy():
+    import tensorflow as tf
+
+    strategy = tf.distribute.MirroredStrategy(["CPU:0"])
+    with strategy.scope():
+        model, x = around()
+    smaller = remove_layer(model, "b", x)
+    assert smaller._distribute_strategy is strategy
+    assert type(smaller.get_layer("out").kernel.value) is type(model.get_layer("out").kernel.value)
+
+
+@pytest.mark.tensorflow
+def test_a_variable_without_a_place_is_an_error():
+    model, _ = around()
+    copy, _ = without(model, None)
+    twins = dict(zip(map(id, model.variables), copy.variables, strict=True))
+    _account(model, copy, twins, [], "it")
+    kernel = model.get_layer("a").kernel
+    for lost in (None, kernel):  # no copy of it, and it itself
+        with pytest.raises(ValueError, match="where in it the variables a/kernel belong"):
+            _account(model, copy, {**twins, id(kernel): lost}, [], "it")
+
+
+@pytest.mark.tensorflow
+def test_a_layer_of_another_width_keeps_all_but_its_kernel():
+    model, _ = around()
+    out = model.get_layer("out")
+    out.bias.assign([1.0, 2.0, 3.0])
+    out.kernel.trainable = False
+    with pytest.warns(UserWarning, match="kernels of out start anew"):
+        smaller = remove_layer(model, "b")
+    new = smaller.get_layer("out")
+    np.testing.assert_array_equal(np.asarray(new.bias), [1.0, 2.0, 3.0])
+    assert new.kernel.shape == (8, 3)
+    assert [(v.path, v.trainable) for v in new.variables] == [
+        (v.path, v.trainable) for v in out.variables
+    ]

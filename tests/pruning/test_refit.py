@@ -1,6 +1,7 @@
 """What takes the output of a removed layer is refitted by least squares, or the layer stays."""
 
 import itertools
+import warnings
 
 import keras
 import numpy as np
@@ -12,6 +13,7 @@ from keras_layer_entropy import remove_layer
 from keras_layer_entropy.measures.regression import fit_of, ridge_regression
 from keras_layer_entropy.pruning.blocks import removable_blocks
 from keras_layer_entropy.pruning.refit import linear_fits
+from keras_layer_entropy.pruning.rewrite import without
 
 SAMPLES = 300
 
@@ -62,22 +64,22 @@ def siamese(order):
     first, second = keras.Input((8,)), keras.Input((8,))
     shared = layers.Dense(4, "relu", name="out")
     hidden = layers.Dense(8, "relu", name="h")
-    if order:
-        one = shared(hidden(first))
-        other = shared(layers.Dense(8, "tanh", name="k")(second))
-    else:
-        other = shared(layers.Dense(8, "tanh", name="k")(second))
-        one = shared(hidden(first))
-    model = keras.Model([first, second], layers.Dense(3)(layers.Concatenate()([one, other])))
+    calls = {"one": lambda: shared(hidden(first)), "other": lambda: shared(second)}
+    outputs = {name: calls[name]() for name in order}
+    # Keras runs what is farther from the outputs first, whichever was called first.
+    one = layers.Dense(4, name="tail")(outputs["one"])
+    model = keras.Model(
+        [first, second], layers.Dense(3)(layers.Concatenate()([one, outputs["other"]]))
+    )
     return model, [like(8), like(8, seed=4)]
 
 
 def shared_first():
-    return siamese(True)
+    return siamese(("one", "other"))
 
 
 def shared_second():
-    return siamese(False)
+    return siamese(("other", "one"))
 
 
 def shared_three_times():
@@ -142,7 +144,11 @@ def test_one_regression_over_all_calls(make):
     shaken(model)
     layer = model.get_layer("out")
     wanted = [computed(layer, given) for given in at(model, calls_of(layer), x)]
-    smaller = remove_layer(model, "h", x)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        smaller = remove_layer(model, "h", x)
+    shared = make.__name__.startswith("shared")
+    assert any("fitted to all calls" in str(w.message) for w in said) == shared
     twin = smaller.get_layer("out")
     given = at(smaller, calls_of(twin), x)
     found = np.vstack([computed(twin, part) for part in given])
@@ -158,6 +164,17 @@ def test_one_regression_over_all_calls(make):
 
 
 @pytest.mark.tensorflow
+@pytest.mark.parametrize("make", [shared_first, shared_second, shared_three_times])
+def test_calls_are_made_in_the_order_of_the_original(make):
+    """By which the calls of the smaller model are matched with those of the original."""
+    model, x = make()
+    copy, _ = without(model, None)
+    given = [at(m, calls_of(m.get_layer("out")), x) for m in (model, copy)]
+    for mine, other in zip(*given, strict=True):
+        np.testing.assert_array_equal(mine, other)
+
+
+@pytest.mark.tensorflow
 def test_a_layer_in_a_model_called_twice_is_refitted_over_both():
     model, x = a_nested_model_called_twice()
     shaken(model)
@@ -166,7 +183,8 @@ def test_a_layer_in_a_model_called_twice_is_refitted_over_both():
     h = model.get_layer("h")
     hidden = np.maximum(computed(h, x.astype(np.float64)), 0)
     z = np.vstack([computed(model.get_layer("nest").get_layer("out"), hidden), z])
-    smaller = remove_layer(model, "h", x)
+    with pytest.warns(UserWarning, match=r"nest/out \(residual .*fitted to all calls"):
+        smaller = remove_layer(model, "h", x)
     found = computed(smaller.get_layer("nest").get_layer("out"), np.vstack([x, x]).astype(float))
     np.testing.assert_allclose(found, lstsq(np.vstack([x, x]).astype(float), z), atol=1e-3)
     np.testing.assert_array_equal(np.asarray(outer.kernel), np.asarray(smaller.layers[-1].kernel))
@@ -350,11 +368,12 @@ def test_data_for_one_pass_are_not_taken_for_two():
 
 @pytest.mark.tensorflow
 def test_inputs_of_several_tensors_are_a_list_or_a_tuple_with_labels():
-    model, x = siamese(True)
-    kernels = [
-        np.asarray(remove_layer(model, "h", data).get_layer("out").kernel)
-        for data in (x, (x, np.zeros(SAMPLES)), (x,))
-    ]
+    model, x = shared_first()
+    kernels = []
+    for data in (x, (x, np.zeros(SAMPLES)), (x,)):
+        with pytest.warns(UserWarning, match="fitted to all calls"):
+            smaller = remove_layer(model, "h", data)
+        kernels.append(np.asarray(smaller.get_layer("out").kernel))
     np.testing.assert_array_equal(kernels[0], kernels[1])
     np.testing.assert_array_equal(kernels[0], kernels[2])
 

@@ -65,6 +65,8 @@ def test_training_goes_on_as_if_nothing_had_happened(optimizer):
     model = compiled(network(), optimizer, run_eagerly=eager)
     model.fit(x, y, epochs=2, batch_size=32, shuffle=False, verbose=0)
     copy, _ = without(model, None)
+    kept, copied = (m.optimizer.variables for m in (model, copy))
+    assert [v.shape for v in copied] == [v.shape for v in kept]
     histories = [
         m.fit(x, y, epochs=2, batch_size=32, shuffle=False, verbose=0).history
         for m in (model, copy)
