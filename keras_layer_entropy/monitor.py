@@ -4,8 +4,12 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
+import inspect
 import numbers
 import sys
+import types
+import warnings
+import weakref
 
 import keras
 
@@ -26,10 +30,15 @@ class EntropyMonitor(keras.callbacks.Callback):
     History, CSVLogger, TensorBoard and EarlyStopping find them: list this callback before those
     that read its keys. The model is left as it was found.
 
+    A monitor never breaks a training: where it cannot measure (a `train_step` whose data are not
+    `(x, y, sample_weight)`, labels that are no class, a loop that is not Keras's `fit`) it says so
+    once, in a warning, and steps aside.
+
     Args:
         data: held-out data to measure on after each epoch, as for `analyze_model` (not a
             generator); None to record inside `fit`'s own passes (TensorFlow backend only). The
             keys of such a measurement are `val_<layer>_entropy`.
+        steps: number of batches of `data`, None for all; data that never end need it.
         layers, num_classes, measures: as for `EntropyAnalyzer`.
         every: measure each `every`-th epoch only, counted like `validation_freq`.
         log_dir: folder for TensorBoard: scalars per layer and per class, the curve and the heat
@@ -40,7 +49,8 @@ class EntropyMonitor(keras.callbacks.Callback):
 
     Raises:
         RuntimeError: without `data` on another backend than TensorFlow.
-        ValueError: bad arguments, at once; labels that are no class, after the epoch.
+        ValueError: bad arguments, at once, or when training begins: layers that there are not,
+            data that cannot be read.
 
     Example:
 
@@ -59,6 +69,7 @@ class EntropyMonitor(keras.callbacks.Callback):
         self,
         data=None,
         *,
+        steps=None,
         layers=None,
         num_classes=None,
         measures=("activation_entropy",),
@@ -68,6 +79,10 @@ class EntropyMonitor(keras.callbacks.Callback):
         super().__init__()
         if not isinstance(every, numbers.Integral) or every < 1:
             raise ValueError(f"every={every!r}; expected a positive int.")
+        if _are_layers(data):
+            raise ValueError(
+                f"data is {data!r}, which are layers, not data: EntropyMonitor(layers={data!r})."
+            )
         if hasattr(data, "__next__"):
             raise ValueError(
                 f"data is a {type(data).__name__}, which can be read only once, but is needed in "
@@ -79,26 +94,40 @@ class EntropyMonitor(keras.callbacks.Callback):
                 f"backend allows; on {keras.backend.backend()} give it the data to measure on: "
                 "EntropyMonitor(data=(x, y))."
             )
+        if steps is not None and data is None:
+            raise ValueError(f"steps={steps!r} without data: fit has steps of its own.")
         self._data = data
+        self._steps = steps
         self._layers = layers
         self._options = {"num_classes": num_classes, "measures": check_measures(measures)}
         self._every = every
         self._log_dir = log_dir
         self._source = None
         self._summaries = None
+        self._aside = False
         self.profiles = []
 
     def on_train_begin(self, logs=None):
-        if self._source is not None:  # an earlier fit ended with an exception
-            self._source.close()
-        source = _FitPass if self._data is None else functools.partial(_OwnPass, self._data)
-        self._source = source(self.model, self._layers, self._options)
+        self._close()  # an earlier fit ended with an exception
         self.profiles = []
+        self._aside = False
+        if self._data is None:
+            validates = _fit_validates(self.model)
+            if validates is None:
+                self._step_aside("no fit of Keras is running, in whose passes it records.")
+                return
+            source = functools.partial(_FitPass, validates, self._step_aside)
+        else:
+            source = functools.partial(_OwnPass, self._data, self._steps)
+        self._source = source(self.model, self._layers, self._options)
         if self._log_dir is not None:
             self._summaries = _Summaries(self._log_dir)
 
     def on_epoch_begin(self, epoch, logs=None):
-        self._source.begin_epoch(measured=(epoch + 1) % self._every == 0)
+        if self._source is None and not self._aside:
+            self._step_aside("on_train_begin was not called.")
+        if self._source is not None:
+            self._source.begin_epoch(measured=(epoch + 1) % self._every == 0)
 
     def on_test_begin(self, logs=None):
         if self._source is not None:
@@ -109,7 +138,14 @@ class EntropyMonitor(keras.callbacks.Callback):
             self._source.end_validation(logs or {})
 
     def on_epoch_end(self, epoch, logs=None):
-        profile = self._source.end_epoch(epoch, logs or {})
+        logs = {} if logs is None else logs
+        if self._source is None:
+            return
+        try:
+            profile = self._source.end_epoch(epoch, logs)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the training goes on
+            self._step_aside(error)
+            return
         if profile is None:
             return
         self.profiles.append(profile)
@@ -124,11 +160,25 @@ class EntropyMonitor(keras.callbacks.Callback):
             self._summaries.write(profile)
 
     def on_train_end(self, logs=None):
-        self._source.close()
-        self._source = None
-        if self._summaries is not None:
-            self._summaries.close()
-            self._summaries = None
+        self._close()
+
+    def _step_aside(self, reason):
+        """Says once why nothing is measured any more; the training goes on as without a monitor."""
+        self._close()
+        if not self._aside:
+            self._aside = True
+            warnings.warn(
+                f"EntropyMonitor steps aside, and the training goes on without it: {reason} (With "
+                "data of its own, EntropyMonitor(data=(x, y)), it needs no step of fit.)",
+                stacklevel=2,
+            )
+
+    def _close(self):
+        source, self._source = self._source, None
+        summaries, self._summaries = self._summaries, None
+        for open_part in (source, summaries):
+            if open_part is not None:
+                open_part.close()
 
 
 class _OwnPass:
@@ -136,8 +186,9 @@ class _OwnPass:
 
     prefix = "val_"
 
-    def __init__(self, data, model, layers, options):
+    def __init__(self, data, steps, model, layers, options):
         self._data = data
+        self._steps = steps
         self._analyzer = EntropyAnalyzer(model, layers, **options)
         self._measured = False
 
@@ -153,7 +204,7 @@ class _OwnPass:
     def end_epoch(self, epoch, logs):
         if not self._measured:
             return None
-        profile = self._analyzer.analyze(self._data, verbose=0)
+        profile = self._analyzer.analyze(self._data, steps=self._steps, verbose=0)
         return dataclasses.replace(profile, epoch=epoch)
 
     def close(self):
@@ -163,15 +214,17 @@ class _OwnPass:
 class _FitPass:
     """Records inside the validation pass of `fit` or, if it has none, inside the training pass."""
 
-    def __init__(self, model, layers, options):
-        self._validates = _fit_validates(model)
-        self.prefix = "val_" if self._validates else ""
+    def __init__(self, validates, step_aside, model, layers, options):
+        self._model = model
+        self._validates = validates
+        self.prefix = "val_" if validates else ""
         self._statistics = ModelStatistics(model, **options, layers_chosen=layers is not None)
         self._function = _RecordingFunction(
             model,
-            "test" if self._validates else "train",
+            "test" if validates else "train",
             Recorder(model, usual_layers(layers, options["measures"])),
             self._statistics,
+            step_aside,
         )
         self._measured = False
         self._metrics = None
@@ -184,6 +237,7 @@ class _FitPass:
 
     def begin_validation(self):
         if self._measured and self._validates:
+            self._function.watch(self._model._eval_epoch_iterator)
             self._begin()
 
     def end_validation(self, logs):
@@ -197,6 +251,11 @@ class _FitPass:
             self._metrics = {k: v for k, v in logs.items() if not k.startswith("val_")}
         if not self._measured or self._metrics is None:  # validation_freq left this epoch out
             return None
+        if not (self._statistics.built and self._function.stands):
+            raise ValueError(
+                "its steps could not be recorded (another fit of the model, or a compile, inside "
+                "this one?)."
+            )
         return self._statistics.profile(self._metrics, epoch)
 
     def close(self):
@@ -212,15 +271,15 @@ class _RecordingFunction:
     """Stands in for `model.train_function` or `test_function` and records when it is told to.
 
     `fit` looks the function up at every step, so that no other attribute of the model is touched,
-    and what stood there comes back when training ends or a step fails. Where something else in
-    `fit` fails no callback is told: then this gives way as soon as it is called from outside of
-    `fit`, or from the next one, which brings a new History.
+    and what stood there comes back when training ends or a step fails. What other callbacks run
+    between the steps is not recorded: it comes with another iterator. Where something else in `fit`
+    fails no callback is told: then this gives way when it is called from outside of `fit`, or from
+    the next one, which brings a new History.
     """
 
-    def __init__(self, model, kind, recorder, statistics):
+    def __init__(self, model, kind, recorder, statistics, step_aside):
         self._model = model
         self._name = f"{kind}_function"
-        self._make = getattr(model, f"make_{kind}_function")
         self._history = getattr(model, "history", None)
         standing = getattr(model, self._name)
         if isinstance(standing, _RecordingFunction):
@@ -230,45 +289,98 @@ class _RecordingFunction:
                     "one of them, or data of its own to the other."
                 )
             standing.remove()
-        self._before = getattr(model, self._name)
-        self._make()
+        make = getattr(model, f"make_{kind}_function")
+        make()  # if Keras has not made it yet
         self._plain = getattr(model, self._name)
-        step = _recording_step(getattr(model, f"{kind}_step"), recorder, statistics)
+        step = _recording_step(getattr(model, f"{kind}_step"), recorder, statistics, step_aside)
         with replaced_attributes(model, {f"{kind}_step": step}):
-            self._make(force=True)
+            make(force=True)
         self._recorded = getattr(model, self._name)
         setattr(model, self._name, self)
+        self._validation = None if kind == "train" else _Iterators()
         self.recording = False
 
+    def watch(self, epoch_iterator):
+        """Tells the iterators of Keras's `epoch_iterator` from those of other passes."""
+        self._validation.watch(epoch_iterator)
+
     def __call__(self, iterator):
-        history = getattr(self._model, "history", None)
-        if history is not self._history or _running_fit(self._model) is None:
+        own = getattr(self._model, "history", None) is self._history
+        if own and self.recording and self._is_of_fit(iterator):
+            return self._record(iterator)
+        if not own or _fit_frame() is None:
             self.remove()
-            self._make()
-            return getattr(self._model, self._name)(iterator)
+        return self._plain(iterator)
+
+    def _record(self, iterator):
         try:
-            return (self._recorded if self.recording else self._plain)(iterator)
+            return self._recorded(iterator)
         except BaseException as error:
             if type(error).__name__ not in ("StopIteration", "OutOfRangeError"):  # end of data
                 self.remove()
             raise
 
+    def _is_of_fit(self, iterator):
+        """Whether a step is one of `fit`'s own; `train_on_batch` comes with a generator."""
+        if self._validation is None:
+            return not isinstance(iterator, types.GeneratorType)
+        return self._validation.made(iterator)
+
+    @property
+    def stands(self):
+        """Whether `fit` calls this."""
+        return getattr(self._model, self._name) is self
+
     def remove(self):
-        if getattr(self._model, self._name) is self:
-            setattr(self._model, self._name, self._before)
+        if self.stands:
+            setattr(self._model, self._name, self._plain)
 
 
-def _recording_step(step, recorder, statistics):
+class _Iterators:
+    """Knows the iterators that an epoch iterator of Keras makes, and keeps none of them alive."""
+
+    def __init__(self):
+        self._watched = None
+        self._latest = None
+
+    def watch(self, epoch_iterator):
+        if self._watched is not None and self._watched() is epoch_iterator:
+            return
+        watched = self._watched = weakref.ref(epoch_iterator)
+        datasets = type(epoch_iterator)._get_iterator
+        # An attribute of a helper that fit makes for itself and throws away; without a circle, so
+        # that it goes, with its iterators, when fit lets go of it.
+        epoch_iterator._get_iterator = lambda: _Noted(datasets(watched()), self)
+
+    def note(self, iterator):
+        self._latest = weakref.ref(iterator)
+
+    def made(self, iterator):
+        return self._latest is not None and self._latest() is iterator
+
+
+class _Noted:
+    """A data set whose iterators are noted."""
+
+    def __init__(self, dataset, iterators):
+        self._dataset = dataset
+        self._iterators = iterators
+
+    def __iter__(self):
+        iterator = iter(self._dataset)
+        self._iterators.note(iterator)
+        return iterator
+
+
+def _are_layers(data):
+    parts = data if isinstance(data, list | tuple) else [data]
+    return any(isinstance(part, str | type | keras.Layer) for part in parts)
+
+
+def _recording_step(step, recorder, statistics, step_aside):
     """`step` of the model, with the statistics updated from what its layers do in it."""
 
-    def recording_step(data):
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        if not statistics.built:
-            # Some models are only called in parts, by a step of their own.
-            with contextlib.suppress(NotImplementedError):
-                build(recorder.model, x)
-        with recorder.recording() as recording:
-            logs = step(data)
+    def measure(recording, x, y, sample_weight):
         if not statistics.built:
             recorder.check(recording.activations)
             _across_replicas(
@@ -276,6 +388,23 @@ def _recording_step(step, recorder, statistics):
             )
         features = [activation.features() for activation in recording.activations]
         statistics.update(features, x, y, sample_weight)
+
+    def recording_step(data):
+        try:
+            x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+            if not statistics.built:
+                # Some models are only called in parts, by a step of their own.
+                with contextlib.suppress(Exception):
+                    build(recorder.model, x)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the training goes on
+            step_aside(f"the steps of this model take other data than (x, y, weights): {error}")
+            return step(data)
+        with recorder.recording() as recording:
+            logs = step(data)
+        try:
+            measure(recording, x, y, sample_weight)
+        except Exception as error:  # noqa: BLE001
+            step_aside(error)
         return logs
 
     return recording_step
@@ -300,25 +429,29 @@ def _across_replicas(build):
 
 
 def _fit_validates(model):
-    """Whether the running `fit` was given validation data.
+    """Whether the running `fit` was given validation data; None where no `fit` of Keras is running.
 
     Keras does not tell its callbacks before the first validation, which is too late: without
-    validation the training pass has to be recorded from the start. So this looks at `fit` itself.
+    validation the training pass has to be recorded from the start. So this looks at `fit` itself,
+    once, and keeps nothing of it.
     """
-    fit = _running_fit(model)
-    return fit is not None and fit["validation_data"] is not None
+    fit = _fit_frame()
+    if fit is None or fit.f_locals["self"] is not model:
+        return None
+    return fit.f_locals["validation_data"] is not None
 
 
-def _running_fit(model):
-    """The local variables of Keras's `fit` where it is running for `model`, else None."""
+def _fit_frame():
+    """The frame of the innermost `fit` of Keras that is running, or None.
+
+    Nobody may look into it while a step runs: in `f_locals` stands whatever `fit` holds, iterators
+    with running threads among it, for as long as the frame lives.
+    """
+    code = inspect.unwrap(keras.Model.fit).__code__
     frame = sys._getframe()
-    while frame is not None:
-        if frame.f_code.co_name == "fit":
-            there = frame.f_locals
-            if there.get("self") is model and "validation_data" in there:
-                return there
+    while frame is not None and frame.f_code is not code:
         frame = frame.f_back
-    return None
+    return frame
 
 
 class _Summaries:
