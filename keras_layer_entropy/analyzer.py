@@ -7,6 +7,7 @@ from keras_layer_entropy.model_statistics import ModelStatistics, usual_layers
 from keras_layer_entropy.probe import ActivationProbe
 from keras_layer_entropy.streaming import Source, StreamingPass, strategy, strategy_scope
 from keras_layer_entropy.untrained import untrained
+from keras_layer_entropy.watching import alone_with
 
 
 def analyze_model(
@@ -115,6 +116,10 @@ class EntropyAnalyzer:
                 f"baseline=True reads the data twice, but a {type(data).__name__} can be read only "
                 "once: pass arrays, a tf.data.Dataset or a PyDataset, or measure without it."
             )
+        with alone_with(self.model):  # the pass moves its metrics, the baseline its weights
+            return self._analyze(source, steps, baseline, seed, verbose)
+
+    def _analyze(self, source, steps, baseline, seed, verbose):
         if self._pass is None:
             self._pass = self._prepare(*source.first())
         profile = self._measure(source, verbose)

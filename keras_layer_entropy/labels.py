@@ -220,6 +220,8 @@ def _output(outputs, key, output_names):
         outputs = dict(enumerate(outputs))
         if isinstance(key, str) and key in (output_names or ()):
             key = list(output_names).index(key)
+    # Models may return None or plain numbers beside their tensors.
+    outputs = {name: x for name, x in outputs.items() if hasattr(x, "shape")}
     return next(iter(outputs.values())) if len(outputs) == 1 else outputs.get(key)
 
 

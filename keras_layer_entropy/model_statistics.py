@@ -14,7 +14,7 @@ from keras_layer_entropy.measures.catalogue import ENTROPIES, check_measures
 from keras_layer_entropy.measures.entropy import check_pattern, maximum_entropy
 from keras_layer_entropy.profile import EntropyProfile
 from keras_layer_entropy.sample_measures import SAMPLE_MEASURES, SampleComparison
-from keras_layer_entropy.statistics import MEASURES, LabelStatistic
+from keras_layer_entropy.statistics import MEASURES, HeadStatistic, LabelStatistic
 from keras_layer_entropy.version import versions
 
 
@@ -139,13 +139,17 @@ class ModelStatistics:
         ]
 
     def _new(self, activation, measures):
-        return {
-            # Paths make no names of variables: they may hold "#" or "@".
-            m: MEASURES[m](
-                activation.units, self._labels.num_classes, name=m, **self._own_options[m]
-            )
-            for m in measures
-        }
+        return {m: self._new_statistic(activation, m) for m in measures}
+
+    def _new_statistic(self, activation, measure):
+        # Paths make no names of variables: they may hold "#" or "@".
+        def make(name):
+            classes = self._labels.num_classes
+            options = self._own_options[measure]
+            return MEASURES[measure](activation.units, classes, name=name, **options)
+
+        undecided = activation.may_be_distribution and MEASURES[measure].reads == "pattern"
+        return HeadStatistic(make, name=measure) if undecided else make(measure)
 
     def update(self, features, inputs, y, sample_weight):
         """Adds a batch: `features` is `Activation.features()` of each layer."""

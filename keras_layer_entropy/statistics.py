@@ -146,8 +146,7 @@ class LayerStatistic(_SumStatistic):
             weight = _sum_samples(membership) * _shared_positions(values, membership)
             weight = ops.expand_dims(weight, axis=-1)
         else:
-            missing = len(values.shape) - len(mask.shape)
-            mask = ops.cast(ops.reshape(mask, (*ops.shape(mask), *[1] * missing)), "float32")
+            mask = _like_positions(mask, values)
             weight = _per_class(mask * ops.ones_like(values[..., :1]), membership)
         total = self._class_sums(values, membership, mask, weight)
         self._add(ops.concatenate([weight, total], axis=-1))
@@ -265,6 +264,63 @@ class StateEntropy(LayerStatistic):
         return self.units
 
 
+class HeadStatistic(keras.metrics.Metric):
+    """A measure of the patterns of an output layer whose function nobody knows.
+
+    Where every row of its outputs, over the whole pass, turns out to be a distribution, the layer
+    ends in a softmax by another name, and what is measured is ln p, in place of the logits; else
+    the outputs (`measures.entropy.log_pattern`).
+
+    Args:
+        make: makes a `LayerStatistic` with a name.
+    """
+
+    reads = "pattern"
+
+    def __init__(self, make, name=None):
+        super().__init__(name=name, dtype="float32")
+        self._given, self._logs = make(f"{name}_given"), make(f"{name}_logs")
+        self._misfits = self.add_variable((), "zeros", "float32", name="misfits")
+
+    def update_state(self, values, membership, mask=None):
+        """Adds a batch, as to a `LayerStatistic`."""
+        logs, fits = formulas.log_pattern(values)
+        misfit = ops.logical_not(fits)
+        if mask is not None:
+            misfit = ops.logical_and(misfit, _like_positions(mask, values) > 0)
+        misfits = ops.sum(ops.cast(_any_per_class(misfit, membership), "float32"))
+        self._misfits.assign(self._misfits + misfits)
+        self._given.update_state(values, membership, mask)
+        self._logs.update_state(logs, membership, mask)
+
+    def merge_state(self, statistics):
+        """Adds the states of others."""
+        for other in statistics:
+            self._given.merge_state([other._given])
+            self._logs.merge_state([other._logs])
+            self._misfits.assign(self._misfits + other._misfits)
+
+    def result(self):
+        """As of a `LayerStatistic`."""
+        return self._decided.result()
+
+    def patterns(self):
+        """As of `ActivationEntropy`."""
+        return self._decided.patterns()
+
+    def layer_values(self):
+        """As of a `LayerStatistic`."""
+        return self._decided.layer_values()
+
+    def not_finite(self):
+        """As of a `LayerStatistic`."""
+        return self._given.not_finite()
+
+    @property
+    def _decided(self):
+        return self._given if float(self._misfits) else self._logs
+
+
 class GramStatistic(keras.metrics.Metric):
     """Sums of products of the columns `[x, 1, z]`, for `measures.regression.ridge_regression`.
 
@@ -380,6 +436,12 @@ MEASURES = {
 def _shifted(mean):
     """The same softmax; shifted in float64, because some backends go on in float32."""
     return mean - mean.max(axis=-1, keepdims=True)
+
+
+def _like_positions(mask, values):
+    """A mask `[batch, ...]` as float32 `[batch, ..., 1]`, to multiply `[batch, ..., units]`."""
+    missing = len(values.shape) - len(mask.shape)
+    return ops.cast(ops.reshape(mask, (*ops.shape(mask), *[1] * missing)), "float32")
 
 
 def _per_class(values, membership):

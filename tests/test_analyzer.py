@@ -1,5 +1,7 @@
 """Every kind of model, data and option against NumPy written from the formulas."""
 
+import concurrent.futures
+
 import keras
 import models
 import numpy as np
@@ -555,3 +557,54 @@ def test_layers_that_do_not_fit_the_labels():
     y[:, 1:3] = (1, 2)
     profile = analyze_model(model, data, num_classes={0: 3}, layers=["a", "tokens"], verbose=0)
     assert profile.count.tolist() == [100, 50, 50]
+
+
+@pytest.mark.parametrize(
+    "give",
+    [
+        lambda z: {"attention": None, "logits": z},
+        lambda z: {"count": 3, "logits": z},
+        lambda z: (None, z),
+        lambda z: [z, None, 2.0],
+    ],
+)
+def test_models_that_return_more_than_tensors(give):
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.a, self.out = layers.Dense(6, "relu", name="a"), layers.Dense(3, name="out")
+
+        def call(self, x):
+            return give(self.out(self.a(x)))
+
+    model, x, y = Model(), models.inputs_like(8), np.arange(50) % 3
+    profile = analyze_model(model, (x, y), verbose=0)
+    a = models.relu(models.linear(model.a, x))
+    want = reference.by_class(reference.activation_entropy, a, y, 3)
+    np.testing.assert_allclose(profile.entropy[0], want, **FLOAT32)
+    assert profile.outputs == (False, True)
+
+
+@pytest.mark.tensorflow
+def test_threads_measure_models_that_share_layers():
+    """The twin's fresh weights are in the shared layer while its analysis lasts, and only then."""
+    shared = layers.Dense(6, "relu", name="shared")
+    built = [
+        keras.Sequential([keras.Input((8,)), shared, layers.Dense(3, name=f"out{i}")])
+        for i in range(2)
+    ]
+    x, y = models.inputs_like(8), np.arange(50) % 3
+
+    def measure(model):
+        return analyze_model(model, (x, y), baseline=True, verbose=0)
+
+    want = [measure(model) for model in built]
+    weights = [model.get_weights() for model in built]
+    with concurrent.futures.ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(measure, built * 3))
+    for i, profile in enumerate(found):
+        np.testing.assert_array_equal(profile.entropy, want[i % 2].entropy)
+        np.testing.assert_array_equal(profile.baseline.entropy, want[i % 2].baseline.entropy)
+    for model, before in zip(built, weights, strict=True):
+        for weight, value in zip(model.get_weights(), before, strict=True):
+            np.testing.assert_array_equal(weight, value)
