@@ -179,6 +179,17 @@ class StreamingPass(keras.Model):
         return contextlib.nullcontext()
 
 
+@contextlib.contextmanager
+def rehearsal(model):
+    """A first run of a model on a batch, to see what it gives: only the pass itself is to count.
+
+    What is assigned to Keras variables inside is forgotten, and new ones start as they would
+    without it.
+    """
+    with strategy_scope(model), keras.StatelessScope():
+        yield
+
+
 def strategy(model):
     """The TensorFlow distribution strategy that the model was made under, or None."""
     return getattr(model, "_distribute_strategy", None)
