@@ -112,10 +112,11 @@ class LabelStatistic(_SumStatistic):
         example = "" if example is None else f", for example {example:g}"
         if self._rows:
             raise ValueError(
-                f"{misfits} rows of labels of {len(count)} entries are no classes: their entries "
-                f"are neither 0 and 1, nor shares that add up to 1{example and example + ' is one'}"
-                ". If they are targets of a regression or an autoencoder, or class ids of several "
-                "things, pass num_classes=1 to take all samples for one class."
+                f"{misfits} rows of labels of {len(count)} entries are no classes: these are "
+                "neither 0 and 1, nor shares that add up to 1 (there is an entry or a sum of "
+                f"another size{example}). If they are targets of a regression or an autoencoder, "
+                "or class ids of several things, pass num_classes=1 to take all samples for one "
+                "class."
             )
         raise ValueError(
             f"{misfits} labels are no class 0..{len(count) - 1}{example}: pass num_classes= the "
