@@ -740,3 +740,18 @@ def test_a_layer_without_a_mask_counts_every_step():
     both = keras.Model(model.inputs, [model.outputs[0], whole])
     profile = analyze_model(both, (x, (y, y)), num_classes={0: 4}, verbose=0)
     assert profile.count.tolist() == np.bincount(y.ravel(), minlength=4).tolist()
+
+
+@pytest.mark.filterwarnings("ignore:No sample belongs")
+def test_samples_of_padding_alone_are_not_compared():
+    model, x, _, _ = padded()
+    model = keras.Model(model.inputs, model.outputs)
+    x, label = x.copy(), np.arange(40) % 4
+    x[label == 3] = 0
+    options = dict(layers=["h"], measures="logdet", verbose=0)
+    with_padding = analyze_model(model, (x, label), **options)
+    without = analyze_model(model, (x[label < 3], label[label < 3]), **options)
+    for name in ("logdet_entropy", "logdet_labels"):  # float64, in another order of the samples
+        np.testing.assert_allclose(
+            with_padding.layer_values[name], without.layer_values[name], rtol=1e-6
+        )
