@@ -5,7 +5,13 @@ import warnings
 
 from keras_layer_entropy.model_statistics import ModelStatistics, usual_layers
 from keras_layer_entropy.probe import ActivationProbe
-from keras_layer_entropy.streaming import Source, StreamingPass, strategy, strategy_scope
+from keras_layer_entropy.streaming import (
+    Source,
+    StreamingPass,
+    rehearsal,
+    strategy,
+    strategy_scope,
+)
 from keras_layer_entropy.untrained import untrained
 from keras_layer_entropy.watching import alone_with
 
@@ -117,9 +123,9 @@ class EntropyAnalyzer:
                 "once: pass arrays, a tf.data.Dataset or a PyDataset, or measure without it."
             )
         with alone_with(self.model):  # the pass moves its metrics, the baseline its weights
-            return self._analyze(source, steps, baseline, seed, verbose)
+            return self._analyze(source, baseline, seed, verbose)
 
-    def _analyze(self, source, steps, baseline, seed, verbose):
+    def _analyze(self, source, baseline, seed, verbose):
         if self._pass is None:
             self._pass = self._prepare(*source.first())
         profile = self._measure(source, verbose)
@@ -137,13 +143,16 @@ class EntropyAnalyzer:
 
     def _prepare(self, x, y, sample_weight):
         """Builds everything on a batch, so that the pass itself only compiles and runs."""
-        outputs, activations = self._probe.record(x)
+        with rehearsal(self.model):
+            outputs, activations = self._probe.record(x)
+            measurable = self._model_can_be_measured(x, y, outputs, sample_weight)
         with strategy_scope(self.model):
             self._statistics.build(activations, outputs, y, x)
             runner = _Pass(self._probe, self._statistics)
         if strategy(self.model) is None:  # a first try, whose errors are easier to read
             self._statistics.update([a.features() for a in activations], x, y, sample_weight)
-        runner.measures_model = self._model_can_be_measured(x, y, outputs, sample_weight)
+            self._statistics.check_labels()
+        runner.measures_model = measurable
         return runner
 
     def _model_can_be_measured(self, x, y, outputs, sample_weight):

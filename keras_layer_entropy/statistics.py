@@ -54,27 +54,30 @@ class _SumStatistic(keras.metrics.Metric):
 
 
 class LabelStatistic(_SumStatistic):
-    """Samples per class, and labels that are no class.
+    """Samples per class, labels that are no class, and those that name several classes or none.
 
     Args:
         num_classes: number of classes.
+        rows: whether labels are rows of an entry per class.
     """
 
-    def __init__(self, num_classes, name="labels"):
-        super().__init__((num_classes + 1,), name)  # the last entry counts the misfits
+    def __init__(self, num_classes, rows=False, name="labels"):
+        self._rows = rows
+        super().__init__((num_classes + 2,), name)  # the last entries count misfits and several
         # One misfit, to name it: (1, value), or (0, 0) while there is none.
         self._example = self.add_variable(
             (2,), "zeros", "float32", aggregation="only_first_replica", name="example"
         )
 
-    def update_state(self, membership, label=None, misfit=None):
+    def update_state(self, membership, label=None, misfit=None, several=None):
         """Adds a batch, as `labels.Labels.membership` returns it."""
         count = _sum_samples(ops.cast(membership > 0, "float32"))
         if misfit is None:
-            self._add(ops.pad(count, [[0, 1]]))
+            self._add(ops.pad(count, [[0, 2]]))
             return
-        misfits = ops.sum(ops.cast(misfit, "float32"))
-        self._add(ops.append(count, misfits))
+        flags = [misfit, ops.zeros_like(misfit) if several is None else several]
+        misfits, unclear = (ops.sum(ops.cast(flag, "float32")) for flag in flags)
+        self._add(ops.concatenate([count, ops.stack([misfits, unclear])]))
         value = ops.max(ops.where(misfit, ops.cast(label, "float32"), -np.inf))
         example = ops.stack([ops.ones_like(value), value])
         self._example.assign(ops.where(misfits > 0, example, self._example[:]))
@@ -83,24 +86,43 @@ class LabelStatistic(_SumStatistic):
         """`(count, misfits, example)`: int64 `[classes]`, an int, a misfitting label or None."""
         there, value = ops.convert_to_numpy(self._example)
         counts = np.rint(self._sum()).astype(np.int64)
-        return counts[:-1], int(counts[-1]), float(value) if there else None
+        return counts[:-2], int(counts[-2]), float(value) if there else None
+
+    @property
+    def several(self):
+        """How many labels name several classes or none."""
+        return int(np.rint(self._sum()[-1]))
 
     def counts(self):
         """Samples per class, int64 `[classes]`.
 
         Raises ValueError for labels that are no class, and where there are no samples at all.
         """
-        count, misfits, example = self.result()
-        if misfits:
-            raise ValueError(
-                f"{misfits} labels are no class 0..{len(count) - 1}"
-                + (f", for example {example:g}" if example is not None else "")
-                + ": pass num_classes= the number of classes, or num_classes=1 to take all samples "
-                "for one class; samples with a sample_weight of 0 may have any label."
-            )
+        self.check()
+        count, _, _ = self.result()
         if not count.any():
             raise ValueError("The data hold no samples: nothing was measured.")
         return count
+
+    def check(self):
+        """Raises ValueError for labels that are no class."""
+        count, misfits, example = self.result()
+        if not misfits:
+            return
+        example = "" if example is None else f", for example {example:g}"
+        if self._rows:
+            raise ValueError(
+                f"{misfits} rows of labels of {len(count)} entries are no classes: these are "
+                "neither 0 and 1, nor shares that add up to 1 (there is an entry or a sum of "
+                f"another size{example}). If they are targets of a regression or an autoencoder, "
+                "or class ids of several things, pass num_classes=1 to take all samples for one "
+                "class."
+            )
+        raise ValueError(
+            f"{misfits} labels are no class 0..{len(count) - 1}{example}: pass num_classes= the "
+            "number of classes, or num_classes=1 to take all samples for one class (as for targets "
+            "of a regression); samples with a sample_weight of 0 may have any label."
+        )
 
 
 class LayerStatistic(_SumStatistic):

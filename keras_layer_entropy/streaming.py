@@ -80,6 +80,8 @@ class Source:
     def _take_arrays(self, data, batch_size):
         parts = [_as_array(part) for part in keras.utils.unpack_x_y_sample_weight(data)]
         leaves = _checked_leaves(*parts)
+        # Keras needs the entries of SciPy's matrices row by row.
+        parts = tree.map_structure(lambda x: x.tocsr() if hasattr(x, "tocsr") else x, parts)
         adapter = get_data_adapter(*parts, batch_size=batch_size)  # which compares lengths
         self.keywords = dict(zip(("x", "y", "sample_weight"), parts, strict=True))
         self.keywords["batch_size"] = batch_size
@@ -177,6 +179,17 @@ class StreamingPass(keras.Model):
     def _open_name_scope(self):
         # Variables that the model makes in here are to be named as in a call of its own.
         return contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def rehearsal(model):
+    """A first run of a model on a batch, to see what it gives: only the pass itself is to count.
+
+    What is assigned to Keras variables inside is forgotten, and new ones start as they would
+    without it.
+    """
+    with strategy_scope(model), keras.StatelessScope():
+        yield
 
 
 def strategy(model):

@@ -30,7 +30,13 @@ from keras_layer_entropy.measures.mutual_information import (
 from keras_layer_entropy.probe import ActivationProbe
 from keras_layer_entropy.profile import mean_of_known
 from keras_layer_entropy.statistics import FeatureEntropy, LabelStatistic
-from keras_layer_entropy.streaming import Source, StreamingPass, strategy, strategy_scope
+from keras_layer_entropy.streaming import (
+    Source,
+    StreamingPass,
+    rehearsal,
+    strategy,
+    strategy_scope,
+)
 
 ESTIMATORS = ("quantile", "kernel")
 _BLOCK = 2**24  # numbers of maps that are compared at a time: 64 MiB, a few times over
@@ -275,7 +281,8 @@ class UnitAnalyzer:
 
     def _prepare(self, x, y, sample_weight):
         """Builds everything on a batch, so that the pass itself only compiles and runs."""
-        outputs, activations = self._probe.record(x)
+        with rehearsal(self.model):
+            outputs, activations = self._probe.record(x)
         labels = find_labels(
             y,
             outputs,
@@ -297,6 +304,7 @@ class UnitAnalyzer:
             runner = _Pass(self._probe, statistics)
         if strategy(self.model) is None:  # a first try, whose errors are easier to read
             statistics.update(maps, y, sample_weight)
+            statistics.check_labels()
         return runner
 
 
@@ -337,7 +345,7 @@ class _UnitStatistics:
         rows = [self._row(tensor) for tensor in maps]
         widths = [*(row.shape[1] for row in rows), labels.num_classes]
         self._check_memory(widths, samples)
-        self._counted = LabelStatistic(labels.num_classes)
+        self._counted = LabelStatistic(labels.num_classes, rows=labels.kind == "one_hot")
         self._kept = KeptSamples(widths, samples)
         self._births = [_Births(shape[-1], labels.num_classes) for shape in self._shapes]
 
@@ -350,7 +358,8 @@ class _UnitStatistics:
         """Adds a batch."""
         if y is None:
             raise ValueError("The data have no labels, unlike those measured first.")
-        membership, label, misfit = self._labels.membership(y, sample_weight)
+        found = self._labels.membership(y, sample_weight)
+        membership = found.weights
         if len(membership.shape) != 2:
             raise ValueError(
                 f"There are labels or weights for every position, {tuple(membership.shape[:-1])}; "
@@ -359,9 +368,13 @@ class _UnitStatistics:
         for path, tensor, births in zip(self._paths, maps, self._births, strict=True):
             _check_maps(path, tensor)
             births.update_state(tensor, membership)
-        self._counted.update_state(membership, label, misfit)
+        self._counted.update_state(*found)
         rows = [*(self._row(tensor) for tensor in maps), membership]
         self._kept.update_state(rows, ops.any(membership > 0, axis=-1))
+
+    def check_labels(self):
+        """Raises ValueError where labels that were accumulated are no class."""
+        self._counted.check()
 
     def profiles(self):
         """What was accumulated, as `UnitProfile`s; errors and warnings about the data."""
@@ -372,6 +385,8 @@ class _UnitStatistics:
                 "units tell of them is NaN.",
                 stacklevel=4,
             )
+        if unclear := self._labels.doubt(self._counted.several):
+            warnings.warn(unclear, stacklevel=4)
         *kept, membership = self._kept.result()
         return tuple(
             self._profile(*row, membership, count)
