@@ -1,4 +1,4 @@
-"""Which accuracy a model has: told by its metrics, losses and targets, never by what they are called.
+"""Which accuracy a model has: its metrics, losses and targets tell, never what they are called.
 
 It is one of the things by which a search could decide; another one would be another function that,
 like `accuracy_metrics`, gives what to compile a model with.
@@ -19,6 +19,8 @@ from keras_layer_entropy.streaming import Source, strategy_scope
 NAME = "pruning_accuracy"  # nobody else's metric is called so
 
 _SPARSE, _CATEGORICAL, _BINARY, _SIGN = "sparse", "categorical", "binary", "sign"
+
+
 def _same_sign(y_true, y_pred):
     y_true = ops.cast(ops.convert_to_tensor(y_true), y_pred.dtype)
     if len(y_true.shape) < len(y_pred.shape):
@@ -49,14 +51,14 @@ _LOSSES = {
 def accuracy_metrics(model, data, batch_size=256, steps=None):
     """What to compile a model with so that it tells its accuracy, and nothing else, as `NAME`.
 
-    The accuracy of an output is the first of the model's own metrics for it that is a Keras accuracy
-    (`BinaryAccuracy`, `CategoricalAccuracy`, `SparseCategoricalAccuracy`, what is derived from them,
-    or what Keras makes of "accuracy") and fits its loss and its targets, on all of the data; else,
-    with a warning, the one that does fit: the share of samples whose largest output is their class;
-    where outputs are decisions of their own (binary cross-entropy, hinge losses), the share of
-    decisions that are right, with the threshold 0 for logits and 0.5 for probabilities. Samples of a
-    class that the loss ignores don't count. A metric of the top k is no accuracy. Of several outputs,
-    those count that have an accuracy among their metrics.
+    The accuracy of an output is the first of the model's own metrics for it that is one of Keras's
+    (`BinaryAccuracy`, `CategoricalAccuracy`, `SparseCategoricalAccuracy`, what is derived from
+    them, or what Keras makes of "accuracy") and fits its loss and its targets, on all of the data.
+    Else, with a warning where it has any, it is the one that does fit: the share of samples whose
+    largest output is their class; where outputs are decisions of their own (binary cross-entropy,
+    hinge losses), the share of decisions that are right, with the threshold 0 for logits and 0.5
+    for probabilities. Samples of a class that the loss ignores don't count. A metric of the top k
+    is no accuracy. Of several outputs, those count that have an accuracy among their metrics.
 
     Args:
         model: a compiled Sequential or functional model; it is not changed.
@@ -92,8 +94,8 @@ def accuracy_metrics(model, data, batch_size=256, steps=None):
     counted = [output for output in outputs if output.accuracies]
     if not counted and len(outputs) > 1:
         raise ValueError(
-            f"{model.name!r} has {len(outputs)} outputs and no accuracy metric: compile it with one "
-            "for each output that has classes."
+            f"{model.name!r} has {len(outputs)} outputs and no accuracy metric: compile it with "
+            "one for each output that has classes."
         )
     facts = _look(copy, outputs, data, batch_size, steps)
     chosen = {o.name: _choose(o, facts[o.name]) for o in counted or outputs}
@@ -417,8 +419,8 @@ def _question(output, facts):
         return f"Some labels are no class 0..{k - 1}, {where}. If they {no_classes}."
     return (
         f"Nothing tells which accuracy is meant {where}: compile the model with the metric, "
-        "keras.metrics.SparseCategoricalAccuracy() for class ids, CategoricalAccuracy() for one-hot "
-        "rows, BinaryAccuracy(threshold=0.5) for probabilities of 0/1 or BinaryAccuracy("
+        "keras.metrics.SparseCategoricalAccuracy() for class ids, CategoricalAccuracy() for "
+        "one-hot rows, BinaryAccuracy(threshold=0.5) for probabilities of 0/1 or BinaryAccuracy("
         "threshold=0.0) for logits, or one of your own derived from these. If its targets "
         f"{no_classes}."
     )

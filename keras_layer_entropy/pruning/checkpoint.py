@@ -7,6 +7,9 @@ import os
 import re
 import shutil
 
+import numpy as np
+from keras import tree
+
 from keras_layer_entropy.files import local_path, remove, replacing
 from keras_layer_entropy.model_files import load_model, model_parts, save_model
 from keras_layer_entropy.pruning.search import PruningStep
@@ -71,8 +74,8 @@ class Checkpoint:
         for name, value in self._settings.items():
             if settings.get(name) != value:
                 raise ValueError(
-                    f"The unfinished run in {self.folder} had {name}={settings.get(name)!r}, not "
-                    f"{value!r}: resume it with that, or start anew with --overwrite."
+                    f"The unfinished run in {self.folder} {_difference(name, settings, value)}, or "
+                    "start anew with --overwrite."
                 )
         for child in self._own():
             if child != latest:
@@ -103,6 +106,14 @@ def _remove_state(folder):
         shutil.rmtree(folder)
 
 
+def _difference(name, settings, value):
+    if name == "model":
+        return "began with another model: its files have changed since. Bring them back"
+    if name == "contents":
+        return "began with other data: what is in them has changed since. Bring them back"
+    return f"had {name}={settings.get(name)!r}, not {value!r}: resume it with that"
+
+
 def fingerprint(path):
     """SHA-256 of a file, or of all files in a folder with their names."""
     path = local_path(path)
@@ -111,4 +122,25 @@ def fingerprint(path):
         if file.is_file():
             digest.update(os.fsencode(file.relative_to(path)))
             digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def data_fingerprint(data):
+    """SHA-256 of arrays, or of every batch of a `tf.data.Dataset` in turn.
+
+    Example:
+
+    >>> x, y = np.arange(6.0), np.arange(6)
+    >>> data_fingerprint((x, y)) == data_fingerprint((x + 1, y))
+    False
+    """
+    digest = hashlib.sha256()
+    batches = data.as_numpy_iterator() if hasattr(data, "element_spec") else [data]
+    for batch in batches:
+        for array in map(np.asarray, tree.flatten(batch)):
+            digest.update(f"{array.dtype}{array.shape}".encode())
+            plain = array.tolist() if array.dtype == object else None
+            digest.update(
+                np.ascontiguousarray(array).data if plain is None else repr(plain).encode()
+            )
     return digest.hexdigest()

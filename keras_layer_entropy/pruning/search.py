@@ -49,8 +49,9 @@ class PruningOptions:
         refit: refit the layers behind in closed form; otherwise they keep their kernels where
             these fit, or start with fresh ones.
         seed: seed of everything random in the search: the shuffles and the seed generators (of
-            Dropout, say) of each step's training, fresh kernels, `random`. Equal searches give equal
-            models, and one that goes on with `resume` what it would have given without a break.
+            Dropout, say) of each step's training, fresh kernels, `random`. Equal searches give
+            equal models, and one that goes on with `resume` the one that it would have given
+            without a break.
         num_classes: as for `EntropyAnalyzer`: whose labels tell the classes of a model with several
             outputs.
         steps_per_epoch, validation_steps: batches of the training data for an epoch, and for a
@@ -165,16 +166,16 @@ def prune_model(
     In each step the criterion chooses a layer; it goes, the layers behind it are refitted in closed
     form on the training data, the model is trained for some epochs, and it is kept if its
     validation accuracy is at most `max_accuracy_drop` below the original's. A layer without which
-    accuracy falls by more stays, and the next candidate is tried. Which layers can go is asked anew of
-    each smaller model. Accuracy is that of `accuracies.accuracy_metrics`; of several outputs it is the
-    mean.
+    accuracy falls by more stays, and the next candidate is tried. Which layers can go is asked
+    anew of each smaller model. Accuracy is that of `accuracies.accuracy_metrics`; of several
+    outputs it is the mean.
 
     Args:
         model: a built and compiled Sequential or functional model; it is not changed.
         train_data, validation_data: `(x, y)` arrays, `tf.data.Dataset` or `PyDataset`. Arrays are
             shuffled anew in every epoch; a dataset should shuffle itself for training. `train_data`
-            may be a function of a seed, called in each step, that returns a dataset shuffled by that
-            seed: so that a search that goes on sees the orders that it would have seen.
+            may be a function of a seed, called in each step, that returns a dataset shuffled by
+            that seed, so that a search that goes on sees the orders that it would have seen.
         on_step: called with `(model, step)` after each step: the model as it stands, and the
             `PruningStep`.
         resume: `(model, steps)` as an earlier search left them, to go on from there.
@@ -245,7 +246,7 @@ class _Search:
 
     def __init__(self, model, train_data, validation_data, options, resume):
         self._original, self._options = model, options
-        self._train_data = train_data if callable(train_data) else lambda seed: train_data
+        self._train_data = train_data if callable(train_data) else lambda _: train_data
         self._validation = validation_data
         self._evaluated = (validation_data, options.batch_size, options.validation_steps)
         _check_data("train_data", self._train_data(options.seed), options, "steps_per_epoch")

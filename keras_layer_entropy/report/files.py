@@ -20,12 +20,8 @@ def save_profile(profile, directory, overwrite=False):
     Raises:
         FileExistsError: one of the files exists and `overwrite` is False; nothing is written.
     """
-    directory = local_path(directory)
-    if not overwrite:
-        check_new(directory)
-    paths = [directory / name for name in FILES]
-    for path in paths:
-        check_writable(path)
+    check_new(directory, overwrite)
+    paths = [local_path(directory) / name for name in FILES]
     profile.save(paths[0])
     profile.to_csv(paths[1])
     for path, draw in zip(paths[2:], (plots.entropy_curve, plots.heatmap), strict=True):
@@ -34,11 +30,15 @@ def save_profile(profile, directory, overwrite=False):
     return paths
 
 
-def check_new(directory):
-    """Raises FileExistsError where `save_profile` would overwrite a file."""
+def check_new(directory, overwrite=False):
+    """Raises OSError where `save_profile` could not write, or would overwrite a file untold."""
     directory = local_path(directory)
     if directory.is_file():
         raise FileExistsError(f"{directory} is a file; expected a folder to write to.")
+    for name in FILES:
+        _check_file(directory / name)
+    if overwrite:
+        return
     existing = [name for name in FILES if (directory / name).exists()]
     if existing:
         raise FileExistsError(
@@ -47,12 +47,17 @@ def check_new(directory):
         )
 
 
-def check_new_file(path):
-    """Raises FileExistsError where `write_report` would overwrite a file."""
+def check_new_file(path, overwrite=False):
+    """Raises OSError where `write_report` could not write, or would overwrite a file untold."""
     path = local_path(path)
-    if path.is_dir():
-        raise FileExistsError(f"{path} is a folder; expected the name of a file, report.html say.")
-    if path.exists():
+    _check_file(path)
+    if path.exists() and not overwrite:
         raise FileExistsError(
             f"{path} exists: choose another name, or pass --overwrite (overwrite=True)."
         )
+
+
+def _check_file(path):
+    if path.is_dir():
+        raise FileExistsError(f"{path} is a folder; expected the name of a file, report.html say.")
+    check_writable(path)

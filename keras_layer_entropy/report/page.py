@@ -9,7 +9,7 @@ import jinja2
 import numpy as np
 
 from keras_layer_entropy import plots
-from keras_layer_entropy.files import check_writable, replacing
+from keras_layer_entropy.files import replacing
 from keras_layer_entropy.measures.catalogue import (
     DESCRIPTIONS,
     LAYER_DESCRIPTIONS,
@@ -62,9 +62,7 @@ def write_report(
     >>> pathlib.Path(file).read_text()[:15]
     '<!doctype html>'
     """
-    check_writable(path)
-    if not overwrite:
-        check_new_file(path)
+    check_new_file(path, overwrite)
     words, history = summary(profile, tolerance), list(history)
     if any(epoch.layers != profile.layers for epoch in history):
         raise ValueError(
