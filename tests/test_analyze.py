@@ -11,6 +11,7 @@ from command_lines import call, run
 
 from keras_layer_entropy import EntropyProfile, analyze_model, report, save_model
 from keras_layer_entropy.datasets import DatasetSpec, load_dataset
+from keras_layer_entropy.locks import claimed
 
 pytestmark = pytest.mark.tensorflow
 
@@ -121,6 +122,8 @@ def test_options(saved, tmp_path):
         (["--model=MODEL", "--measures=b"], "expected some of"),
         (["--model=MODEL", "surplus"], "Unknown arguments ['surplus']"),
         (["--model=MODEL", "--output=MODEL/config.json"], "config.json"),
+        (["--model=gs://b/m.keras"], "--model: 'gs://b/m.keras' is a URL"),
+        (["--model=MODEL", "--dataset=s3://b/d.npz"], "'s3://b/d.npz' is a URL"),
     ],
 )
 def test_errors_are_one_message_and_code_2(arguments, message, saved, tmp_path):
@@ -130,6 +133,44 @@ def test_errors_are_one_message_and_code_2(arguments, message, saved, tmp_path):
     assert "error: " in err
     assert message in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--output=TMP/file/x"], "cannot be written"),
+        (["--output=/proc/x"], "cannot be written"),
+        (["--output=gs://b/x"], "--output: 'gs://b/x' is a URL"),
+        (["--output=TMP/taken", "--overwrite"], "profile.csv is a folder"),
+        (["--report=TMP/file/x.html"], "cannot be written"),
+        (["--report=/proc/x.html"], "cannot be written"),
+        (["--report=hf://b/x.html"], "--report: 'hf://b/x.html' is a URL"),
+        (["--report=TMP/taken", "--overwrite"], "taken is a folder"),
+    ],
+)
+def test_what_cannot_be_written_is_said_before_the_pass(
+    arguments, message, saved, tmp_path, monkeypatch
+):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "taken" / "profile.csv").mkdir(parents=True)
+
+    def measured(*_, **__):
+        raise AssertionError("it was measured")
+
+    monkeypatch.setattr(keras.Model, "evaluate", measured)
+    arguments = [argument.replace("TMP", str(tmp_path)) for argument in arguments]
+    code, _, err = call("analyze", "--model", saved[1], *arguments)
+    assert code == 2
+    assert message in err
+
+
+def test_an_output_that_another_run_writes_to_is_refused(saved, tmp_path):
+    for flag in ("--output", "--report"):
+        with claimed(tmp_path / "x"):
+            code, _, err = call("analyze", "--model", saved[1], flag, tmp_path / "x")
+        assert code == 2
+        assert "Another run is writing to" in err
+    assert sorted(os.listdir(tmp_path)) == ["saved_model"]
 
 
 def test_no_data_set_anywhere(saved, tmp_path):

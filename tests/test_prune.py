@@ -4,6 +4,7 @@ import html
 import itertools
 import json
 import os
+import pathlib
 import re
 import signal
 import subprocess
@@ -231,6 +232,22 @@ BAD = {
     "other format": (["--model=good", "--output=x.keras"], "leave out .keras"),
     "in a file": (["--model=good", "--output=file/x", *QUICK], "file"),
     "surplus": (["--model=good", "linearity"], "Unknown arguments ['linearity']"),
+    "model in a cloud": (["--model=gs://b/m.keras"], "--model: 'gs://b/m.keras' is a URL"),
+    "output in a cloud": (["--model=good", "--output=s3://b/m"], "--output: 's3://b/m' is a URL"),
+    "report in a cloud": (["--model=good", "--report=gs://b/r"], "--report: 'gs://b/r' is a URL"),
+    "data in a cloud": (["--model=good", "--dataset=gs://b/d.npz"], "'gs://b/d.npz' is a URL"),
+    "empty output": (["--model=good", "--output="], "--output: The path is empty"),
+    "report in a file": (["--model=good", "--report=file/r.html"], "file/r.html cannot be written"),
+    "report is a folder": (["--model=good", "--report=good", "--overwrite"], "good"),
+    "report over the output": (
+        ["--model=good", "--output=small", "--report=small"],
+        "--report=small would write over",
+    ),
+    "report into the input": (["--model=good", "--report=good/r.html"], "would write over"),
+    "report over a record": (
+        ["--model=good", "--report=good_pruned/after.json"],
+        "would write over",
+    ),
 }
 
 
@@ -324,6 +341,104 @@ def test_a_killed_run_loses_nothing_and_goes_on(saved, tmp_path):
     steps = json.loads((output / "pruning.json").read_text())["steps"]
     assert [step["layer"] for step in steps] == ["h16", "h24"]
     assert sorted(os.listdir(tmp_path)) == ["saved_model", "saved_model_pruned"]
+
+
+def test_a_run_goes_on_with_the_same_model_and_data_alone(original, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    x, y = (
+        np.concatenate(parts)
+        for parts in zip(
+            *(load_dataset(DatasetSpec("digits", split=s)).arrays for s in ("train", "test")),
+            strict=True,
+        )
+    )
+    np.savez("d.npz", x=x[:600], y=y[:600])
+    path = save_model(original, "net.keras", dataset=DatasetSpec("d.npz", scale=1.0))
+    process = start("prune", "--model", path, *QUICK)
+    assert watch(process, tmp_path, lambda p: any(x.endswith("partial/step-001") for x in p))
+    state = contents(tmp_path)
+
+    def refused(words):
+        code, _, err = call("prune", "--model", path, *QUICK, "--resume")
+        assert code == 2
+        assert words in err
+        assert "--overwrite" in err
+
+    x[7] += 0.25  # nothing else tells: name, number and size of the file are the same
+    np.savez("d.npz", x=x[:600], y=y[:600])
+    refused("began with other data: what is in them has changed")
+    for file, content in state.items():
+        pathlib.Path(file).write_bytes(content)
+    original.layers[-1].bias.assign_add(np.ones(10))
+    save_model(original, path, dataset=DatasetSpec("d.npz", scale=1.0), overwrite=True)
+    original.layers[-1].bias.assign_add(-np.ones(10))
+    refused("began with another model: its files have changed")
+    for file, content in state.items():
+        pathlib.Path(file).write_bytes(content)
+    code, _, err = call("prune", "--model", path, *QUICK, "--resume")
+    assert code == 0, err
+
+
+def test_one_run_at_a_time(saved, tmp_path):
+    """Whether it begins, begins anew or goes on, and for reports, too; a kill ends the claim."""
+    output, page = tmp_path / "small", tmp_path / "report.html"
+    flags = ("--model", saved, *QUICK[:2], "--max_accuracy_drop=1", "--output")
+    first = start("prune", *flags, output, "--report", page, "--epochs=300")
+    while not list(tmp_path.glob("small.partial/step-001")) and first.poll() is None:
+        time.sleep(0.01)
+        if list(tmp_path.glob(".small*.lock")):
+            break
+    for extra in (["--resume"], ["--overwrite"], []):
+        code, _, err = call("prune", *flags, output, "--epochs=300", *extra)
+        assert code == 2, extra
+        assert f"Another run is writing to {output}" in err
+    code, _, err = call("prune", *flags, tmp_path / "other", "--report", page)
+    assert code == 2
+    assert f"Another run is writing to {page}" in err
+    assert first.poll() is None
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    code, _, err = call("prune", *flags, output, *QUICK, "--overwrite")
+    assert code == 0, err
+    assert hidden_files(tmp_path) == [".report.html.in-use-by-another-run.lock"]
+
+
+def test_what_cannot_be_written_is_said_before_anything_is_trained(saved, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "small").mkdir()
+
+    def trained(*_, **__):
+        raise AssertionError("it was trained")
+
+    monkeypatch.setattr(keras.Model, "fit", trained)
+    monkeypatch.setattr(keras.Model, "evaluate", trained)
+    for arguments in (
+        ["--output", tmp_path / "file" / "x"],
+        ["--output", "/proc/small"],
+        ["--report", "/proc/report.html"],
+        ["--report", tmp_path / "file" / "report.html"],
+        ["--report", tmp_path / "small", "--overwrite"],
+        ["--output", tmp_path / ("n" * 240)],
+    ):
+        before = contents(tmp_path)
+        code, _, err = call("prune", "--model", saved, *QUICK, *arguments)
+        assert code == 2, arguments
+        assert "cannot be written" in err or "is a folder" in err, err
+        assert contents(tmp_path) == before
+
+
+def test_advice_leads_somewhere(saved, tmp_path):
+    """What is in the way of a run that goes on is replaced with the flags that the error names."""
+    arguments = ("--model", saved, *QUICK)
+    process = start("prune", *arguments)
+    assert watch(process, tmp_path, lambda p: any(x.endswith("partial/step-001") for x in p))
+    save_model(load_model(saved), tmp_path / "saved_model_pruned")
+    code, _, err = call("prune", *arguments, "--resume")
+    assert code == 2
+    assert "pass --overwrite with --resume, to replace it" in err
+    code, out, err = call("prune", *arguments, "--resume", "--overwrite")
+    assert code == 0, err
+    assert "Resuming after step 1" in out
 
 
 def test_report_shows_every_step(saved, tmp_path):

@@ -13,9 +13,11 @@ import types
 import keras
 import numpy as np
 from keras import ops, tree
+from keras.src.initializers.random_initializers import RandomInitializer
 from keras.src.models.functional import Functional
 from keras.src.models.model import Trainer
 from keras.src.ops.node import Node
+from keras.src.random.seed_generator import make_default_seed
 from keras.src.utils.tracking import Tracker
 
 from keras_layer_entropy.pruning.graph import first_tensor, nested_inputs
@@ -277,7 +279,15 @@ def own_variables(layer):
 
 
 def forget_weights(layer):
-    """Leaves a layer as it was before it was built."""
+    """Leaves a layer as it was before it was built.
+
+    Initializers without a seed draw one when they are made, which the layer that comes from a file
+    does anew: they draw again here, so that `keras.utils.set_random_seed` decides.
+    """
+    for name, value in list(vars(layer).items()):
+        if isinstance(value, RandomInitializer) and value._init_seed is None:
+            vars(layer)[name] = again = copy.copy(value)
+            again.seed = make_default_seed()
     for name in ("trainable_variables", "non_trainable_variables"):
         layer._tracker.config[name][1].clear()
         layer._tracker.stored_ids[name].clear()

@@ -495,7 +495,8 @@ def _training(data, options, seed):
     """Arguments of `fit` for training data: arrays are shuffled anew in every epoch."""
     train = Source(data, options.batch_size, options.steps_per_epoch).keywords
     if "batch_size" not in train:
-        return train
+        ordered = not isinstance(data, keras.utils.PyDataset) or data.num_batches is None
+        return {**train, "shuffle": not ordered}  # a data set shuffles itself
     parts = tuple(train[k] for k in ("x", "y", "sample_weight") if train[k] is not None)
     if not all(hasattr(part, "__array__") for part in tree.flatten(parts)):
         return train  # sparse or ragged: Keras shuffles them
