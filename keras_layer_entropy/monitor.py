@@ -236,8 +236,9 @@ class _FitPass:
             self._begin()
 
     def begin_validation(self):
-        if self._measured and self._validates:
+        if self._validates:
             self._function.watch(self._model._eval_epoch_iterator)
+        if self._measured and self._validates:
             self._begin()
 
     def end_validation(self, logs):
@@ -297,18 +298,18 @@ class _RecordingFunction:
             make(force=True)
         self._recorded = getattr(model, self._name)
         setattr(model, self._name, self)
-        self._validation = None if kind == "train" else _Iterators()
+        self._iterators = None if kind == "train" else _Iterators()
         self.recording = False
 
     def watch(self, epoch_iterator):
         """Tells the iterators of Keras's `epoch_iterator` from those of other passes."""
-        self._validation.watch(epoch_iterator)
+        self._iterators.watch(epoch_iterator)
 
     def __call__(self, iterator):
-        own = getattr(self._model, "history", None) is self._history
-        if own and self.recording and self._is_of_fit(iterator):
-            return self._record(iterator)
-        if not own or _fit_frame() is None:
+        known = getattr(self._model, "history", None) is self._history
+        if known and self._is_of_fit(iterator):
+            return self._record(iterator) if self.recording else self._plain(iterator)
+        if not known or _fit_frame() is None:
             self.remove()
         return self._plain(iterator)
 
@@ -322,9 +323,9 @@ class _RecordingFunction:
 
     def _is_of_fit(self, iterator):
         """Whether a step is one of `fit`'s own; `train_on_batch` comes with a generator."""
-        if self._validation is None:
+        if self._iterators is None:
             return not isinstance(iterator, types.GeneratorType)
-        return self._validation.made(iterator)
+        return self._iterators.made(iterator)
 
     @property
     def stands(self):
