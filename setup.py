@@ -40,9 +40,11 @@ setup(
         "test": [
             "gudhi>=3.10",  # persistent homology, to compare the births of loops with
             "jax>=0.6",
+            "pandas>=2.2",  # tables as data
             "pytest>=8",
             "pytest-xdist>=3.6",
             "ruff>=0.12",
+            "scipy>=1.13",  # sparse matrices as data
             "selenium>=4.30",  # drives the browser that tests the report
             "tensorboard>=2.19",
             "tf_keras>=2.21",  # to write the files of Keras 2 that tests read

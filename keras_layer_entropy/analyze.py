@@ -38,12 +38,19 @@ _BASELINE = flags.DEFINE_boolean(
 
 def run():
     """Measures and writes what the flags say."""
-    if FLAGS.output is not None and not FLAGS.overwrite:
-        report.check_new(FLAGS.output)
-    if FLAGS.report is not None and not FLAGS.overwrite:
-        report.check_new_file(FLAGS.report)
+    model_path = command_line.model_path()
+    output, page = command_line.path_of("output"), command_line.path_of("report")
+    if output is not None:
+        report.check_new(output, FLAGS.overwrite)
+    if page is not None:
+        report.check_new_file(page, FLAGS.overwrite)
+    with command_line.claimed_for_this_run(output, page):
+        _analyze(model_path, output, page)
+
+
+def _analyze(model_path, output, page):
     console = command_line.console()
-    model = command_line.opened(command_line.model_path())
+    model = command_line.opened(model_path)
     dataset = load_dataset(command_line.dataset_spec(model))
     console.print(f"Data: {command_line.described(dataset.spec)}")
     profile = analyze_model(
@@ -54,7 +61,7 @@ def run():
         measures=tuple(dict.fromkeys(["activation_entropy", *_MEASURES.value])),
         pattern=_PATTERN.value,
         normalization=_NORMALIZATION.value,
-        keep_patterns=FLAGS.report is not None and _PATTERN.value != "per_sample",
+        keep_patterns=page is not None and _PATTERN.value != "per_sample",
         batch_size=FLAGS.batch_size,
         baseline=_BASELINE.value,
         seed=FLAGS.seed,
@@ -69,12 +76,12 @@ def run():
     console.print(report.summary(profile, FLAGS.tolerance), highlight=False)
     if profile.metrics:
         console.print(", ".join(f"{name} {value:.4g}" for name, value in profile.metrics.items()))
-    if FLAGS.output is not None:
-        for path in report.save_profile(profile, FLAGS.output, FLAGS.overwrite):
+    if output is not None:
+        for path in report.save_profile(profile, output, FLAGS.overwrite):
             console.print(f"wrote {path}", highlight=False)
-    if FLAGS.report is not None:
-        profile.report(FLAGS.report, tolerance=FLAGS.tolerance, overwrite=FLAGS.overwrite)
-        console.print(f"wrote {FLAGS.report}", highlight=False)
+    if page is not None:
+        profile.report(page, tolerance=FLAGS.tolerance, overwrite=FLAGS.overwrite)
+        console.print(f"wrote {page}", highlight=False)
 
 
 if __name__ == "__main__":

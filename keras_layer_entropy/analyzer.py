@@ -5,8 +5,15 @@ import warnings
 
 from keras_layer_entropy.model_statistics import ModelStatistics, usual_layers
 from keras_layer_entropy.probe import ActivationProbe
-from keras_layer_entropy.streaming import Source, StreamingPass, strategy, strategy_scope
+from keras_layer_entropy.streaming import (
+    Source,
+    StreamingPass,
+    rehearsal,
+    strategy,
+    strategy_scope,
+)
 from keras_layer_entropy.untrained import untrained
+from keras_layer_entropy.watching import alone_with
 
 
 def analyze_model(
@@ -109,36 +116,43 @@ class EntropyAnalyzer:
 
     def analyze(self, data, *, batch_size=256, steps=None, baseline=False, seed=0, verbose="auto"):
         """Measures the model on data; arguments, result and errors as for `analyze_model`."""
-        source = Source(data, batch_size)
+        source = Source(data, batch_size, steps)
         if baseline and not source.repeatable:
             raise ValueError(
                 f"baseline=True reads the data twice, but a {type(data).__name__} can be read only "
                 "once: pass arrays, a tf.data.Dataset or a PyDataset, or measure without it."
             )
+        with alone_with(self.model):  # the pass moves its metrics, the baseline its weights
+            return self._analyze(source, baseline, seed, verbose)
+
+    def _analyze(self, source, baseline, seed, verbose):
         if self._pass is None:
             self._pass = self._prepare(*source.first())
-        profile = self._measure(source, steps, verbose)
+        profile = self._measure(source, verbose)
         if baseline:
             with untrained(self.model, seed):
-                twin = self._measure(source, steps, verbose=0, again=True)
+                twin = self._measure(source, verbose=0, again=True)
             settings = {**profile.settings, "baseline_seed": seed}
             profile = dataclasses.replace(profile, baseline=twin, settings=settings)
         return profile
 
-    def _measure(self, source, steps, verbose, again=False):
+    def _measure(self, source, verbose, again=False):
         self._statistics.reset()
-        metrics = self._pass.run(source, steps, verbose)
+        metrics = self._pass.run(source, verbose)
         return self._statistics.profile(metrics if self._pass.measures_model else {}, again=again)
 
     def _prepare(self, x, y, sample_weight):
         """Builds everything on a batch, so that the pass itself only compiles and runs."""
-        outputs, activations = self._probe.record(x)
+        with rehearsal(self.model):
+            outputs, activations = self._probe.record(x)
+            measurable = self._model_can_be_measured(x, y, outputs, sample_weight)
         with strategy_scope(self.model):
             self._statistics.build(activations, outputs, y, x)
             runner = _Pass(self._probe, self._statistics)
         if strategy(self.model) is None:  # a first try, whose errors are easier to read
             self._statistics.update([a.features() for a in activations], x, y, sample_weight)
-        runner.measures_model = self._model_can_be_measured(x, y, outputs, sample_weight)
+            self._statistics.check_labels()
+        runner.measures_model = measurable
         return runner
 
     def _model_can_be_measured(self, x, y, outputs, sample_weight):

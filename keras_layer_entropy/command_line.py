@@ -1,5 +1,6 @@
 """What the command lines have in common: flags for model and data, and how errors are told."""
 
+import contextlib
 import dataclasses
 import importlib
 import shlex
@@ -11,6 +12,8 @@ import rich.console
 from absl import app, flags, logging
 
 from keras_layer_entropy.datasets import SOURCES, DatasetSpec
+from keras_layer_entropy.files import local_path
+from keras_layer_entropy.locks import claimed
 from keras_layer_entropy.model_files import dataset_record, load_model
 from keras_layer_entropy.profile import FLAT_TOLERANCE
 
@@ -84,11 +87,30 @@ def console():
     return rich.console.Console(soft_wrap=True)
 
 
+def path_of(flag):
+    """The path that a flag names, None where it is not given."""
+    value = FLAGS[flag].value
+    try:
+        return None if value is None else local_path(value)
+    except ValueError as error:
+        raise ValueError(f"--{flag}: {error}") from error
+
+
 def model_path():
     """`--model`."""
     if FLAGS.model is None:
         raise ValueError("--model=PATH is missing.")
-    return FLAGS.model
+    return path_of("model")
+
+
+@contextlib.contextmanager
+def claimed_for_this_run(*paths):
+    """While the block runs, these places (None for none) can be written to, by nobody else."""
+    with contextlib.ExitStack() as stack:
+        for path in paths:
+            if path is not None:
+                stack.enter_context(claimed(path))
+        yield
 
 
 def opened(path):
@@ -105,7 +127,7 @@ def opened(path):
 
 def dataset_spec(model):
     """The data set that the flags name, else the one recorded beside the model."""
-    recorded = dataset_record(FLAGS.model) or {}
+    recorded = dataset_record(model_path()) or {}
     if FLAGS.dataset is not None and FLAGS.dataset != recorded.get("name"):
         recorded = {}
     given = {

@@ -4,11 +4,12 @@ import dataclasses
 import itertools
 import math
 import os
-import pathlib
 import zipfile
 
 import keras
 import numpy as np
+
+from keras_layer_entropy.files import local_path
 
 SOURCES = """\
   digits            1,797 handwritten digits that come with scikit-learn, no download
@@ -79,7 +80,7 @@ class Dataset:
         return dataclasses.replace(self, _arrays=self.arrays, _stream=None)
 
     def training_batches(self, batch_size, seed=0):
-        """Like `batches`, shuffled where `fit` does not do it itself."""
+        """Like `batches`, shuffled where a search does not do it itself, as the seed decides."""
         if self._stream is None:
             return self._arrays
         return self._stream.shuffle(10_000, seed=seed).batch(batch_size).prefetch(2)
@@ -120,7 +121,7 @@ def load_dataset(spec):
     """
     if isinstance(spec, str):
         spec = DatasetSpec(spec)
-    path = pathlib.Path(spec.name)
+    path = local_path(spec.name)
     if spec.name == "digits":
         return _digits(spec)
     if path.suffix == ".npz":
@@ -171,7 +172,7 @@ def load_parts(spec, seed=0):
 
 def _named_parts(spec):
     """The names of the parts of a source: three, two (train, test), one, or none."""
-    path = pathlib.Path(spec.name)
+    path = local_path(spec.name)
     if spec.name == "digits":
         return list(_PARTS)
     if path.suffix == ".npz":
@@ -197,7 +198,7 @@ def _split(spec, name, shares, seed):
     """One part in several: `(list of Dataset, note)`."""
     what = f"{name} part of {spec.name}" if name else spec.name
     percent = ", ".join(f"{share:.0%}" for share in shares)
-    is_tfds = not (spec.name == "digits" or pathlib.Path(spec.name).exists())
+    is_tfds = not (spec.name == "digits" or local_path(spec.name).exists())
     if is_tfds:
         if "[" in (name or ""):
             raise ValueError(f"split={name!r} cannot be split: name three parts, comma-separated.")

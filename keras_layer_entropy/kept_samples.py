@@ -47,8 +47,12 @@ class KeptSamples(keras.metrics.Metric):
             tensors: list of `[batch, ...]`, flattened to the widths.
             counts: boolean `[batch]`, which samples count.
         """
-        tensors = [_of_all_replicas(tensor) for tensor in tensors]
         counts = _of_all_replicas(ops.cast(counts, "int32")) > 0
+        tensors = [
+            # There is nothing to gather of no columns, and TensorFlow crashes where it tries.
+            _of_all_replicas(tensor) if kept.shape[1] else ops.zeros((ops.shape(counts)[0], 0))
+            for tensor, kept in zip(tensors, self._rows, strict=True)
+        ]
         number = self._seen + ops.arange(ops.shape(counts)[0], dtype="int32")
         priority = ops.where(counts, _hash(number, self.seed), 0)
         self._seen.assign(self._seen + ops.shape(counts)[0])

@@ -1,23 +1,57 @@
-"""Which class each sample belongs to: found once from shapes, read batch by batch on the device."""
+"""Which class each sample belongs to: found once from shapes, read batch by batch on the device.
+
+Shapes decide how labels are read. Whether their values are what they are then taken for is looked
+at in every batch (`Membership.misfit`) and said at the end of the pass
+(`statistics.LabelStatistic`).
+"""
 
 import dataclasses
+import functools
 import numbers
+import typing
 import warnings
 
 import keras
-from keras import ops
+from keras import ops, tree
 
-_REGRESSION_LOSSES = (
-    *("mean_squared_error", "MeanSquaredError", "mean_absolute_error", "MeanAbsoluteError"),
-    *("mean_absolute_percentage_error", "MeanAbsolutePercentageError"),
-    *("mean_squared_logarithmic_error", "MeanSquaredLogarithmicError"),
-    *("huber", "Huber", "log_cosh", "LogCosh", "cosine_similarity", "CosineSimilarity"),
-    *("poisson", "Poisson"),
+_REGRESSION = (
+    *("mean_squared_error", "mean_absolute_error", "mean_absolute_percentage_error"),
+    *("mean_squared_logarithmic_error", "huber", "log_cosh", "cosine_similarity", "poisson"),
+    "ctc",  # whose labels are sequences, of another length than the output
 )
-_BINARY_LOSSES = (
-    *("binary_crossentropy", "BinaryCrossentropy"),
-    *("binary_focal_crossentropy", "BinaryFocalCrossentropy"),
-)
+_BINARY = ("binary_crossentropy", "binary_focal_crossentropy")
+_MASKS = ("dice", "tversky")
+_SIGNED = ("hinge", "squared_hinge", "categorical_hinge")  # -1 is another way to write 0
+_EMBEDDING = ("circle",)  # whose output is as wide as somebody chose
+# Shares in bfloat16 are rounded by up to 0.4 %.
+_SUM_TOLERANCE = 1e-2
+
+
+class Membership(typing.NamedTuple):
+    """What a batch says of the classes of its samples.
+
+    Attributes:
+        weights: weight of each sample in each class, float32 `[batch, ..., classes]`, one entry per
+            position where labels or weights have one. Without labels one column of the weights,
+            or None where there are none either, and the others are None.
+        value: what names a label that is no class, `[batch, ...]`.
+        misfit: for which labels no class could be told, bool `[batch, ...]`.
+        several: which labels name several classes or none, bool `[batch, ...]`, or None for
+            class ids.
+    """
+
+    weights: typing.Any = None
+    value: typing.Any = None
+    misfit: typing.Any = None
+    several: typing.Any = None
+
+    def only(self, counted):
+        """The same of the samples or positions that are counted, bool like `weights[..., 0]`."""
+        inside = ops.cast(counted, "float32")
+        weights = self.weights * _with_axes(inside, len(self.weights.shape))
+        if self.misfit is None:
+            return self._replace(weights=weights)
+        return Membership(weights, self.value, *_flags_of(self, counted))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,66 +60,121 @@ class Labels:
 
     Attributes:
         num_classes: number of classes; 1 for data without labels.
-        kind: `"none"`, `"sparse"` (class ids) or `"one_hot"` (a row per sample; a sample belongs
-            to the class of its largest entry, to each of them where several are equal).
-        key: the output whose labels are used, by name or position; None when there is only one.
+        kind: `"none"`, `"sparse"` (class ids) or `"one_hot"` (a row per sample: shares that add up
+            to 1, or 0 and 1; a sample belongs to the class of its largest entry, to each of
+            them where several are equal).
+        key: the output whose labels are used: name or position, a tuple of them where they are
+            nested; None when there is only one.
         squeeze: whether class ids carry a last dimension of 1.
         ignored: a class id that the loss leaves out (`ignore_class`), or None.
+        signed: whether -1 stands for 0, as hinge losses have it.
+        multi_label: whether rows are known to name several classes or none.
+        other_keys: what else the same output may be called among sample weights.
     """
 
     num_classes: int = 1
     kind: str = "none"
-    key: str | int | None = None
+    key: str | int | tuple | None = None
     squeeze: bool = False
     ignored: int | None = None
+    signed: bool = False
+    multi_label: bool = False
+    other_keys: tuple = dataclasses.field(default=(), compare=False, repr=False)
 
     def membership(self, y, sample_weight=None):
-        """Weight of each sample in each class, and which labels are no class.
+        """The `Membership` of a batch.
 
         Args:
             y: the labels of a batch, as the model is given them.
             sample_weight: weights of a batch, as the model is given them, or None.
-
-        Returns:
-            `(weights, label, misfit)`: float32 `[batch, ..., classes]` (one entry per position
-            where labels or weights have one), the labels `[batch, ...]`, and for which of them
-            no class could be told. For data without labels, `(None, None, None)` without
-            weights, else one column of them.
         """
-        weight = _pick(sample_weight, self.key)
+        weight = self._pick(sample_weight)
         if weight is not None:
-            weight = ops.cast(ops.convert_to_tensor(weight), "float32")
+            weight = ops.cast(_dense(weight), "float32")
             if len(weight.shape) > 1 and weight.shape[-1] == 1:
                 weight = ops.squeeze(weight, axis=-1)
         if self.kind == "none":
-            return (None if weight is None else ops.expand_dims(weight, axis=-1)), None, None
-        y = ops.convert_to_tensor(_pick(y, self.key))
+            return Membership(None if weight is None else ops.expand_dims(weight, axis=-1))
+        y = _dense(self._pick(y))
         if keras.backend.standardize_dtype(y.dtype) == "bool":
             y = ops.cast(y, "int32")
-        if self.kind == "one_hot":
-            largest = ops.max(y, axis=-1, keepdims=True)
-            inside = ops.cast(ops.logical_and(y == largest, y > 0), "float32")
-            label = ops.argmax(y, axis=-1)
-            misfit = ops.zeros_like(label, dtype="bool")
-        else:
-            label = ops.squeeze(y, axis=-1) if self.squeeze else y
-            index = ops.cast(label, "int32")
-            inside = ops.one_hot(index, self.num_classes, dtype="float32")
-            fits = ops.logical_and(index >= 0, index < self.num_classes)
-            misfit = ops.logical_not(ops.logical_and(fits, ops.cast(index, label.dtype) == label))
-            if self.ignored is not None:
-                counts = index != self.ignored
-                inside = inside * ops.cast(counts, "float32")[..., None]
-                misfit = ops.logical_and(misfit, counts)
-        if weight is None:
-            return inside, label, misfit
-        if len(weight.shape) > len(label.shape):  # a weight per position, a label per sample
-            return ops.expand_dims(inside, axis=-2) * weight[..., None], label, misfit
-        # A weight per sample, perhaps a label per position.
-        weight = ops.reshape(
-            weight, (*ops.shape(weight), *[1] * (len(label.shape) - len(weight.shape)))
+        if self.signed:
+            y = ops.where(y == -1, ops.zeros_like(y), y)
+        found = self._of_rows(y) if self.kind == "one_hot" else self._of_ids(y)
+        return found if weight is None else _weighted(found, weight)
+
+    def doubt(self, several):
+        """What is to be said of so many labels that name several classes or none; may be empty."""
+        if self.multi_label or not several:
+            return ""
+        return (
+            f"{several} rows of labels hold several ones or none: such a sample counts for each of "
+            "its classes, or for no class. Pass num_classes= the number of classes if that is what "
+            "they mean, or 1 to take all samples for one class."
         )
-        return inside * weight[..., None], label, ops.logical_and(misfit, weight != 0)
+
+    def _of_rows(self, y):
+        largest = ops.max(y, axis=-1, keepdims=True)
+        inside = ops.cast(ops.logical_and(y == largest, y > 0), "float32")
+        rows = ops.cast(y, "float32")
+        least, most, total = (f(rows, axis=-1) for f in (ops.min, ops.max, ops.sum))
+        shares = ops.logical_and(least >= 0, ops.abs(total - 1) <= _SUM_TOLERANCE)
+        binary = ops.all(ops.logical_or(y == 0, y == 1), axis=-1)
+        value = ops.where(least < 0, least, ops.where(most > 1, most, total))
+        misfit = ops.logical_not(ops.logical_or(shares, binary))
+        return Membership(inside, value, misfit, ops.logical_and(binary, total != 1))
+
+    def _of_ids(self, y):
+        label = ops.squeeze(y, axis=-1) if self.squeeze else y
+        index = ops.cast(label, "int32")
+        inside = ops.one_hot(index, self.num_classes, dtype="float32")
+        fits = ops.logical_and(index >= 0, index < self.num_classes)
+        misfit = ops.logical_not(ops.logical_and(fits, ops.cast(index, label.dtype) == label))
+        if self.ignored is not None:
+            counts = index != self.ignored
+            inside = inside * ops.cast(counts, "float32")[..., None]
+            misfit = ops.logical_and(misfit, counts)
+        return Membership(inside, label, misfit)
+
+    def _pick(self, structure):
+        """The entry of a structure of labels or weights; the structure itself when it is a leaf."""
+        if not tree.is_nested(structure):
+            return structure
+        entries = dict(tree.flatten_with_path(structure))
+        for key in (self.key, *self.other_keys):
+            if _path(key) in entries:
+                return entries[_path(key)]
+        if len(entries) == 1:
+            return next(iter(entries.values()))
+        raise _no_such_key(self.key, entries)
+
+
+def _weighted(found, weight):
+    positions = len(found.value.shape)
+    inside = found.weights
+    if len(weight.shape) > positions:  # a weight per position, a label per sample
+        extra = len(weight.shape) - positions
+        shape = ops.shape(inside)
+        inside = ops.reshape(inside, (*shape[:-1], *[1] * extra, shape[-1]))
+    else:  # a weight per sample, perhaps a label per position
+        weight = _with_axes(weight, positions)
+    weights = inside * weight[..., None]
+    return Membership(weights, found.value, *_flags_of(found, weight != 0))
+
+
+def _flags_of(found, counted):
+    """`misfit` and `several` where something is counted, bool `[batch, ...]`."""
+    positions = len(found.value.shape)
+    if len(counted.shape) > positions:
+        counted = ops.any(counted, axis=tuple(range(positions, len(counted.shape))))
+    counted = _with_axes(counted, positions)
+    flags = (found.misfit, found.several)
+    return [None if flag is None else ops.logical_and(flag, counted) for flag in flags]
+
+
+def _with_axes(tensor, rank):
+    """The tensor with further axes of length 1."""
+    return ops.reshape(tensor, (*ops.shape(tensor), *[1] * (rank - len(tensor.shape))))
 
 
 def find_labels(y, outputs, num_classes=None, loss=None, output_names=None):
@@ -94,26 +183,28 @@ def find_labels(y, outputs, num_classes=None, loss=None, output_names=None):
     Args:
         y: labels of a batch, an array or a structure of them, or None. Only shapes and dtypes are
             looked at.
-        outputs: what the model returns for that batch, likewise.
+        outputs: what the model returns for that batch, likewise. None and numbers among its tensors
+            are passed over.
         num_classes: number of classes; None to take it from the output's last dimension; 1 for
             one class of everything, whatever the labels; `{key: number or None}` to choose one of
             several outputs' labels.
         loss: what the model was compiled with, or None: the targets of a regression or an
             autoencoder are no classes.
-        output_names: names of a functional model's outputs, for labels given by name.
+        output_names: names of a functional model's outputs. Labels, losses and outputs belong
+            together by name, by place in equal structures, or else by order.
 
     Returns:
         `Labels`.
 
     Raises:
-        ValueError: labels asked for but not there, several outputs and no choice, or a number of
-            classes that does not fit.
+        ValueError: labels asked for but not there, several outputs and no choice, a number of
+            classes that does not fit, or labels that are texts.
 
     Example:
 
     >>> import numpy as np
-    >>> find_labels(np.zeros((32,), "int64"), np.zeros((32, 10)))
-    Labels(num_classes=10, kind='sparse', key=None, squeeze=False, ignored=None)
+    >>> find_labels(np.zeros((32,), "int64"), np.zeros((32, 10))).num_classes
+    10
     """
     key = None
     if isinstance(num_classes, dict):
@@ -132,117 +223,229 @@ def find_labels(y, outputs, num_classes=None, loss=None, output_names=None):
                 "num_classes out."
             )
         return Labels()
-    if key is None:
-        key = _only_labelled_output(y, outputs, loss, output_names)
-    elif isinstance(key, str) and isinstance(y, list | tuple) and key in (output_names or ()):
-        key = list(output_names).index(key)
-    label, output = _pick(y, key), _output(outputs, key, output_names)
+    entries = _entries(y, _heads(outputs, loss, output_names))
+    entry = _only_labelled(entries) if key is None else _entry_of(key, entries)
+    names = {"key": entry.key, "other_keys": entry.other_keys}
     if num_classes == 1:
-        return Labels(key=key)
-    if num_classes is None and _are_targets(_loss_of(loss, key), label, output):
+        return Labels(**names)
+    if num_classes is None and entry.is_target:
         warnings.warn(
             "The loss says that y holds targets of a regression or an autoencoder, not classes, so "
             "that all samples count as one class: pass num_classes= if y holds classes, or 1 if "
             "one class is what you want.",
             stacklevel=2,
         )
-        return Labels(key=key)
-    labels = _from_shapes(label, output, num_classes, key)
-    ignored = getattr(_loss_of(loss, key), "ignore_class", None)
-    return dataclasses.replace(labels, ignored=ignored)
+        return Labels(**names)
+    labels = _from_shapes(entry, num_classes)
+    loss, bound = _function_of(entry.loss)
+    return dataclasses.replace(
+        labels,
+        **names,
+        ignored=bound.get("ignore_class"),
+        signed=_is_one_of(loss, _SIGNED),
+        multi_label=labels.kind == "one_hot"
+        and (num_classes is not None or _is_one_of(loss, _BINARY + _MASKS + _SIGNED[:2])),
+    )
 
 
-def _from_shapes(label, output, num_classes, key):
-    shape, output_shape = tuple(label.shape), () if output is None else tuple(output.shape)
+def _from_shapes(entry, num_classes):
+    shape, output_shape = tuple(entry.label.shape), tuple(getattr(entry.output, "shape", ()))
+    if _is_text(entry.label):
+        raise ValueError(
+            "The labels are texts; expected integers, 0 for the first class, or one-hot rows: "
+            "number them, for example with np.unique(labels, return_inverse=True)[1]."
+        )
     last = shape[-1] if len(shape) > 1 else 1
     one_id_per_row = len(shape) == len(output_shape) - 1
     if shape == output_shape and last > 1:
         one_hot = True
     else:
         wide = len(shape) == len(output_shape) == 2
-        one_hot = last > 1 and not one_id_per_row and (wide or _is_float(label))
+        one_hot = last > 1 and not one_id_per_row and (wide or _is_float(entry.label))
     if one_hot:
         if num_classes not in (None, last):
             raise ValueError(
                 f"num_classes={num_classes}, but the labels of shape {shape} are one-hot over "
                 f"{last} classes."
             )
-        return Labels(last, "one_hot", key)
+        return Labels(last, "one_hot")
     if num_classes is None:
-        if not output_shape:
+        if not output_shape or _is_one_of(_function_of(entry.loss)[0], _EMBEDDING):
             raise ValueError(
-                f"The number of classes cannot be told from labels of shape {shape}: pass "
-                "num_classes=."
+                f"The number of classes cannot be told from labels of shape {shape}"
+                + (f" and an output of shape {output_shape}" if output_shape else "")
+                + ": pass num_classes=."
             )
         num_classes = max(output_shape[-1], 2) if len(output_shape) > 1 else 2
     if not isinstance(num_classes, numbers.Integral) or num_classes < 1:
         raise ValueError(f"num_classes={num_classes!r}; expected a positive int.")
     num_classes = int(num_classes)
-    return Labels(num_classes, "sparse", key, len(shape) > 1 and last == 1 and not one_id_per_row)
+    squeeze = len(shape) > 1 and last == 1 and not one_id_per_row
+    return Labels(num_classes, "sparse", squeeze=squeeze)
 
 
-def _only_labelled_output(y, outputs, loss, output_names):
-    """The key of the only labels that are classes; None when `y` is no structure."""
-    if not isinstance(y, dict | list | tuple):
-        return None
-    keys = list(y) if isinstance(y, dict) else list(range(len(y)))
-    classes = [
-        key
-        for key in keys
-        if not _are_targets(_loss_of(loss, key), _pick(y, key), _output(outputs, key, output_names))
+@dataclasses.dataclass(frozen=True)
+class _Head:
+    """One output of a model, with its loss."""
+
+    path: tuple
+    name: str | None
+    output: typing.Any  # None for what is no tensor
+    loss: typing.Any = None
+    has_loss: bool = True  # False where others have one
+
+
+@dataclasses.dataclass(frozen=True)
+class _Entry:
+    """Labels of one output."""
+
+    path: tuple
+    label: typing.Any
+    head: _Head | None
+
+    @property
+    def output(self):
+        return None if self.head is None else self.head.output
+
+    @property
+    def loss(self):
+        return None if self.head is None else self.head.loss
+
+    @property
+    def key(self):
+        return _key(self.path)
+
+    @property
+    def other_keys(self):
+        return () if self.head is None else (self.head.name, _key(self.head.path))
+
+    @property
+    def is_target(self):
+        """Whether the loss says that labels are something to come close to, and no classes."""
+        function, _ = _function_of(self.loss)
+        if function is None or self.label is None:
+            return False
+        if _is_one_of(function, _REGRESSION):
+            return True
+        shape = () if self.output is None else tuple(self.output.shape)
+        one_choice = len(shape) < 2 or shape[1:] == (1,)
+        if not _is_float(self.label):
+            return False
+        return (
+            not one_choice
+            if _is_one_of(function, _BINARY)
+            else (one_choice and not _is_one_of(function, dir(keras.losses)))
+        )
+
+
+def _heads(outputs, loss, output_names):
+    leaves = tree.flatten_with_path(outputs)
+    names = output_names if len(output_names or ()) == len(leaves) else [None] * len(leaves)
+    heads = [
+        _Head(path, name, leaf if hasattr(leaf, "shape") else None)
+        for (path, leaf), name in zip(leaves, names, strict=True)
     ]
-    if len(keys) == 1 or len(classes) == 1:
-        return (classes or keys)[0]
+    if not tree.is_nested(loss):
+        return [dataclasses.replace(head, loss=loss) for head in heads]
+    losses = {head: leaf for (_, leaf), head in _matched(tree.flatten_with_path(loss), heads)}
+    return [
+        dataclasses.replace(head, loss=losses.get(i), has_loss=losses.get(i) is not None)
+        for i, head in enumerate(heads)
+    ]
+
+
+def _entries(y, heads):
+    leaves = [(path, leaf) for path, leaf in tree.flatten_with_path(y) if leaf is not None]
+    return [
+        _Entry(path, leaf, None if i is None else heads[i])
+        for (path, leaf), i in _matched(leaves, heads)
+    ]
+
+
+def _matched(leaves, heads):
+    """Pairs of a leaf `(path, value)` and the index of the output that it belongs to, or None."""
+
+    def by_name(path):
+        found = [i for i, head in enumerate(heads) if path and path[-1] == head.name]
+        return found or [i for i, head in enumerate(heads) if path == head.path]
+
+    named = [by_name(path) for path, _ in leaves]
+    if all(named) and any(isinstance(part, str) for path, _ in leaves for part in path):
+        return [(leaf, found[0]) for leaf, found in zip(leaves, named, strict=True)]
+    tensors = [i for i, head in enumerate(heads) if head.output is not None]
+    for order in (range(len(heads)), [i for i in tensors if heads[i].has_loss], tensors):
+        if len(order) == len(leaves):
+            return list(zip(leaves, order, strict=True))
+    return [(leaf, (found or [None])[0]) for leaf, found in zip(leaves, named, strict=True)]
+
+
+def _only_labelled(entries):
+    """The only labels that are classes."""
+    classes = [entry for entry in entries if not entry.is_target]
+    for some in (entries, classes, [x for x in classes if x.head is None or x.head.has_loss]):
+        if len(some) == 1:
+            return some[0]
+    keys = [entry.key for entry in entries]
     raise ValueError(
         f"The data have labels for {len(keys)} outputs, {keys}: choose whose classes tell the "
         f"samples apart with num_classes={{{keys[0]!r}: None}} (or the number of classes)."
     )
 
 
-def _pick(structure, key):
-    """The entry of a structure of labels or weights; the structure itself when it is a leaf."""
-    if not isinstance(structure, dict | list | tuple):
-        return structure
-    try:
-        return structure[key]
-    except (KeyError, IndexError, TypeError):
-        there = list(structure) if isinstance(structure, dict) else list(range(len(structure)))
-        raise ValueError(
-            f"There is no {key!r} among the labels or sample weights, only {there}."
-        ) from None
+def _entry_of(key, entries):
+    for fits in (
+        lambda entry: key == entry.key,
+        lambda entry: key in entry.other_keys,
+        lambda entry: key in entry.path[-1:],  # of nested ones
+    ):
+        if len(found := list(filter(fits, entries))) == 1:
+            return found[0]
+    raise _no_such_key(key, [entry.path for entry in entries])
 
 
-def _output(outputs, key, output_names):
-    """The model's output that belongs to the labels `key`, or None."""
-    if not isinstance(outputs, dict | list | tuple):
-        return outputs
-    if not isinstance(outputs, dict):
-        outputs = dict(enumerate(outputs))
-        if isinstance(key, str) and key in (output_names or ()):
-            key = list(output_names).index(key)
-    return next(iter(outputs.values())) if len(outputs) == 1 else outputs.get(key)
-
-
-def _loss_of(loss, key):
-    if not isinstance(loss, dict | list | tuple):
-        return loss
-    return (loss if isinstance(loss, dict) else dict(enumerate(loss))).get(key)
-
-
-def _are_targets(loss, label, output):
-    """Whether a loss says that labels are something to come close to, rather than classes."""
-    if loss is None or label is None:
-        return False
-    loss = keras.losses.get(loss)
-    name = getattr(loss, "__name__", type(loss).__name__)
-    if name in _REGRESSION_LOSSES:
-        return True
-    one_choice = output is None or len(output.shape) == 1 or tuple(output.shape[1:]) == (1,)
-    known = hasattr(keras.losses, name)
-    return _is_float(label) and (
-        (name in _BINARY_LOSSES and not one_choice) or (not known and one_choice)
+def _no_such_key(key, paths):
+    return ValueError(
+        f"There is no {key!r} among the labels or sample weights, only "
+        f"{[_key(path) for path in paths]}."
     )
+
+
+def _key(path):
+    """How a path in a structure is written: None, its only part, or the whole tuple."""
+    return path if len(path) > 1 else path[0] if path else None
+
+
+def _path(key):
+    return key if isinstance(key, tuple) else () if key is None else (key,)
+
+
+def _function_of(loss):
+    """The function that a loss computes, and the arguments that are bound to it."""
+    loss = None if loss is None else keras.losses.get(loss)
+    bound = {}
+    while True:
+        if isinstance(loss, functools.partial):
+            bound, loss = {**loss.keywords, **bound}, loss.func
+        elif isinstance(loss, keras.losses.Loss) and hasattr(loss, "fn"):
+            bound, loss = {**getattr(loss, "_fn_kwargs", {}), **bound}, loss.fn
+        else:
+            own = getattr(loss, "ignore_class", None)
+            return loss, {"ignore_class": own, **bound}
+
+
+def _is_one_of(function, names):
+    """Whether it is one of Keras's own loss functions."""
+    return any(function is getattr(keras.losses, name, None) for name in names if name)
 
 
 def _is_float(label):
     return keras.backend.is_float_dtype(keras.backend.standardize_dtype(label.dtype))
+
+
+def _is_text(label):
+    dtype = str(label.dtype)
+    return "string" in dtype or "object" in dtype or dtype[:2] in ("<U", "|S")
+
+
+def _dense(values):
+    return ops.convert_to_tensor(values, sparse=False, ragged=False)

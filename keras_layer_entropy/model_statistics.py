@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import functools
 import warnings
 
 import keras
@@ -14,7 +15,7 @@ from keras_layer_entropy.measures.catalogue import ENTROPIES, check_measures
 from keras_layer_entropy.measures.entropy import check_pattern, maximum_entropy
 from keras_layer_entropy.profile import EntropyProfile
 from keras_layer_entropy.sample_measures import SAMPLE_MEASURES, SampleComparison
-from keras_layer_entropy.statistics import MEASURES, LabelStatistic
+from keras_layer_entropy.statistics import MEASURES, HeadStatistic, LabelStatistic
 from keras_layer_entropy.version import versions
 
 
@@ -119,7 +120,7 @@ class ModelStatistics:
                 "num_classes=1 to take all samples for one class"
                 + (f", or keep fewer samples for {', '.join(comparing)}." if comparing else ".")
             )
-        self._label_statistic = LabelStatistic(classes)
+        self._label_statistic = LabelStatistic(classes, rows=self._labels.kind == "one_hot")
         if comparing:
             self._comparison.build()
         self._layers = [
@@ -139,13 +140,17 @@ class ModelStatistics:
         ]
 
     def _new(self, activation, measures):
-        return {
-            # Paths make no names of variables: they may hold "#" or "@".
-            m: MEASURES[m](
-                activation.units, self._labels.num_classes, name=m, **self._own_options[m]
-            )
-            for m in measures
-        }
+        return {m: self._new_statistic(activation, m) for m in measures}
+
+    def _new_statistic(self, activation, measure):
+        # Paths make no names of variables: they may hold "#" or "@".
+        def make(name):
+            classes = self._labels.num_classes
+            options = self._own_options[measure]
+            return MEASURES[measure](activation.units, classes, name=name, **options)
+
+        undecided = activation.may_be_distribution and MEASURES[measure].reads == "pattern"
+        return HeadStatistic(make, name=measure) if undecided else make(measure)
 
     def update(self, features, inputs, y, sample_weight):
         """Adds a batch: `features` is `Activation.features()` of each layer."""
@@ -159,16 +164,24 @@ class ModelStatistics:
                 f"The data have {'no ' if y is None else ''}labels, unlike those measured first: "
                 "make another EntropyAnalyzer for them."
             )
-        membership, label, misfit = self._labels.membership(y, sample_weight)
+        found = self._labels.membership(y, sample_weight)
+        membership = found.weights
         whole = _all_samples(features[0]) if membership is None else membership
-        self._label_statistic.update_state(whole, label, misfit)
+        found = found._replace(weights=whole)
+        if (counted := _counted(features, whole)) is not None:
+            found = found.only(counted)
+        self._label_statistic.update_state(*found)
         for tensors, layer in zip(features, self._layers, strict=True):
             samples = _all_samples(tensors) if membership is None else membership
             _check_positions(layer.path, tensors["pattern"].shape, samples.shape)
             for statistic in layer.statistics.values():
                 statistic.update_state(tensors[statistic.reads], samples, tensors.get("mask"))
         if self._comparison:
-            self._comparison.update(features, inputs, whole)
+            self._comparison.update(features, inputs, found.weights)
+
+    def check_labels(self):
+        """Raises ValueError where labels that were accumulated are no class."""
+        self._label_statistic.check()
 
     def reset(self):
         """Forgets what was accumulated."""
@@ -246,6 +259,8 @@ class ModelStatistics:
                 f"({_some(absent)}): their entropies are NaN.",
                 stacklevel=4,
             )
+        if unclear := self._labels.doubt(self._label_statistic.several):
+            warnings.warn(unclear, stacklevel=4)
         for measure in profile.values:
             if measure in MEASURES and not any(measure in x.statistics for x in self._layers):
                 warnings.warn(
@@ -286,6 +301,18 @@ def usual_layers(layers, measures):
 def _all_samples(tensors):
     """The membership of samples without labels: one class."""
     return ops.ones((ops.shape(tensors["pattern"])[0], 1))
+
+
+def _counted(features, membership):
+    """Which samples or positions some layer counts, `[batch, ...]` like those of `membership`;
+    None where a layer without a mask counts them all."""
+    masks = [tensors.get("mask") for tensors in features]
+    if any(mask is None for mask in masks):
+        return None
+    rank = len(membership.shape) - 1
+    # Where a label is a whole sample's, one step is enough.
+    masks = [ops.any(mask, axis=tuple(range(rank, len(mask.shape)))) for mask in masks]
+    return functools.reduce(ops.logical_or, masks)
 
 
 def _check_positions(path, values, membership):

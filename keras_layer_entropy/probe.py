@@ -7,80 +7,21 @@ while the model runs, and only then, as Keras does it itself to calibrate GPTQ.
 
 import collections
 import contextlib
-import dataclasses
 import difflib
-import functools
-import threading
 import warnings
-from typing import Any
 
 import keras
-from keras import tree
 
-# Keras keeps masks beside tensors and exports no reader for them.
-from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
-
-from keras_layer_entropy.layer_kinds import is_linear, kind
-from keras_layer_entropy.measures.entropy import two_way
-
-_SOFTMAX = {"softmax", "softmax_v2", "log_softmax", "log_softmax_v2", "Softmax", "LogSoftmax"}
-_SIGMOID = {"sigmoid", "log_sigmoid", "logistic", "expit", "Sigmoid", "LogSigmoid"}
-_UNDECORATE = "take @tf.function off the model's code (Keras compiles it anyway)"
-
-
-@dataclasses.dataclass
-class Activation:
-    """What one call of one layer gave.
-
-    Attributes:
-        path: the layer's path in the model; `#2`, `#3`, ... for further calls of a shared layer.
-        output: what follows the activation function, `[batch, ..., units]`.
-        pre_activation: what goes into it (the same tensor where there is none).
-        inputs: what the layer was called with.
-        function: name of the activation function, None where there is none.
-        mask: the Keras mask of the layer's input, or None.
-        is_output: whether `output` is an output of the model.
-        unit_axis: the axis of the units, 1 for images with channels first.
-        is_convolution: whether the layer is a `Conv2D`.
-    """
-
-    path: str
-    output: Any
-    pre_activation: Any
-    inputs: Any = None
-    function: str | None = None
-    mask: Any = None
-    is_output: bool = False
-    unit_axis: int = -1
-    is_convolution: bool = False
-
-    @property
-    def units(self):
-        """Number of units."""
-        return self.output.shape[self.unit_axis]
-
-    def features(self):
-        """What statistics read, a dict of tensors with the units last.
-
-        `output`, `pre_activation` and, where there is one, `mask` are the attributes; `pattern` is
-        the output, but the logits of a softmax, of output sigmoids and of a single sigmoid unit.
-        """
-        logits = self.function in _SOFTMAX or (
-            self.function in _SIGMOID and (self.is_output or self.units == 1)
-        )
-        features = {
-            "pattern": self.pre_activation if logits else self.output,
-            "pre_activation": self.pre_activation,
-            "output": self.output,
-        }
-        if self.unit_axis != -1:
-            features = {k: keras.ops.moveaxis(v, self.unit_axis, -1) for k, v in features.items()}
-        return features if self.mask is None else features | {"mask": self.mask}
-
-    def sample_pattern(self):
-        """The activation pattern of each sample: `[batch, ..., units]`, which add up to 1."""
-        values = keras.ops.cast(self.features()["pattern"], "float32")
-        return keras.ops.softmax(two_way(values), axis=-1)
+from keras_layer_entropy.following import (
+    UNDECORATE,
+    Recording,
+    watch_follower,
+    watch_outputs,
+    watch_target,
+    watch_turns,
+)
+from keras_layer_entropy.layer_kinds import kind
+from keras_layer_entropy.watching import watched
 
 
 class ActivationProbe(keras.Model):
@@ -88,8 +29,10 @@ class ActivationProbe(keras.Model):
 
     It works for any model: Sequential (built or not), functional, nested, with shared layers,
     subclassed. A Dense layer's output is what follows its activation function, also where
-    normalisation and activation are layers of their own. (An activation that a subclassed model
-    applies as a bare function is not seen: what the layer returns is what is recorded.)
+    normalisation and activation are layers or operations of their own. (An activation that a
+    subclassed model applies as a bare function is not seen: what the layer returns is what is
+    recorded.) Further calls of a shared layer are called `name#2`, `name#3`, ... in the order in
+    which the model's code calls it.
 
     Args:
         model: any Keras model. It is left as it is.
@@ -144,11 +87,10 @@ class ActivationProbe(keras.Model):
 
 
 class Recorder:
-    """Wraps the chosen layers of a model while `recording`, and only then.
+    """Watches the chosen layers of a model while `recording`, and only then.
 
-    Several threads may record at once (`MirroredStrategy` runs each replica in its own): the
-    layers are wrapped when the first begins and put back when the last ends, and each thread
-    fills its own list. A thread that does not record runs the layers as they are.
+    Several threads may record at once, with one recorder or several, also models that share
+    layers: each sees what it does itself, and the layers are put back when the last has ended.
 
     Args:
         model, layers: as for `ActivationProbe`.
@@ -157,10 +99,7 @@ class Recorder:
     def __init__(self, model, layers=None):
         self.model = model
         self._layers = layers
-        self._lock = threading.Lock()
-        self._threads = 0
-        self._wrapped = contextlib.ExitStack()
-        self._local = threading.local()
+        self._effects = {}
         # Checked at once, unless the layers are still to be made in the first call.
         if model.built:
             choose_layers(model, layers)
@@ -168,19 +107,18 @@ class Recorder:
     @contextlib.contextmanager
     def recording(self):
         """Records what the model does inside the block; yields the `Recording` that fills up."""
-        with self._lock:
-            if self._threads == 0:
-                self._wrap_layers()
-            self._threads += 1
-        self._local.recording = Recording()
-        try:
-            yield self._local.recording
-        finally:
-            self._local.recording = None
-            with self._lock:
-                self._threads -= 1
-                if self._threads == 0:
-                    self._wrapped.close()
+        recording, model, calls = Recording(), self.model, []
+        # An unbuilt Sequential already holds its layers, an unbuilt subclassed model may not.
+        for path, layer in _choose(model, self._layers)[0].items():
+            calls += watch_target(recording, path, layer)
+        followers = _followers(model)
+        for operation, alone in followers:
+            calls += watch_follower(recording, self._effects, operation, alone)
+        calls += watch_turns(recording, model._flatten_layers())
+        every_dense = self._layers is None or keras.layers.Dense in _listed(self._layers)
+        calls += watch_outputs(recording, model, guess=every_dense)
+        with watched(calls, uncast=_that_may_cast(model, followers)):
+            yield recording
 
     def check(self, activations):
         """Raises or warns where chosen layers were not called."""
@@ -189,7 +127,7 @@ class Recorder:
         if not activations:
             raise ValueError(
                 f"None of the chosen layers {idle} could be recorded in the forward pass of "
-                f"{self.model.name!r}: choose layers that its `call` runs, and {_UNDECORATE}."
+                f"{self.model.name!r}: choose layers that its `call` runs, and {UNDECORATE}."
             )
         if idle:
             warnings.warn(
@@ -197,165 +135,8 @@ class Recorder:
                 "are left out.",
                 stacklevel=3,
             )
-
-    def _wrap_layers(self):
-        with contextlib.ExitStack() as stack:
-            # An unbuilt Sequential already holds its layers, an unbuilt subclassed model may not.
-            for path, layer in _choose(self.model, self._layers).items():
-                if isinstance(layer, keras.layers.TimeDistributed):
-                    self._wrap_time_distributed(stack, layer, path)
-                else:
-                    self._wrap(stack, layer, functools.partial(_target, path=path, layer=layer))
-            for layer in _followers(self.model):
-                self._wrap_follower(stack, layer)
-            every_dense = self._layers is None or keras.layers.Dense in _listed(self._layers)
-            self._wrap(stack, self.model, functools.partial(_outputs, every_dense=every_dense))
-            self._wrapped = stack.pop_all()
-
-    def _wrap_time_distributed(self, stack, wrapper, path):
-        # TimeDistributed runs its layer step by step, out of reach inside a loop. A Dense layer
-        # works on the last axis alone, so that on the whole sequence it gives the same.
-        layer = wrapper.layer
-        if not isinstance(layer, keras.layers.Dense):
-            raise ValueError(
-                f"{path!r} is a {type(layer).__name__} inside TimeDistributed, where its outputs "
-                f"cannot be recorded: choose other layers, or apply it without the wrapper."
-            )
-
-        def whole_sequence(recording, original, inputs, **_):
-            return layer.call(inputs)
-
-        self._wrap(stack, layer, functools.partial(_target, path=path, layer=layer))
-        self._wrap(stack, wrapper, whole_sequence)
-
-    def _wrap_follower(self, stack, operation):
-        # A float32 activation after a float16 layer is called with a cast copy, which no identity
-        # connects with what was recorded: so the cast is moved from `__call__` into the wrapper.
-        casts = getattr(operation, "_convert_input_args", False)
-
-        def call(recording, original, *args, **kwargs):
-            tensor = args[0] if args else next(iter(kwargs.values()))
-            if casts:
-                args, kwargs = tree.map_structure(
-                    functools.partial(_cast, operation), (args, kwargs)
-                )
-            if recording is None:
-                return original(*args, **kwargs)
-            return _follow(recording, operation, tensor, original, args, kwargs)
-
-        self._wrap(stack, operation, call, always=True)
-        if casts:
-            stack.enter_context(replaced_attributes(operation, {"_convert_input_args": False}))
-
-    def _wrap(self, stack, operation, call, always=False):
-        """Replaces `operation.call` by `call(recording, original, ...)` in threads that record, or,
-        with None for the recording, `always`."""
-        # Operation.__call__ looks here for quantized layers.
-        name = "quantized_call" if getattr(operation, "quantization_mode", None) else "call"
-        original = getattr(operation, name)
-
-        @functools.wraps(original)
-        def wrapper(*args, **kwargs):
-            recording = getattr(self._local, "recording", None)
-            if recording is None and not always:
-                return original(*args, **kwargs)
-            return call(recording, original, *args, **kwargs)
-
-        stack.enter_context(replaced_attributes(operation, {name: wrapper}))
-
-
-class Recording:
-    """What was recorded of one forward pass.
-
-    Attributes:
-        activations: list of `Activation`, in the order of the calls.
-        outputs: what the model returned last, None if it was not called as a whole.
-    """
-
-    def __init__(self):
-        self.activations = []
-        self.outputs = None
-        self._calls = collections.Counter()
-        # What the next layer may continue: id of a tensor -> (tensor, Activation). The tensor is
-        # held because ids are used again.
-        self.tails = {}
-        # Every output and what other layers only pass on of it: id -> (tensor, Activation).
-        self.ends = {}
-
-    def add(self, activation, tensor):
-        self._calls[activation.path] += 1
-        if self._calls[activation.path] > 1:
-            activation.path += f"#{self._calls[activation.path]}"
-        self.activations.append(activation)
-        self.ends[id(tensor)] = (tensor, activation)
-        if activation.function is None:
-            self.tails[id(tensor)] = (tensor, activation)
-
-
-def _target(recording, original, *args, path, layer, **kwargs):
-    """Records what a chosen layer returns."""
-    with _spied_activation(layer) as seen:
-        returned = original(*args, **kwargs)
-    output = tree.flatten(returned)[0]
-    function, pre_activation = None, output
-    # Only what is applied last, once and outside of loops is the layer's activation function.
-    if len(seen) == 1 and seen[0][2] is output:
-        function, pre_activation, _ = seen[0]
-    inputs = args[0] if args else next(iter(kwargs.values()))
-    mask = get_keras_mask(inputs)
-    activation = Activation(path, output, pre_activation, inputs, function, mask)
-    activation.is_convolution = isinstance(layer, keras.layers.Conv2D)
-    if getattr(layer, "data_format", None) == "channels_first" and len(output.shape) > 2:
-        activation.unit_axis = 1
-    recording.add(activation, output)
-    return returned
-
-
-def _follow(recording, layer, tensor, original, args, kwargs):
-    """Lets an activation that follows a recorded layer, perhaps after normalisation and dropout,
-    count as that layer's own."""
-    inputs = args[0] if args else next(iter(kwargs.values()))
-    output = original(*args, **kwargs)
-    _, ended = recording.ends.get(id(tensor), (None, None))
-    if kind(layer) == "passing" or is_linear(layer):
-        if ended is not None:
-            recording.ends[id(output)] = (output, ended)
-        if not is_linear(layer):
-            return output
-    _, activation = recording.tails.pop(id(tensor), (None, None))
-    if activation is None:
-        return output
-    if kind(layer) in ("normalization", "dropout") or is_linear(layer):
-        recording.tails[id(output)] = (output, activation)
-    else:
-        activation.pre_activation, activation.output = inputs, output
-        activation.function = _name(getattr(layer, "activation", None) or layer)
-        recording.ends[id(output)] = (output, activation)
-    return output
-
-
-def _outputs(recording, original, *args, every_dense, **kwargs):
-    """Marks what the model returns."""
-    outputs = recording.outputs = original(*args, **kwargs)
-    flat = tree.flatten(outputs)
-    for activation in recording.activations:
-        if _graph(activation.output) is not _graph(flat[0]):
-            raise ValueError(
-                f"The outputs of {activation.path!r} cannot be recorded, because it runs inside a "
-                f"loop or a tf.function of its own: {_UNDECORATE}, or choose other layers."
-            )
-    for output in flat:
-        tensor, activation = recording.ends.get(id(output), (None, None))
-        if tensor is output:
-            activation.is_output = True
-    if (
-        every_dense
-        and recording.activations
-        and not any(x.is_output for x in recording.activations)
-    ):
-        # A head that ends in a bare function hides the layer: it is the last one, most likely.
-        recording.activations[-1].is_output = recording.activations[-1].function not in _SIGMOID
-    return outputs
+        if hidden := _choose(self.model, self._layers)[1]:
+            warnings.warn(f"{_said_of(hidden)}: left out.", stacklevel=3)
 
 
 def build(model, inputs):
@@ -379,7 +160,11 @@ def choose_layers(model, layers=None):
     >>> list(choose_layers(model))
     ['logits']
     """
-    chosen = _choose(model, layers)
+    chosen, hidden = _choose(model, layers)
+    if not chosen and hidden:
+        raise ValueError(
+            f"{_said_of(hidden)}: choose other layers, or apply them without the wrapper."
+        )
     if not chosen:
         raise ValueError(
             f"{model.name!r} has no Dense layer"
@@ -390,11 +175,15 @@ def choose_layers(model, layers=None):
 
 
 def _choose(model, layers):
-    everything = {}
-    for path, layer in _walk(model):
+    """The chosen layers, path -> layer; and of those out of reach, path -> where they are."""
+    everything, places = {}, {}
+    for path, layer, wrapper in _walk(model):
         # Only functional models see to it that names are unique.
         copies = sum(1 for other in everything if other.partition("@")[0] == path)
-        everything[f"{path}@{copies + 1}" if copies else path] = layer
+        path = f"{path}@{copies + 1}" if copies else path
+        everything[path] = layer
+        if wrapper is not None:
+            places[path] = wrapper
     layers = _listed([keras.layers.Dense] if layers is None else layers)
     chosen = {}
     if not isinstance(layers, list | tuple | set) or not all(
@@ -414,8 +203,22 @@ def _choose(model, layers):
                 + (f"did you mean {' or '.join(map(repr, close))}? " if close else "")
                 + f"It has {list(everything)}."
             )
+        one = isinstance(choice, str | keras.Layer)
+        if fitting and one and (hidden := {p: places[p] for p in fitting if p in places}):
+            raise ValueError(
+                f"{_said_of(hidden)}: choose other layers, or apply them without the wrapper."
+            )
         chosen.update(dict.fromkeys(fitting))
-    return {path: layer for path, layer in everything.items() if path in chosen}
+    return (
+        {path: x for path, x in everything.items() if path in chosen and path not in places},
+        {path: wrapper for path, wrapper in places.items() if path in chosen},
+    )
+
+
+def _said_of(hidden):
+    """What is said of layers that are out of reach, path -> where they are."""
+    where = " and ".join(dict.fromkeys(hidden.values()))
+    return f"The layers {list(hidden)} are inside {where}, where outputs cannot be recorded"
 
 
 def _listed(layers):
@@ -434,71 +237,55 @@ def _fits(choice, path, layer):
     return bool(choice(layer))
 
 
-def _walk(layer, prefix="", seen=None):
-    """Yields (path, layer) for everything inside `layer`, each layer once."""
+def _walk(layer, prefix="", wrapper=None, seen=None):
+    """Yields (path, layer, wrapper) for everything inside `layer`, each layer once.
+
+    The wrapper is the kind of layer, if any, that runs it step by step, out of reach in a loop.
+    """
     seen = {id(layer)} if seen is None else seen
     # Keras has no public list of the layers inside a layer that is no model.
     for child in layer._flatten_layers(include_self=False, recursive=False):
         if id(child) in seen or isinstance(child, keras.layers.InputLayer):
             continue
         seen.add(id(child))
-        path = prefix + child.name
+        path, around, inner = prefix + child.name, wrapper, wrapper
         if isinstance(child, keras.layers.TimeDistributed):
             seen.add(id(child.layer))
             path = f"{path}/{child.layer.name}"
-        yield path, child
-        yield from _walk(child, f"{path}/", seen)
+            inner = wrapper or "TimeDistributed"
+            around = wrapper if isinstance(child.layer, keras.layers.Dense) else inner
+        yield path, child, around
+        if isinstance(child, keras.layers.TimeDistributed):
+            yield from _walk(child.layer, f"{path}/", inner, seen)
+        if isinstance(child, keras.layers.RNN):
+            inner = wrapper or type(child).__name__
+        yield from _walk(child, f"{path}/", inner, seen)
 
 
 def _followers(model):
-    """Layers and operations that may belong to the layer before them."""
+    """What may belong to the layer before it: (operation, whether it alone takes its inputs)."""
+    found = []
     for layer in model._flatten_layers():
-        if kind(layer) is not None:
-            yield layer
-        for operation in getattr(layer, "operations", ()):
-            if not isinstance(operation, keras.Layer) and kind(operation) is not None:
-                yield operation
+        if kind(layer) or not (layer.variables or isinstance(layer, keras.Model)):
+            found.append((layer, False))
+        if isinstance(layer, keras.Function):
+            found += [(x, y) for x, y in _alone(layer) if not isinstance(x, keras.Layer)]
+    return found
 
 
-def _name(function):
-    while isinstance(function, functools.partial):
-        function = function.func
-    return getattr(function, "__name__", type(function).__name__)
+def _alone(graph):
+    """The operations of a functional model, and whether nothing else takes what each is given."""
+    nodes = [n for depth in graph._nodes_by_depth.values() for n in depth if n.operation]
+    taken = collections.Counter(id(x) for node in nodes for x in node.input_tensors)
+    taken.update(map(id, graph.outputs))
+    for node in nodes:
+        yield node.operation, all(taken[id(x)] == 1 for x in node.input_tensors)
 
 
-def _cast(layer, x):
-    """What `Layer.__call__` does with its arguments first."""
-    converted = layer.dtype_policy.convert_input(x, layer.autocast, layer.input_dtype)
-    mask = get_keras_mask(x)
-    if mask is not None:
-        set_keras_mask(converted, mask)
-    return converted
-
-
-def _graph(tensor):
-    """The TensorFlow graph of a symbolic tensor; None for any other tensor."""
-    try:
-        return tensor.graph
-    except AttributeError:
-        return None
-
-
-@contextlib.contextmanager
-def _spied_activation(layer):
-    """Yields a list that gets (name, input, output) of the layer's own activation function."""
-    seen = []
-    function = getattr(layer, "activation", None)
-    if not callable(function) or function is keras.activations.linear:
-        yield seen
-        return
-
-    def spy(x, *args, **kwargs):
-        output = function(x, *args, **kwargs)
-        seen.append((_name(function), x, output))
-        return output
-
-    with replaced_attributes(layer, {"activation": spy}):
-        yield seen
+def _that_may_cast(model, followers):
+    """The followers whose inputs may be cast to another dtype first."""
+    layers = [x for x, _ in followers if getattr(x, "_convert_input_args", False)]
+    return layers if len({x.compute_dtype for x in model._flatten_layers()}) > 1 else []
 
 
 @contextlib.contextmanager

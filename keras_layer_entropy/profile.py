@@ -3,12 +3,11 @@
 import csv
 import dataclasses
 import json
-import pathlib
 from collections.abc import Mapping
 
 import numpy as np
 
-from keras_layer_entropy.files import replacing
+from keras_layer_entropy.files import local_path, replacing
 from keras_layer_entropy.measures.catalogue import ENTROPIES
 
 FORMAT_VERSION = 1
@@ -260,7 +259,7 @@ class EntropyProfile:
         Raises ValueError for a file that is no profile or of a newer format.
         """
         try:
-            data = json.loads(pathlib.Path(path).read_text())
+            data = json.loads(local_path(path).read_text())
         except (UnicodeDecodeError, json.JSONDecodeError) as error:
             raise ValueError(f"{path} is no profile: not JSON ({error}).") from error
         version = data.get("format_version") if isinstance(data, dict) else None

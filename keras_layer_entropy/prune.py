@@ -32,7 +32,7 @@ from keras_layer_entropy.command_line import FLAGS
 from keras_layer_entropy.datasets import load_parts
 from keras_layer_entropy.files import recover, replacing
 from keras_layer_entropy.measures.catalogue import ENTROPIES
-from keras_layer_entropy.model_files import FILE_SUFFIXES, model_format, save_model
+from keras_layer_entropy.model_files import FILE_SUFFIXES, model_format, model_parts, save_model
 from keras_layer_entropy.pruning import (
     CRITERIA,
     PruningOptions,
@@ -41,7 +41,13 @@ from keras_layer_entropy.pruning import (
     prune_model,
     score,
 )
-from keras_layer_entropy.pruning.checkpoint import RECORD, Checkpoint, fingerprint
+from keras_layer_entropy.pruning.accuracies import accuracy_metrics
+from keras_layer_entropy.pruning.checkpoint import (
+    RECORD,
+    Checkpoint,
+    data_fingerprint,
+    fingerprint,
+)
 from keras_layer_entropy.streaming import Source
 from keras_layer_entropy.units import analyze_units
 
@@ -72,18 +78,37 @@ _RESUME = flags.DEFINE_boolean("resume", False, "Go on with a run that was inter
 
 def run():
     """Prunes and writes what the flags say."""
-    console, options = command_line.console(), _options()
-    if FLAGS.report is not None and not FLAGS.overwrite:
-        report.check_new_file(FLAGS.report)
-    model, output = command_line.opened(command_line.model_path()), _output_path()
-    parts = _parts(console, model, options.seed)
-    train = parts.train.training_batches(options.batch_size, options.seed)
-    validation = parts.validation.batches(options.batch_size)
+    options, model_path = _options(), command_line.model_path()
     if _DRY_RUN.value:
-        _print_plan(console, *plan(model, train, validation, **vars(options)))
+        _dry_run(options, model_path)
         return
+    output, page = _output_path(), command_line.path_of("report")
+    if page is not None:
+        _check_report(page, output)
+        report.check_new_file(page, FLAGS.overwrite)
+    with command_line.claimed_for_this_run(output, page):
+        _prune(options, model_path, output)
+
+
+def _dry_run(options, model_path):
+    console, model = command_line.console(), command_line.opened(model_path)
+    parts = _parts(console, model, options.seed)
+    _print_plan(console, *plan(model, *_searched(parts, options), **vars(options)))
+
+
+def _searched(parts, options):
+    """Training and validation data, the first as a function of a step's seed."""
+    return (
+        lambda seed: parts.train.training_batches(options.batch_size, seed),
+        parts.validation.batches(options.batch_size),
+    )
+
+
+def _prune(options, model_path, output):
+    console, model = command_line.console(), command_line.opened(model_path)
+    parts = _parts(console, model, options.seed)
     settings = _settings(options, parts)
-    checkpoint = Checkpoint(output.with_name(f"{output.name}.partial"), settings)
+    checkpoint = Checkpoint(_partial_path(output), settings)
     resume = _resumed(console, checkpoint, output)
     steps = [] if resume is None else list(resume[1])
     with _Progress(console, options, len(steps)) as progress:
@@ -94,8 +119,8 @@ def run():
             progress.finish_step(step)
 
         result = prune_model(
-            model, train, validation, on_step=on_step, resume=resume, callbacks=[progress],
-            **vars(options),
+            model, *_searched(parts, options), on_step=on_step, resume=resume,
+            callbacks=[progress], **vars(options),
         )  # fmt: skip
     for path, reason in result.reasons.items():
         console.print(f"{path} stays: {reason}", highlight=False)
@@ -133,22 +158,25 @@ def _parts(console, model, seed):
 
 def _settings(options, parts):
     """What makes one run the same as another, as JSON gives it back."""
-    data = [dataclasses.asdict(part.spec) for part in (parts.train, parts.validation, parts.test)]
-    whole = {"model": fingerprint(FLAGS.model), "data": data, **dataclasses.asdict(options)}
+    found = (parts.train, parts.validation, parts.test)
+    whole = {
+        "model": fingerprint(command_line.model_path()),
+        "data": [dataclasses.asdict(part.spec) for part in found],
+        "contents": [data_fingerprint(part.batches(options.batch_size)) for part in found],
+        **dataclasses.asdict(options),
+    }
     return json.loads(json.dumps(whole))
 
 
 def _output_path():
     """Where the model goes; errors where that cannot be, before anything is computed."""
-    model = pathlib.Path(os.path.realpath(FLAGS.model))
-    suffixes = FILE_SUFFIXES[model_format(model)]
+    model = pathlib.Path(os.path.realpath(command_line.model_path()))
+    suffixes = FILE_SUFFIXES[model_format(command_line.model_path())]
     if FLAGS.output is None:
         if not suffixes:
             return model.with_name(f"{model.name}_pruned")
         return model.with_name(f"{model.stem}_pruned{suffixes[0]}")
-    if not FLAGS.output:
-        raise ValueError("--output is empty: name a place, or leave it out.")
-    output = pathlib.Path(os.path.realpath(FLAGS.output))
+    output = pathlib.Path(os.path.realpath(command_line.path_of("output")))
     if suffixes and output.suffix not in suffixes:
         raise ValueError(
             f"--output={FLAGS.output}: the model is written in the format of the input, so that "
@@ -164,10 +192,23 @@ def _output_path():
     return output
 
 
+def _check_report(page, output):
+    """Raises where the report would take the place of something else."""
+    page, model = (pathlib.Path(os.path.realpath(p)) for p in (page, command_line.model_path()))
+    partial = _partial_path(output)
+    for path in (model, output, partial, *_record_paths(output).values()):
+        if page == path or (path in (model, partial) and path in page.parents):
+            raise ValueError(f"--report={FLAGS.report} would write over {path}: name another file.")
+
+
+def _partial_path(output):
+    return output.with_name(f"{output.name}.partial")
+
+
 def _check_replaceable(output):
     """Raises where `--overwrite` would remove something that is no model."""
-    is_model = (output / "config.json").is_file() if output.is_dir() else not output.exists()
-    if FILE_SUFFIXES[model_format(FLAGS.model)]:
+    is_model = bool(model_parts(output)) if output.is_dir() else not output.exists()
+    if _is_file():
         is_model = not output.is_dir()
     if not is_model and (not output.is_dir() or any(output.iterdir())):
         raise FileExistsError(f"{output} is no model: it is not replaced. Choose another --output.")
@@ -181,7 +222,7 @@ def _resumed(console, checkpoint, output):
     if _RESUME.value:
         model, steps = checkpoint.load(command_line.opened)
         if not FLAGS.overwrite:
-            _check_free(output)
+            _check_free(output, "with --resume, ")
         console.print(f"Resuming after step {len(steps)}.")
         return model, steps
     if FLAGS.overwrite:
@@ -196,17 +237,21 @@ def _resumed(console, checkpoint, output):
     return None
 
 
-def _check_free(output):
+def _check_free(output, besides=""):
     for path in (output, *_record_paths(output).values()):
         if path.exists():
-            raise FileExistsError(
-                f"{path} exists: choose another --output, or pass --overwrite to replace it."
-            )
+            other = "" if besides else "choose another --output, or "
+            raise FileExistsError(f"{path} exists: {other}pass --overwrite {besides}to replace it.")
+
+
+def _is_file():
+    """Whether models of the input's format are files."""
+    return bool(FILE_SUFFIXES[model_format(command_line.model_path())])
 
 
 def _record_paths(output):
     """Where the records go: into a directory, or beside a file."""
-    if FILE_SUFFIXES[model_format(FLAGS.model)]:
+    if _is_file():
         return {name: output.with_name(f"{output.stem}.{name}") for name in _RECORDS}
     return {name: output / name for name in _RECORDS}
 
@@ -227,9 +272,10 @@ def _finish(console, model, result, parts, output, settings):
     """Measures both models, writes everything, prints the table."""
     validation = parts.validation.batches(FLAGS.batch_size)
     costs = compare_costs([model, result.model], Source(validation, FLAGS.batch_size).first()[0])
+    metrics = accuracy_metrics(model, validation, FLAGS.batch_size)
     accuracies = {
         name: [
-            score(m, part.batches(FLAGS.batch_size), FLAGS.batch_size).accuracy
+            score(m, part.batches(FLAGS.batch_size), FLAGS.batch_size, metrics).accuracy
             for m in (model, result.model)
         ]
         for name, part in (("validation", parts.validation), ("test", parts.test))
@@ -257,18 +303,18 @@ def _finish(console, model, result, parts, output, settings):
         with replacing(paths[RECORD]) as temporary:
             temporary.write_text(json.dumps(record, indent=1) + "\n")
 
-    if FILE_SUFFIXES[model_format(FLAGS.model)]:
+    if _is_file():
         save_model(result.model, output, dataset=parts.test.spec, overwrite=True)
         write_records(_record_paths(output))
     else:
-        with replacing(output) as temporary:
+        with replacing(output, (*model_parts(output), *_RECORDS)) as temporary:
             save_model(result.model, temporary, dataset=parts.test.spec)
             write_records(_record_paths(temporary))
     console.print(f"\n{search.summary()}\nWrote {output}", highlight=False)
     console.print(report.comparison(*costs, **accuracies))
     if FLAGS.report is not None:
         _write_report(search, model, validation)
-        console.print(f"wrote {FLAGS.report}", highlight=False)
+        console.print(f"wrote {command_line.path_of('report')}", highlight=False)
 
 
 def _write_report(search, model, validation):
@@ -287,7 +333,7 @@ def _write_report(search, model, validation):
     result = dataclasses.replace(result, **profiles)
     search = dataclasses.replace(search, result=result, units=_units(result.model, validation))
     report.write_report(
-        FLAGS.report,
+        command_line.path_of("report"),
         profiles["before"],
         pruning=search,
         tolerance=FLAGS.tolerance,

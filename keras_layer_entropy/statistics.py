@@ -54,27 +54,30 @@ class _SumStatistic(keras.metrics.Metric):
 
 
 class LabelStatistic(_SumStatistic):
-    """Samples per class, and labels that are no class.
+    """Samples per class, labels that are no class, and those that name several classes or none.
 
     Args:
         num_classes: number of classes.
+        rows: whether labels are rows of an entry per class.
     """
 
-    def __init__(self, num_classes, name="labels"):
-        super().__init__((num_classes + 1,), name)  # the last entry counts the misfits
+    def __init__(self, num_classes, rows=False, name="labels"):
+        self._rows = rows
+        super().__init__((num_classes + 2,), name)  # the last entries count misfits and several
         # One misfit, to name it: (1, value), or (0, 0) while there is none.
         self._example = self.add_variable(
             (2,), "zeros", "float32", aggregation="only_first_replica", name="example"
         )
 
-    def update_state(self, membership, label=None, misfit=None):
+    def update_state(self, membership, label=None, misfit=None, several=None):
         """Adds a batch, as `labels.Labels.membership` returns it."""
         count = _sum_samples(ops.cast(membership > 0, "float32"))
         if misfit is None:
-            self._add(ops.pad(count, [[0, 1]]))
+            self._add(ops.pad(count, [[0, 2]]))
             return
-        misfits = ops.sum(ops.cast(misfit, "float32"))
-        self._add(ops.append(count, misfits))
+        flags = [misfit, ops.zeros_like(misfit) if several is None else several]
+        misfits, unclear = (ops.sum(ops.cast(flag, "float32")) for flag in flags)
+        self._add(ops.concatenate([count, ops.stack([misfits, unclear])]))
         value = ops.max(ops.where(misfit, ops.cast(label, "float32"), -np.inf))
         example = ops.stack([ops.ones_like(value), value])
         self._example.assign(ops.where(misfits > 0, example, self._example[:]))
@@ -83,24 +86,43 @@ class LabelStatistic(_SumStatistic):
         """`(count, misfits, example)`: int64 `[classes]`, an int, a misfitting label or None."""
         there, value = ops.convert_to_numpy(self._example)
         counts = np.rint(self._sum()).astype(np.int64)
-        return counts[:-1], int(counts[-1]), float(value) if there else None
+        return counts[:-2], int(counts[-2]), float(value) if there else None
+
+    @property
+    def several(self):
+        """How many labels name several classes or none."""
+        return int(np.rint(self._sum()[-1]))
 
     def counts(self):
         """Samples per class, int64 `[classes]`.
 
         Raises ValueError for labels that are no class, and where there are no samples at all.
         """
-        count, misfits, example = self.result()
-        if misfits:
-            raise ValueError(
-                f"{misfits} labels are no class 0..{len(count) - 1}"
-                + (f", for example {example:g}" if example is not None else "")
-                + ": pass num_classes= the number of classes, or num_classes=1 to take all samples "
-                "for one class; samples with a sample_weight of 0 may have any label."
-            )
+        self.check()
+        count, _, _ = self.result()
         if not count.any():
             raise ValueError("The data hold no samples: nothing was measured.")
         return count
+
+    def check(self):
+        """Raises ValueError for labels that are no class."""
+        count, misfits, example = self.result()
+        if not misfits:
+            return
+        example = "" if example is None else f", for example {example:g}"
+        if self._rows:
+            raise ValueError(
+                f"{misfits} rows of labels of {len(count)} entries are no classes: these are "
+                "neither 0 and 1, nor shares that add up to 1 (there is an entry or a sum of "
+                f"another size{example}). If they are targets of a regression or an autoencoder, "
+                "or class ids of several things, pass num_classes=1 to take all samples for one "
+                "class."
+            )
+        raise ValueError(
+            f"{misfits} labels are no class 0..{len(count) - 1}{example}: pass num_classes= the "
+            "number of classes, or num_classes=1 to take all samples for one class (as for targets "
+            "of a regression); samples with a sample_weight of 0 may have any label."
+        )
 
 
 class LayerStatistic(_SumStatistic):
@@ -146,8 +168,7 @@ class LayerStatistic(_SumStatistic):
             weight = _sum_samples(membership) * _shared_positions(values, membership)
             weight = ops.expand_dims(weight, axis=-1)
         else:
-            missing = len(values.shape) - len(mask.shape)
-            mask = ops.cast(ops.reshape(mask, (*ops.shape(mask), *[1] * missing)), "float32")
+            mask = _like_positions(mask, values)
             weight = _per_class(mask * ops.ones_like(values[..., :1]), membership)
         total = self._class_sums(values, membership, mask, weight)
         self._add(ops.concatenate([weight, total], axis=-1))
@@ -265,6 +286,63 @@ class StateEntropy(LayerStatistic):
         return self.units
 
 
+class HeadStatistic(keras.metrics.Metric):
+    """A measure of the patterns of an output layer whose function nobody knows.
+
+    Where every row of its outputs, over the whole pass, turns out to be a distribution, the layer
+    ends in a softmax by another name, and what is measured is ln p, in place of the logits; else
+    the outputs (`measures.entropy.log_pattern`).
+
+    Args:
+        make: makes a `LayerStatistic` with a name.
+    """
+
+    reads = "pattern"
+
+    def __init__(self, make, name=None):
+        super().__init__(name=name, dtype="float32")
+        self._given, self._logs = make(f"{name}_given"), make(f"{name}_logs")
+        self._misfits = self.add_variable((), "zeros", "float32", name="misfits")
+
+    def update_state(self, values, membership, mask=None):
+        """Adds a batch, as to a `LayerStatistic`."""
+        logs, fits = formulas.log_pattern(values)
+        misfit = ops.logical_not(fits)
+        if mask is not None:
+            misfit = ops.logical_and(misfit, _like_positions(mask, values) > 0)
+        misfits = ops.sum(ops.cast(_any_per_class(misfit, membership), "float32"))
+        self._misfits.assign(self._misfits + misfits)
+        self._given.update_state(values, membership, mask)
+        self._logs.update_state(logs, membership, mask)
+
+    def merge_state(self, statistics):
+        """Adds the states of others."""
+        for other in statistics:
+            self._given.merge_state([other._given])
+            self._logs.merge_state([other._logs])
+            self._misfits.assign(self._misfits + other._misfits)
+
+    def result(self):
+        """As of a `LayerStatistic`."""
+        return self._decided.result()
+
+    def patterns(self):
+        """As of `ActivationEntropy`."""
+        return self._decided.patterns()
+
+    def layer_values(self):
+        """As of a `LayerStatistic`."""
+        return self._decided.layer_values()
+
+    def not_finite(self):
+        """As of a `LayerStatistic`."""
+        return self._given.not_finite()
+
+    @property
+    def _decided(self):
+        return self._given if float(self._misfits) else self._logs
+
+
 class GramStatistic(keras.metrics.Metric):
     """Sums of products of the columns `[x, 1, z]`, for `measures.regression.ridge_regression`.
 
@@ -380,6 +458,12 @@ MEASURES = {
 def _shifted(mean):
     """The same softmax; shifted in float64, because some backends go on in float32."""
     return mean - mean.max(axis=-1, keepdims=True)
+
+
+def _like_positions(mask, values):
+    """A mask `[batch, ...]` as float32 `[batch, ..., 1]`, to multiply `[batch, ..., units]`."""
+    missing = len(values.shape) - len(mask.shape)
+    return ops.cast(ops.reshape(mask, (*ops.shape(mask), *[1] * missing)), "float32")
 
 
 def _per_class(values, membership):

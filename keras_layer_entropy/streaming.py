@@ -6,11 +6,14 @@ only says what to look at in a batch.
 
 import contextlib
 import itertools
+import math
 import numbers
 
 import keras
 import numpy as np
 from keras import ops, tree
+from keras.src.trainers.data_adapters import get_data_adapter
+from keras.src.trainers.data_adapters.array_slicing import can_slice_array, convert_to_sliceable
 
 _FEW_BATCHES = 32  # pass in less time than XLA needs to compile
 
@@ -18,64 +21,96 @@ _FEW_BATCHES = 32  # pass in less time than XLA needs to compile
 class Source:
     """Data of any kind that `evaluate` takes, looked at once.
 
+    Keras's own adapters read them, here and in a pass, so that both see the same.
+
     Args:
         data: `(x, y)` or `(x, y, sample_weight)` arrays, inputs alone, a `tf.data.Dataset`, a
-            `keras.utils.PyDataset` or a generator of batches.
-        batch_size: batch size for arrays.
+            `keras.utils.PyDataset`, a generator of batches, or what else `evaluate` takes.
+        batch_size: batch size for arrays; None for Keras's default.
+        steps: number of batches to read, None for all.
+        must_end: whether the end has to come: data of which nobody can know that are refused
+            without `steps`.
 
     Attributes:
-        keywords: arguments for `evaluate`.
+        keywords: arguments for `evaluate`, but for `steps`.
+        steps: as given.
         repeatable: whether the data can be read again.
         worth_compiling: whether XLA may pay: there are not known to be few batches, and all surely
             have the same shape, but for their size. (XLA takes seconds, for every shape anew.)
 
     Raises:
-        ValueError: the data are empty (from `first`, where that is not known before).
+        ValueError: no data that `evaluate` takes, empty ones (from `first`, where that is not known
+            before), ones without end and without `steps`.
 
     Example:
 
     >>> source = Source((np.ones((10, 3)), np.zeros(10)), batch_size=4)
-    >>> source.repeatable, [part.shape for part in source.first()[:2]]
+    >>> source.repeatable, [tuple(part.shape) for part in source.first()[:2]]
     (True, [(4, 3), (4,)])
     """
 
-    def __init__(self, data, batch_size=256):
-        self.repeatable = True
-        few = 0 <= _known_batches(data, batch_size) < _FEW_BATCHES
-        self.worth_compiling = not few and _has_one_shape(data)
-        self.keywords = {"x": data}
-        self._batches = data  # as they are for a loader that Keras knows, or complains of
-        if isinstance(data, keras.utils.PyDataset):
-            self._batches = (data[i] for i in range(data.num_batches or 1))
-        elif hasattr(data, "__next__"):
+    def __init__(self, data, batch_size=256, steps=None, must_end=False):
+        _check_positive(batch_size=batch_size, steps=steps)
+        self.steps = steps
+        self.repeatable = not hasattr(data, "__next__")
+        if not self.repeatable:
             self._take_generator(data)
-        elif not hasattr(data, "element_spec") and (
-            isinstance(data, tuple | list | dict) or hasattr(data, "shape")
-        ):
+        elif isinstance(data, tuple | list | dict) or can_slice_array(data):
             self._take_arrays(data, batch_size)
+        else:
+            self._take_loader(data)
+        if steps is None:
+            _check_end(data, self._num_batches, must_end)
+        batches = min(self._num_batches or math.inf, steps or math.inf)
+        self.worth_compiling = self._one_shape and batches >= _FEW_BATCHES
 
     def first(self):
-        """The first batch, `(x, y, sample_weight)`."""
-        for batch in self._batches:
-            return keras.utils.unpack_x_y_sample_weight(batch)
+        """The first batch, `(x, y, sample_weight)`, as a pass gets it."""
+        for batch in self._first_batches():
+            return keras.utils.unpack_x_y_sample_weight(tree.map_structure(_as_in_a_step, batch))
         raise ValueError("The data hold no samples: they yielded no batch.")
 
     def _take_generator(self, data):
         first, rest = itertools.tee(itertools.islice(data, 1))
         # Keras takes generators of tuples, no other iterators.
-        batches = itertools.chain(rest, data)
-        tuples = (tuple(b) if isinstance(b, list | tuple) else (b,) for b in batches)
-        self.keywords, self._batches, self.repeatable = {"x": tuples}, first, False
+        self.keywords = {"x": _as_tuples(itertools.chain(rest, data))}
+        self._num_batches, self._one_shape = None, False
+        self._first_batches = lambda: _one_by_one(first)
 
     def _take_arrays(self, data, batch_size):
-        x, y, sample_weight = map(_as_array, keras.utils.unpack_x_y_sample_weight(data))
-        batch = tree.map_structure(
-            lambda array: None if array is None else array[:batch_size], (x, y, sample_weight)
-        )
-        if any(len(array) == 0 for array in tree.flatten(batch[0])):
-            raise ValueError("The data hold no samples: x is empty.")
-        self.keywords = dict(x=x, y=y, sample_weight=sample_weight, batch_size=batch_size)
-        self._batches = [batch]
+        parts = [_as_array(part) for part in keras.utils.unpack_x_y_sample_weight(data)]
+        leaves = _checked_leaves(*parts)
+        # Keras needs the entries of SciPy's matrices row by row.
+        parts = tree.map_structure(lambda x: x.tocsr() if hasattr(x, "tocsr") else x, parts)
+        adapter = get_data_adapter(*parts, batch_size=batch_size)  # which compares lengths
+        self.keywords = dict(zip(("x", "y", "sample_weight"), parts, strict=True))
+        self.keywords["batch_size"] = batch_size
+        self._num_batches = adapter.num_batches
+        self._one_shape = all(hasattr(leaf, "__array__") for leaf in leaves)  # dense ones
+        if all(isinstance(leaf, np.ndarray) for leaf in leaves):
+            # Keras copies everything to make a data set of it.
+            parts = tree.map_structure(
+                lambda part: None if part is None else part[: adapter.batch_size], parts
+            )
+        self._first_batches = lambda: _batches(get_data_adapter(*parts, batch_size=batch_size))
+
+    def _take_loader(self, data):
+        try:
+            adapter = get_data_adapter(data)
+        except ValueError as error:
+            raise ValueError(
+                f"data is {_described(data)}; expected (x, y) or (x, y, sample_weight) arrays, "
+                "inputs alone, a tf.data.Dataset, a keras.utils.PyDataset or a generator of "
+                "batches."
+            ) from error
+        self.keywords = {"x": data}
+        self._num_batches = adapter.num_batches
+        self._one_shape = _has_one_shape(data)
+        if isinstance(data, keras.utils.PyDataset):  # without its workers
+            items = range(1 if data.num_batches is None else min(data.num_batches, 1))
+            self._first_batches = lambda: _one_by_one(data[i] for i in items)
+        else:
+            self._first_batches = lambda: _batches(adapter)
 
 
 class StreamingPass(keras.Model):
@@ -100,20 +135,22 @@ class StreamingPass(keras.Model):
         """Adds a batch: `seen` is what `call` returned."""
         raise NotImplementedError
 
-    def run(self, source, steps=None, verbose=0):
+    def run(self, source, verbose=0):
         """Streams a `Source` through; returns the logs of `evaluate`."""
         jit = source.worth_compiling and not self._jit_failed and _gains_from_jit(self._model)
         if self._jit is None or (jit and not self._jit):
             self._compile(jit)
         try:
-            return self.evaluate(return_dict=True, steps=steps, verbose=verbose, **source.keywords)
+            return self.evaluate(
+                return_dict=True, steps=source.steps, verbose=verbose, **source.keywords
+            )
         except Exception as error:
             if not self._jit or "XLA" not in str(error):
                 raise
             # XLA does not know one of the model's operations.
             self._jit_failed = True
             self._compile(jit=False)
-            return self.run(source, steps, verbose)
+            return self.run(source, verbose)
 
     def _compile(self, jit):
         with strategy_scope(self._model):
@@ -144,6 +181,17 @@ class StreamingPass(keras.Model):
         return contextlib.nullcontext()
 
 
+@contextlib.contextmanager
+def rehearsal(model):
+    """A first run of a model on a batch, to see what it gives: only the pass itself is to count.
+
+    What is assigned to Keras variables inside is forgotten, and new ones start as they would
+    without it.
+    """
+    with strategy_scope(model), keras.StatelessScope():
+        yield
+
+
 def strategy(model):
     """The TensorFlow distribution strategy that the model was made under, or None."""
     return getattr(model, "_distribute_strategy", None)
@@ -154,29 +202,131 @@ def strategy_scope(model):
     return contextlib.nullcontext() if strategy(model) is None else strategy(model).scope()
 
 
+def _batches(adapter):
+    """The batches as the backend's own trainer is given them."""
+    reader = {
+        "tensorflow": "get_tf_dataset",
+        "jax": "get_jax_iterator",
+        "torch": "get_torch_dataloader",
+    }.get(keras.backend.backend(), "get_numpy_iterator")
+    return getattr(adapter, reader)()
+
+
+def _one_by_one(batches):
+    """The same for batches that are made one by one, each of them read for itself."""
+    for batch in batches:
+        yield from _batches(get_data_adapter(_as_tuples([batch])))
+
+
+def _as_tuples(batches):
+    """A generator of the tuples that Keras expects of one."""
+    return (tuple(b) if isinstance(b, list | tuple) else (b,) for b in batches)
+
+
+def _as_in_a_step(value):
+    """A tensor of a TensorFlow data set as a step of the first replica is given it."""
+    if keras.backend.backend() != "tensorflow":
+        return value
+    import tensorflow as tf
+
+    if isinstance(value, tf.experimental.Optional):  # what a generator's None becomes
+        return None
+    return value.values[0] if isinstance(value, tf.distribute.DistributedValues) else value
+
+
 def _as_array(values):
-    """A Python list of numbers as an array; everything else as it is."""
-    plain = isinstance(values, list) and values and isinstance(values[0], numbers.Number)
+    """A Python list of numbers or texts as an array; everything else as it is."""
+    plain = isinstance(values, list) and values and isinstance(values[0], numbers.Number | str)
     return np.asarray(values) if plain else values
 
 
-def _known_batches(data, batch_size):
-    """The number of batches, -1 where it is not known."""
-    if isinstance(data, keras.utils.PyDataset):
-        return -1 if data.num_batches is None else data.num_batches
-    if hasattr(data, "cardinality"):
-        return int(data.cardinality())  # negative where it is not known
-    arrays = [part for part in tree.flatten(data) if hasattr(part, "shape")]
-    if hasattr(data, "__next__") or not arrays or not arrays[0].shape:
-        return -1
-    return -(-arrays[0].shape[0] // batch_size)
+def _checked_leaves(x, y, sample_weight):
+    """The arrays among data; raises for what is no array of numbers or texts."""
+    found = []
+    for name, part in {"x": x, "y": y, "sample_weight": sample_weight}.items():
+        leaves = [leaf for leaf in tree.flatten(part) if leaf is not None]
+        for leaf in leaves:
+            if not _is_readable(leaf):
+                raise ValueError(
+                    f"{name} holds {_described(leaf)}; expected arrays or tensors of numbers, one "
+                    f"entry per sample, such as np.asarray({name}, dtype=...) makes them. (Texts "
+                    "as labels: np.unique(labels, return_inverse=True)[1] numbers them.)"
+                )
+        if name == "x" and not leaves:
+            raise ValueError("data has no inputs: expected (x, y) arrays, or inputs alone.")
+        if name == "x" and any(leaf.shape[0] == 0 for leaf in leaves):
+            raise ValueError("The data hold no samples: x is empty.")
+        found += leaves
+    return found
+
+
+def _is_readable(array):
+    """Whether Keras knows what an array, tensor or table holds."""
+    if not can_slice_array(array) or not len(array.shape):
+        return False
+    if not isinstance(array, np.ndarray) and not hasattr(array, "iloc"):
+        return True
+    try:
+        head = convert_to_sliceable(array.iloc[:1] if hasattr(array, "iloc") else array[:1])
+    except ValueError:
+        return False
+    values = head.convert_to_numpy(head[:])
+    return values.dtype != object or all(isinstance(value, str | bytes) for value in values.flat)
+
+
+def _described(value):
+    words = " ".join(repr(value).split())
+    return f"{words[:60]}{'...' if len(words) > 60 else ''} ({type(value).__name__})"
+
+
+def _check_positive(**values):
+    for name, value in values.items():
+        if value is not None and (not isinstance(value, numbers.Integral) or value < 1):
+            raise ValueError(f"{name}={value!r}; expected a positive int.")
+
+
+def _check_end(data, num_batches, must_end):
+    """Raises where data have no end, or `must_end` and nobody can know that they do."""
+    cardinality = getattr(data, "cardinality", None)  # of tf.data; -1 says that there is no end
+    cardinality = cardinality() if callable(cardinality) else cardinality
+    endless = cardinality == -1 or (isinstance(data, keras.utils.PyDataset) and num_batches is None)
+    if endless:
+        raise ValueError(
+            f"The data, {_described(data)}, have no end: pass steps=, the number of batches to "
+            "read."
+        )
+    if must_end and num_batches is None and not _surely_ends(data):
+        raise ValueError(
+            f"Nobody can know whether the data, {_described(data)}, have an end: pass steps=, the "
+            "number of batches to read, or for a tf.data.Dataset apply "
+            "tf.data.experimental.assert_cardinality."
+        )
+
+
+def _surely_ends(dataset):
+    """Whether no part of a `tf.data.Dataset` repeats itself or is made by a Python generator."""
+    if not hasattr(dataset, "_functions"):
+        return False
+    if int(dataset.cardinality()) != -2:  # -2 says that it is not known, as after `filter`
+        return int(dataset.cardinality()) >= 0
+    operations = [
+        operation.type
+        for function in dataset._functions()
+        for operation in function.function.graph.get_operations()
+    ]
+    # A generator's data set is made inside a function: every other is among the inputs.
+    return not {"RepeatDataset", "GeneratorDataset"} & set(operations) and all(
+        map(_surely_ends, dataset._inputs())
+    )
 
 
 def _has_one_shape(data):
+    """Whether a data set says that its batches are dense and of one shape, but for their size."""
     spec = getattr(data, "element_spec", None)
-    if spec is None:
-        return isinstance(data, tuple | list | dict) or hasattr(data, "shape")
-    return all(None not in tuple(part.shape)[1:] for part in tree.flatten(spec))
+    return spec is not None and all(
+        type(part).__name__ == "TensorSpec" and None not in tuple(part.shape)[1:]
+        for part in tree.flatten(spec)
+    )
 
 
 def _gains_from_jit(model):

@@ -30,7 +30,13 @@ from keras_layer_entropy.measures.mutual_information import (
 from keras_layer_entropy.probe import ActivationProbe
 from keras_layer_entropy.profile import mean_of_known
 from keras_layer_entropy.statistics import FeatureEntropy, LabelStatistic
-from keras_layer_entropy.streaming import Source, StreamingPass, strategy, strategy_scope
+from keras_layer_entropy.streaming import (
+    Source,
+    StreamingPass,
+    rehearsal,
+    strategy,
+    strategy_scope,
+)
 
 ESTIMATORS = ("quantile", "kernel")
 _BLOCK = 2**24  # numbers of maps that are compared at a time: 64 MiB, a few times over
@@ -163,7 +169,7 @@ class UnitProfile:
         return np.argsort(self.mean_feature_entropy, kind="stable")
 
 
-def analyze_units(model, data, *, batch_size=256, verbose="auto", **options):
+def analyze_units(model, data, *, batch_size=256, steps=None, verbose="auto", **options):
     """Measures every kernel of the convolutions of a model on data, in one forward pass.
 
     Args:
@@ -171,6 +177,7 @@ def analyze_units(model, data, *, batch_size=256, verbose="auto", **options):
         data: `(x, y)` or `(x, y, sample_weight)` arrays, a `tf.data.Dataset`, a
             `keras.utils.PyDataset` or a generator of batches, as for `model.evaluate`.
         batch_size: batch size for arrays.
+        steps: number of batches, None for all.
         verbose: as in `model.evaluate`.
         **options: `layers`, `num_classes`, `estimator`, `samples`, `variance`, as for
             `UnitAnalyzer`.
@@ -193,7 +200,8 @@ def analyze_units(model, data, *, batch_size=256, verbose="auto", **options):
     >>> profile.layer, profile.labels.shape, profile.per_class.shape
     ('conv', (4,), (4, 3))
     """
-    return UnitAnalyzer(model, **options).analyze(data, batch_size=batch_size, verbose=verbose)
+    analyzer = UnitAnalyzer(model, **options)
+    return analyzer.analyze(data, batch_size=batch_size, steps=steps, verbose=verbose)
 
 
 class UnitAnalyzer:
@@ -258,14 +266,14 @@ class UnitAnalyzer:
             self._probe = ActivationProbe(model, keras.layers.Conv2D if layers is None else layers)
         self._pass = None
 
-    def analyze(self, data, *, batch_size=256, verbose="auto"):
+    def analyze(self, data, *, batch_size=256, steps=None, verbose="auto"):
         """Measures the model on data; arguments and result as for `analyze_units`.
 
         Raises:
             ValueError: empty data, no labels, labels that are no class or stand for positions,
                 layers without maps, or more maps than memory should be taken for.
         """
-        source = Source(data, batch_size)
+        source = Source(data, batch_size, steps)
         if self._pass is None:
             self._pass = self._prepare(*source.first())
         self._pass.run(source, verbose=verbose)  # which forgets what was accumulated before
@@ -273,7 +281,8 @@ class UnitAnalyzer:
 
     def _prepare(self, x, y, sample_weight):
         """Builds everything on a batch, so that the pass itself only compiles and runs."""
-        outputs, activations = self._probe.record(x)
+        with rehearsal(self.model):
+            outputs, activations = self._probe.record(x)
         labels = find_labels(
             y,
             outputs,
@@ -295,6 +304,7 @@ class UnitAnalyzer:
             runner = _Pass(self._probe, statistics)
         if strategy(self.model) is None:  # a first try, whose errors are easier to read
             statistics.update(maps, y, sample_weight)
+            statistics.check_labels()
         return runner
 
 
@@ -335,7 +345,7 @@ class _UnitStatistics:
         rows = [self._row(tensor) for tensor in maps]
         widths = [*(row.shape[1] for row in rows), labels.num_classes]
         self._check_memory(widths, samples)
-        self._counted = LabelStatistic(labels.num_classes)
+        self._counted = LabelStatistic(labels.num_classes, rows=labels.kind == "one_hot")
         self._kept = KeptSamples(widths, samples)
         self._births = [_Births(shape[-1], labels.num_classes) for shape in self._shapes]
 
@@ -348,7 +358,8 @@ class _UnitStatistics:
         """Adds a batch."""
         if y is None:
             raise ValueError("The data have no labels, unlike those measured first.")
-        membership, label, misfit = self._labels.membership(y, sample_weight)
+        found = self._labels.membership(y, sample_weight)
+        membership = found.weights
         if len(membership.shape) != 2:
             raise ValueError(
                 f"There are labels or weights for every position, {tuple(membership.shape[:-1])}; "
@@ -357,9 +368,13 @@ class _UnitStatistics:
         for path, tensor, births in zip(self._paths, maps, self._births, strict=True):
             _check_maps(path, tensor)
             births.update_state(tensor, membership)
-        self._counted.update_state(membership, label, misfit)
+        self._counted.update_state(*found)
         rows = [*(self._row(tensor) for tensor in maps), membership]
         self._kept.update_state(rows, ops.any(membership > 0, axis=-1))
+
+    def check_labels(self):
+        """Raises ValueError where labels that were accumulated are no class."""
+        self._counted.check()
 
     def profiles(self):
         """What was accumulated, as `UnitProfile`s; errors and warnings about the data."""
@@ -370,6 +385,8 @@ class _UnitStatistics:
                 "units tell of them is NaN.",
                 stacklevel=4,
             )
+        if unclear := self._labels.doubt(self._counted.several):
+            warnings.warn(unclear, stacklevel=4)
         *kept, membership = self._kept.result()
         return tuple(
             self._profile(*row, membership, count)

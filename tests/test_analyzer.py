@@ -1,5 +1,8 @@
 """Every kind of model, data and option against NumPy written from the formulas."""
 
+import concurrent.futures
+import warnings
+
 import keras
 import models
 import numpy as np
@@ -555,3 +558,200 @@ def test_layers_that_do_not_fit_the_labels():
     y[:, 1:3] = (1, 2)
     profile = analyze_model(model, data, num_classes={0: 3}, layers=["a", "tokens"], verbose=0)
     assert profile.count.tolist() == [100, 50, 50]
+
+
+@pytest.mark.parametrize(
+    "give",
+    [
+        lambda z: {"attention": None, "logits": z},
+        lambda z: {"count": 3, "logits": z},
+        lambda z: (None, z),
+        lambda z: [z, None, 2.0],
+    ],
+)
+def test_models_that_return_more_than_tensors(give):
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.a, self.out = layers.Dense(6, "relu", name="a"), layers.Dense(3, name="out")
+
+        def call(self, x):
+            return give(self.out(self.a(x)))
+
+    model, x, y = Model(), models.inputs_like(8), np.arange(50) % 3
+    profile = analyze_model(model, (x, y), verbose=0)
+    a = models.relu(models.linear(model.a, x))
+    want = reference.by_class(reference.activation_entropy, a, y, 3)
+    np.testing.assert_allclose(profile.entropy[0], want, **FLOAT32)
+    assert profile.outputs == (False, True)
+
+
+@pytest.mark.tensorflow
+def test_threads_measure_models_that_share_layers():
+    """The twin's fresh weights are in the shared layer while its analysis lasts, and only then."""
+    shared = layers.Dense(6, "relu", name="shared")
+    built = [
+        keras.Sequential([keras.Input((8,)), shared, layers.Dense(3, name=f"out{i}")])
+        for i in range(2)
+    ]
+    x, y = models.inputs_like(8), np.arange(50) % 3
+
+    def measure(model):
+        return analyze_model(model, (x, y), baseline=True, verbose=0)
+
+    want = [measure(model) for model in built]
+    weights = [model.get_weights() for model in built]
+    with concurrent.futures.ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(measure, built * 3))
+    for i, profile in enumerate(found):
+        np.testing.assert_array_equal(profile.entropy, want[i % 2].entropy)
+        np.testing.assert_array_equal(profile.baseline.entropy, want[i % 2].baseline.entropy)
+    for model, before in zip(built, weights, strict=True):
+        for weight, value in zip(model.get_weights(), before, strict=True):
+            np.testing.assert_array_equal(weight, value)
+
+
+def own_loss(y, z):
+    return ops.mean(ops.square(ops.cast(y, z.dtype) - z))
+
+
+RANDOM = np.random.default_rng(0)
+NO_CLASSES = {
+    "boxes": RANDOM.uniform(0, 1, (50, 4)),
+    "negative boxes": -RANDOM.uniform(0, 1, (50, 4)),
+    "any numbers": RANDOM.normal(size=(50, 4)),
+    "ids": RANDOM.integers(0, 9, (50, 4)),
+    "-1 and 1": RANDOM.choice([-1, 1], (50, 4)),
+    "one such row, at the end": np.concatenate([np.eye(4)[np.arange(49) % 4], [[0.2] * 4]]),
+}
+CLASSES = {
+    "one-hot": np.eye(4)[np.arange(50) % 4],
+    "integers": np.eye(4, dtype="int64")[np.arange(50) % 4],
+    "smoothed": 0.9 * np.eye(4)[np.arange(50) % 4] + 0.025,
+    "shares": RANDOM.dirichlet(np.ones(4), 50),
+}
+
+
+@pytest.mark.parametrize("loss", [own_loss, None])
+@pytest.mark.parametrize("kind", [*NO_CLASSES, *CLASSES])
+def test_values_of_rows_are_looked_at_in_every_batch(kind, loss):
+    model = keras.Sequential([keras.Input((5,)), layers.Dense(4, name="out")])
+    if loss is not None:
+        model.compile("sgd", loss)
+    x = np.ones((50, 5))
+    if kind in CLASSES:
+        y = CLASSES[kind]
+        profile = analyze_model(model, (x, y), batch_size=8, verbose=0)
+        assert profile.count.tolist() == np.bincount(y.argmax(axis=1), minlength=4).tolist()
+        return
+    y = NO_CLASSES[kind]
+    for num_classes in (None, 4):
+        with pytest.raises(ValueError, match="no classes.*regression.*num_classes=1"):
+            analyze_model(model, (x, y), batch_size=8, num_classes=num_classes, verbose=0)
+    assert analyze_model(model, (x, y), num_classes=1, verbose=0).classes == ("all",)
+
+
+@pytest.mark.parametrize(
+    ("loss", "num_classes", "said"),
+    [
+        (own_loss, None, True),
+        (None, None, True),
+        ("categorical_crossentropy", None, True),
+        ("binary_crossentropy", None, False),
+        (own_loss, 4, False),
+    ],
+)
+def test_rows_of_several_classes_or_none_are_said(loss, num_classes, said):
+    model = keras.Sequential([keras.Input((5,)), layers.Dense(4, "sigmoid", name="out")])
+    if loss is not None:
+        model.compile("sgd", loss)
+    y = np.eye(4, dtype="int64")[np.arange(50) % 4]
+    y[:3], y[40:42] = 1, 0
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        data = (np.ones((50, 5)), y)
+        profile = analyze_model(model, data, num_classes=num_classes, batch_size=8, verbose=0)
+    assert profile.count.tolist() == y.sum(axis=0).tolist()
+    assert (
+        any("5 rows of labels hold several ones or none" in str(w.message) for w in found) == said
+    )
+
+
+@pytest.mark.parametrize("loss", ["hinge", "squared_hinge"])
+def test_labels_of_hinge_losses(loss):
+    model = keras.Sequential([keras.Input((5,)), layers.Dense(1, "tanh", name="out")])
+    model.compile("sgd", loss)
+    y = np.where(np.arange(50) % 5 < 2, -1.0, 1.0)
+    assert analyze_model(model, (np.ones((50, 5)), y), verbose=0).count.tolist() == [20, 30]
+
+
+def padded():
+    """A model of sequences, its inputs, labels per step (0 in the padding), and what counts."""
+    random = np.random.default_rng(0)
+    x, y = random.integers(1, 10, (40, 7)), random.integers(1, 4, (40, 7))
+    keep = np.arange(7) < random.integers(1, 7, (40, 1))
+    x[~keep], y[~keep] = 0, 0
+    embed = layers.Embedding(10, 4, mask_zero=True, embeddings_initializer="normal")
+    steps = [embed, layers.Dense(5, "relu", name="h"), layers.Dense(4, name="out")]
+    model = keras.Sequential([keras.Input((7,)), *steps])
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return model, x, y, keep
+
+
+def test_masked_steps_count_nowhere():
+    model, x, y, keep = padded()
+    with pytest.warns(UserWarning, match=r"No sample belongs to 1 of 4 classes \(0\)"):
+        profile = analyze_model(model, (x, y), batch_size=16, verbose=0)
+    assert profile.count.tolist() == np.bincount(y[keep], minlength=4).tolist()
+    out = ops.convert_to_numpy(model(x))
+    want = reference.by_class(reference.activation_entropy, out[keep], y[keep], 4)
+    np.testing.assert_allclose(profile.entropy[-1][1:], want[1:], **FLOAT32)
+    assert np.isnan(profile.entropy[:, 0]).all()
+
+
+@pytest.mark.filterwarnings("ignore:No sample belongs")
+def test_labels_of_masked_steps_may_be_anything():
+    model, x, y, keep = padded()
+    model = keras.Model(model.inputs, model.outputs)  # TensorFlow's loss takes no such labels
+    expected = analyze_model(model, (x, np.where(keep, y, 1)), verbose=0)
+    for anything in (-100, 255):
+        found = analyze_model(model, (x, np.where(keep, y, anything)), verbose=0)
+        np.testing.assert_array_equal(found.count, expected.count)
+    with pytest.raises(ValueError, match="for example 255"):
+        analyze_model(model, (x, np.full_like(y, 255)), verbose=0)
+
+
+def test_samples_of_padding_alone_do_not_count():
+    """A label per sample: one step that is not masked makes a sample."""
+    model, x, _, _ = padded()
+    model = keras.Model(model.inputs, model.outputs)  # its loss is one of steps
+    x, label = x.copy(), np.arange(40) % 4
+    x[label == 3] = 0
+    with pytest.warns(UserWarning, match=r"No sample belongs to 1 of 4 classes \(3\)"):
+        assert analyze_model(model, (x, label), verbose=0).count.tolist() == [10, 10, 10, 0]
+    assert analyze_model(model, x, verbose=0).count.tolist() == [30]
+
+
+def test_a_layer_without_a_mask_counts_every_step():
+    model, x, y, keep = padded()
+    whole = layers.Dense(3, name="whole")(
+        layers.Lambda(lambda t: t + 0.0)(model.inputs[0][..., None])
+    )
+    both = keras.Model(model.inputs, [model.outputs[0], whole])
+    profile = analyze_model(both, (x, (y, y)), num_classes={0: 4}, verbose=0)
+    assert profile.count.tolist() == np.bincount(y.ravel(), minlength=4).tolist()
+
+
+@pytest.mark.filterwarnings("ignore:No sample belongs")
+def test_samples_of_padding_alone_are_not_compared():
+    model, x, _, _ = padded()
+    model = keras.Model(model.inputs, model.outputs)
+    x, label = x.copy(), np.arange(40) % 4
+    x[label == 3] = 0
+    options = dict(layers=["h"], measures="logdet", verbose=0)
+    with_padding = analyze_model(model, (x, label), **options)
+    without = analyze_model(model, (x[label < 3], label[label < 3]), **options)
+    for name in ("logdet_entropy", "logdet_labels"):  # float64, in another order of the samples
+        np.testing.assert_allclose(
+            with_padding.layer_values[name], without.layer_values[name], rtol=1e-6
+        )

@@ -1,6 +1,8 @@
 """Choosing and recording layers."""
 
+import gc
 import threading
+import weakref
 
 import keras
 import models
@@ -10,6 +12,7 @@ from keras import layers, ops
 
 from keras_layer_entropy import ActivationProbe
 from keras_layer_entropy.probe import Recorder, choose_layers
+from keras_layer_entropy.watching import alone_with
 
 
 def test_choices():
@@ -172,7 +175,7 @@ def test_normalization_of_the_next_block_is_not_the_layers_own():
     "last",
     [
         lambda: layers.Activation("linear", dtype="float32"),
-        lambda: layers.Lambda(lambda z: z / 2),
+        lambda: layers.Lambda(lambda z: z / 2),  # found by computing, for it might do anything
         lambda: layers.Reshape((2, 3)),
     ],
 )
@@ -211,3 +214,94 @@ def test_a_head_that_ends_in_a_bare_function_is_the_last_layer():
         with Recorder(model, chosen).recording() as recording:
             model(models.inputs_like(5))
         assert [activation.is_output for activation in recording.activations] == want
+
+
+def test_calls_of_shared_layers_are_named_in_the_order_of_the_code():
+    """Keras runs them in another: siamese branches in reverse, deep branches first."""
+    left, right = keras.Input((5,), name="left"), keras.Input((5,), name="right")
+    shared, out = layers.Dense(5, "relu", name="s"), layers.Dense(3, name="o")
+    inner = keras.Input((5,))
+    block = keras.Model(inner, [shared(inner), shared(2 * inner)], name="block")
+    first, second = block(left), block(right)
+    deep = layers.ReLU()(layers.ReLU()(right))
+    model = keras.Model([left, right], [out(first[0]), out(second[1]), out(deep)])
+    x = [models.inputs_like(5), -2 * models.inputs_like(5)]
+    found = ActivationProbe(model).predict(x, verbose=0)
+    want = model.predict(x, verbose=0)
+    relu = [models.relu(models.linear(shared, i * part)) for part in x for i in (1, 2)]
+    for i in range(4):
+        name = f"block/s#{i + 1}" if i else "block/s"
+        np.testing.assert_allclose(found[name], relu[i], rtol=1e-5, atol=1e-5, err_msg=name)
+    for i in range(3):
+        np.testing.assert_allclose(found[f"o#{i + 1}" if i else "o"], want[i], atol=1e-6)
+
+
+def test_layers_that_run_step_by_step_are_named_or_refused():
+    class Cell(layers.Layer):
+        state_size = output_size = 4
+
+        def __init__(self):
+            super().__init__(name="cell")
+            self.inner = layers.Dense(4, "tanh", name="inner")
+
+        def build(self, shape):
+            self.inner.build((shape[0], shape[-1] + 4))
+
+        def call(self, x, states):
+            y = self.inner(ops.concatenate([x, states[0]], axis=-1))
+            return y, [y]
+
+    base = keras.Sequential([keras.Input((5,)), layers.Dense(4, "relu", name="inner")], name="base")
+    for wrapped, path, word in (
+        (layers.TimeDistributed(base, name="td"), "td/base/inner", "TimeDistributed"),
+        (layers.RNN(Cell(), return_sequences=True, name="rnn"), "rnn/cell/inner", "RNN"),
+    ):
+        model = keras.Sequential([keras.Input((3, 5)), wrapped, layers.Dense(2, name="out")])
+        x = models.inputs_like(3, 5)
+        with pytest.warns(UserWarning, match=f"{path}.*inside {word}, where.*left out"):
+            assert list(ActivationProbe(model).predict(x, verbose=0)) == ["out"]
+        for choice in ("inner", path):
+            with pytest.raises(ValueError, match=f"{path}.*inside {word}, where"):
+                ActivationProbe(model, choice)
+        alone = keras.Sequential([keras.Input((3, 5)), wrapped])
+        with pytest.raises(ValueError, match=f"{path}.*inside {word}, where"):
+            ActivationProbe(alone)
+
+
+@pytest.mark.parametrize("first_in_first_out", [True, False])
+def test_threads_that_come_and_go_in_any_order_leave_the_model_alone(first_in_first_out):
+    model = models.batch_normalized().model
+    before = {layer: set(vars(layer)) for layer in model._flatten_layers()}
+    entered, left, counts = threading.Event(), threading.Event(), {}
+
+    def early():
+        with Recorder(model).recording() as recording:
+            entered.wait(20)
+            if not first_in_first_out:
+                left.wait(20)
+            model(models.inputs_like(8))
+        counts["early"] = len(recording.activations)
+
+    thread = threading.Thread(target=early)
+    thread.start()
+    with Recorder(model, "a").recording() as recording:
+        entered.set()
+        if first_in_first_out:
+            thread.join()
+        model(models.inputs_like(8))
+    left.set()
+    thread.join()
+    assert (counts["early"], len(recording.activations)) == (3, 1)
+    for layer, attributes in before.items():
+        assert set(vars(layer)) == attributes
+
+
+def test_nothing_is_left_of_a_model_that_is_gone():
+    model = models.sequential().model
+    with alone_with(model), alone_with(model):  # the same thread
+        pass
+    gone = weakref.ref(model.layers[0])
+    del model
+    keras.backend.clear_session()
+    gc.collect()
+    assert gone() is None

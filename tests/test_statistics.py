@@ -115,7 +115,7 @@ def test_sums_do_not_drift(jit):
     """0.1 added 100,000 times: plain float32 is off by 1e-2, the compensated sum by 1e-9."""
     count = 100_000
     statistic = LabelStatistic(2)
-    step = np.array([0.1, 1.0, 0.0], "float32")
+    step = np.array([0.1, 1.0, 0.0, 0.0], "float32")
     plain = np.float32(0)
     for _ in range(count):
         plain += step[0]
@@ -154,7 +154,7 @@ def test_merging_keeps_the_rounding_errors():
     one, small = LabelStatistic(1), LabelStatistic(1)
     for statistic, value in ((one, 1.0), (small, 1e-8)):
         for _ in range(1000):
-            statistic._add(ops.convert_to_tensor(np.array([value, 0], "float32")))
+            statistic._add(ops.convert_to_tensor(np.array([value, 0, 0], "float32")))
     both, whole = LabelStatistic(1), 1000 * (1 + np.float64(np.float32(1e-8)))
     both.merge_state([one, small, LabelStatistic(1)])
     again = LabelStatistic(1)

@@ -14,6 +14,7 @@ from keras import ops
 
 PATTERNS = ("mean_then_softmax", "softmax_then_mean", "per_sample")
 NORMALIZATIONS = ("log", "none")
+_TINY = 2.0**-126  # the smallest number that float32 holds with all its digits
 
 
 def activation_entropy(activations, pattern="mean_then_softmax", normalization="log"):
@@ -239,6 +240,36 @@ def maximum_entropy(units, normalization="log"):
             "callable n -> f(n)."
         )
     return math.log(units) if normalization == "log" else 1.0
+
+
+def log_pattern(values):
+    """The logarithm of outputs that may be probabilities, and which of them are.
+
+    softmax(log p) is p, as of the logits that p is the softmax of. What a float cannot hold, 0
+    among it, is taken for the smallest number that it can: in float32 ln p is at least -87.3.
+
+    Args:
+        values: floating tensor `[..., units]`.
+
+    Returns:
+        float32 `[..., units]`, and boolean `[..., 1]`: whether none is negative and they add up
+        to 1, as far as their dtype tells (to 1e-3, in float16 2^-8, in bfloat16 2^-5).
+
+    Example:
+
+    >>> import numpy as np
+    >>> log, fits = log_pattern(np.array([[0.25, 0.75], [0.25, 0.25]], "float32"))
+    >>> np.asarray(ops.exp(log)).round(3).tolist(), np.asarray(fits).tolist()
+    ([[0.25, 0.75], [0.25, 0.25]], [[True], [False]])
+    """
+    smallest, tolerance = {"float16": (2.0**-24, 2.0**-8), "bfloat16": (_TINY, 2.0**-5)}.get(
+        keras.backend.standardize_dtype(values.dtype), (_TINY, 1e-3)
+    )
+    values = ops.cast(values, "float32")
+    total = ops.sum(values, axis=-1, keepdims=True)
+    positive = ops.min(values, axis=-1, keepdims=True) >= 0
+    fits = ops.logical_and(positive, ops.abs(total - 1) <= tolerance)
+    return ops.log(ops.maximum(values, smallest)), fits
 
 
 def two_way(activations):

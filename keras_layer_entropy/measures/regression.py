@@ -51,27 +51,47 @@ def ridge_regression(gram, features, ridge=1e-8, intercept=True):
     >>> bool(np.allclose(fit.kernel, kernel)), fit.bias.round(4).tolist()
     (True, [5.0, 5.0])
     """
-    gram = np.asarray(gram, np.float64)
-    count = gram[features, features]
-    if not np.isfinite(gram).all():
-        raise ValueError("The activations are not finite (NaN or infinite): look at the weights.")
-    if count <= 0:
-        raise ValueError("There are no samples to fit to.")
-    raw = np.diag(gram)
-    if intercept:
-        sums = gram[features]
-        gram = gram - np.outer(sums, sums) / count
-    variation = np.diag(gram)[:features]
+    moments, targets, raw, _ = _moments(gram, features, intercept)
+    variation = np.diag(moments)
     # What rounding leaves of a constant is no variation.
-    alive = variation > 1e-10 * np.maximum(raw[:features], np.finfo(np.float64).tiny)
+    alive = variation > 1e-10 * np.maximum(raw, np.finfo(np.float64).tiny)
     scale = np.where(alive, 1.0 / np.sqrt(np.where(alive, variation, 1.0)), 0.0)
-    moments, targets = gram[:features, :features], gram[:features, features + 1 :]
     standardized = moments * np.outer(scale, scale) + ridge * np.eye(features)
     kernel = scale[:, None] * np.linalg.solve(standardized, scale[:, None] * targets)
-    around_mean = np.diag(gram)[features + 1 :].sum()
+    return fit_of(kernel, gram, features, intercept)
+
+
+def fit_of(kernel, gram, features, intercept=True):
+    """The `LinearFit` of a kernel that is given, with the bias that is best for it.
+
+    Args, errors: as for `ridge_regression`; `kernel` is `[features, targets]`.
+
+    Example:
+
+    >>> columns = np.array([[1.0, 1.0, 5.0], [3.0, 1.0, 9.0]])  # x, 1, z = 2 x + 3
+    >>> fit = fit_of(np.array([[1.0]]), columns.T @ columns, features=1)
+    >>> fit.bias.tolist(), fit.residual
+    ([5.0], 0.25)
+    """
+    moments, targets, _, around_mean = _moments(gram, features, intercept)
     explained = 2 * np.sum(kernel * targets) - np.sum(kernel * (moments @ kernel))
     residual = max(around_mean - explained, 0.0) / around_mean if around_mean > 0 else 0.0
     bias = np.zeros(targets.shape[1])
     if intercept:
-        bias = (sums[features + 1 :] - sums[:features] @ kernel) / count
+        sums = np.asarray(gram, np.float64)[features]
+        bias = (sums[features + 1 :] - sums[:features] @ kernel) / sums[features]
     return LinearFit(kernel, bias, float(residual))
+
+
+def _moments(gram, features, intercept):
+    """`X'X`, `X'Z`, the diagonal of the raw `X'X` and the trace of `Z'Z`, centred with a bias."""
+    gram = np.asarray(gram, np.float64)
+    count, raw = gram[features, features], np.diag(gram)[:features]
+    if not np.isfinite(gram).all():
+        raise ValueError("The activations are not finite (NaN or infinite): look at the weights.")
+    if count <= 0:
+        raise ValueError("There are no samples to fit to.")
+    if intercept:
+        gram = gram - np.outer(gram[features], gram[features]) / count
+    around_mean = np.diag(gram)[features + 1 :].sum()
+    return gram[:features, :features], gram[:features, features + 1 :], raw, around_mean

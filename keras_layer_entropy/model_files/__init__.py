@@ -7,6 +7,7 @@ from keras_layer_entropy.model_files.store import (
     FILE_SUFFIXES,
     custom_objects,
     dataset_record,
+    model_parts,
     save_model,
 )
 
@@ -17,5 +18,6 @@ __all__ = [
     "dataset_record",
     "load_model",
     "model_format",
+    "model_parts",
     "save_model",
 ]

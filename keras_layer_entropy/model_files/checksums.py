@@ -13,6 +13,7 @@ import numpy as np
 
 _NAME = "sha256"
 _CONFIG = "config_sha256"
+_ASSETS = "assets_sha256"
 
 
 def add(path, kind):
@@ -23,6 +24,9 @@ def add(path, kind):
     if kind == "directory":
         metadata = json.loads((path / "metadata.json").read_text())
         metadata[_CONFIG] = _of_bytes((path / "config.json").read_bytes())
+        metadata[_ASSETS] = {
+            name: _of_bytes(file.read_bytes()) for name, file in _assets_in(path).items()
+        }
         (path / "metadata.json").write_text(json.dumps(metadata))
 
 
@@ -41,6 +45,27 @@ def verify_config(text, metadata):
             "config.json was changed since the model was saved. If that was you, remove "
             f"{_CONFIG!r} from metadata.json."
         )
+
+
+def verify_assets(path, metadata):
+    """Raises ValueError if the assets in a directory are not what was written."""
+    there = _assets_in(path)
+    for name, checksum in metadata.get(_ASSETS, {}).items():
+        if name not in there or _of_bytes(there[name].read_bytes()) != checksum:
+            raise ValueError(f"{name} was changed since the model was saved, or is not there.")
+
+
+def assets(metadata):
+    """Which files of a directory are assets that `add` knew of; None if it wrote none down."""
+    if _ASSETS not in metadata:
+        return None
+    names = metadata[_ASSETS]
+    return [name for name in names if name.startswith("assets/") and ".." not in name]
+
+
+def _assets_in(path):
+    files = [file for file in (path / "assets").rglob("*") if file.is_file()]
+    return {file.relative_to(path).as_posix(): file for file in files}
 
 
 def _of_bytes(data):

@@ -1,7 +1,8 @@
 """Which format a model file has, told from its content, never from its name."""
 
-import pathlib
 import zipfile
+
+from keras_layer_entropy.files import local_path
 
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 EXPECTED = (
@@ -18,17 +19,17 @@ def model_format(path):
 
     Raises:
         FileNotFoundError: there is nothing at `path`.
-        ValueError: it is no saved model of these formats.
+        ValueError: it is no saved model of these formats, or a URL.
 
     Example:
 
-    >>> import tempfile
+    >>> import pathlib, tempfile
     >>> file = pathlib.Path(tempfile.mkdtemp()) / "model.bin"
     >>> _ = file.write_bytes(_HDF5_SIGNATURE + b"...")
     >>> model_format(file)
     'h5'
     """
-    path = pathlib.Path(path)
+    path = local_path(path)
     if not path.exists():
         raise FileNotFoundError(f"There is no model at {path}; expected {EXPECTED}.")
     if path.is_dir():
@@ -46,10 +47,17 @@ def model_format(path):
     if zipfile.is_zipfile(path):
         try:
             with zipfile.ZipFile(path) as archive:
-                if "config.json" in archive.namelist():
-                    return "keras"
+                names = archive.namelist()
         except zipfile.BadZipFile as error:
             raise ValueError(f"{path} is a damaged zip archive: {error}.") from error
+        if "config.json" in names:
+            return "keras"
+        inside = next((name for name in names if name.endswith("/config.json")), None)
+        if inside is not None:
+            raise ValueError(
+                f"{path} is a zip archive with the model's files in a folder, {inside}: unpack it "
+                "and name that folder, or zip the files themselves."
+            )
         raise ValueError(f"{path} is a zip archive without config.json; expected {EXPECTED}.")
     what = "an empty file" if not start else "no zip archive and no HDF5 file"
     raise ValueError(f"{path} is {what}; expected {EXPECTED}.")

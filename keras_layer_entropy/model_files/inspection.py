@@ -19,12 +19,16 @@ from keras.src.dtype_policies import DTypePolicy
 from keras.src.quantizers import Quantizer
 from keras.src.quantizers.quantization_config import QuantizationConfig
 
-_ARCHIVE_NAMES = ("config.json", "metadata.json", "model.weights.h5")
+_WEIGHTS = "model.weights.h5"
+_ARCHIVE_NAMES = ("config.json", "metadata.json", _WEIGHTS)
 _NESTING = 100  # levels of a configuration; a model nested ten deep has about 50
 _EXPANSION = 100  # declared bytes for each one stored; weights hardly compress
-_LARGEST = 2**24  # of any number in a configuration; a vocabulary has less
-_NO_COUNTS = ("seed", "value", "shared_object_id", "oov_token", "mask_token", "mask_value")
+# Options for which memory is taken as soon as an object is made, and how many they may ask for.
+# Weights are counted; all other numbers ask for nothing.
+_COUNTS = ("ngrams", "num_classes", "num_oov_indices", "num_thresholds")
+_LARGEST = 2**24
 _FLOOR = 2**20  # bytes that may be declared however few are stored
+_WEIGHTS_FLOOR = 2**27  # of weights: those of a pruned network are nearly all zeros
 _FILTERS = (1, 2, 3, 32000)  # deflate, shuffle, checksum, lzf
 
 # What may be named in a configuration.
@@ -98,13 +102,19 @@ def inspect_config(config, custom_objects=None):
     Traceback (most recent call last):
     keras_layer_entropy...UnsafeNameError: The model names 'Lambda', which can run code.
     """
+    for value in _dicts(config):
+        _check_named(value, custom_objects or {})
+
+
+def _dicts(config):
+    """Every dict in a configuration."""
     todo = [(config, 0)]
     while todo:
         value, depth = todo.pop()
         if depth > _NESTING:
             raise UnsafeModelError(f"The configuration is nested more than {_NESTING} levels deep.")
         if isinstance(value, dict):
-            _check_named(value, custom_objects or {})
+            yield value
             todo += [(item, depth + 1) for item in value.values()]
         elif isinstance(value, list):
             todo += [(item, depth + 1) for item in value]
@@ -116,8 +126,9 @@ def _check_named(value, custom_objects):
             raise UnsafeNameError(
                 f"The model's option {key}={value[key]!r} is a file that it would read."
             )
-    for key, given in value.items():
-        if isinstance(given, int) and abs(given) > _LARGEST and key not in _NO_COUNTS:
+    for key in _COUNTS:
+        given = value.get(key)
+        if isinstance(given, int) and given > _LARGEST:
             raise UnsafeModelError(f"The model's option {key}={given} asks for too much memory.")
     for node in value.get("inbound_nodes") or () if "class_name" in value else ():
         if isinstance(node, dict) and "__keras_tensor__" not in repr(node):
@@ -244,7 +255,7 @@ def inspect_hdf5(file):
                 )
             else:
                 todo.append(item)
-    if declared > _EXPANSION * stored + _FLOOR:
+    if declared > _EXPANSION * stored + _WEIGHTS_FLOOR:
         raise UnsafeModelError(f"The HDF5 file declares {declared:,} bytes, but has {stored:,}.")
 
 
@@ -272,9 +283,13 @@ def inspect_archive(archive):
         UnsafeModelError: names that climb out, links, names that occur twice, bytes out of nothing.
     """
     names = set()
-    declared = sum(member.file_size for member in archive.infolist())
-    if declared > _EXPANSION * sum(m.compress_size for m in archive.infolist()) + _FLOOR:
-        raise UnsafeModelError("The archive grows too much when it is unpacked.")
+    for are_weights, floor in ((True, _WEIGHTS_FLOOR), (False, _FLOOR)):
+        members = [m for m in archive.infolist() if (m.filename == _WEIGHTS) == are_weights]
+        declared, stored = (
+            sum(getattr(m, size) for m in members) for size in ("file_size", "compress_size")
+        )
+        if declared > _EXPANSION * stored + floor:
+            raise UnsafeModelError("The archive grows too much when it is unpacked.")
     for member in archive.infolist():
         name = member.filename
         parts = pathlib.PurePosixPath(name.replace("\\", "/")).parts
@@ -286,7 +301,7 @@ def inspect_archive(archive):
             or ("is encrypted" if member.flag_bits & 1 else None)
             or (
                 "does not belong there"
-                if name not in _ARCHIVE_NAMES and not _is_asset(parts, member.is_dir())
+                if name not in _ARCHIVE_NAMES and parts[0] != "assets" and not _is_left(parts)
                 else None
             )
         )
@@ -295,13 +310,36 @@ def inspect_archive(archive):
         names.add(name)
 
 
-def _is_asset(parts, is_directory):
-    """Vocabularies, as text."""
-    return parts[:1] == ("assets",) and (is_directory or parts[-1].endswith(".txt"))
+def _is_left(parts):
+    """What macOS and Windows leave in folders and archives; nothing reads it."""
+    left = parts[-1] in (".DS_Store", "Thumbs.db", "desktop.ini") or parts[-1].startswith("._")
+    return left or parts[0] == "__MACOSX"
+
+
+def inspect_assets(names, config, custom_objects):
+    """Refuses files that layers keep in an archive and that no layer of the model reads.
+
+    Keras's own layers read vocabularies, `.txt`; those of one's own read what they wrote.
+
+    Args:
+        names: of the archive's members.
+        config: what its config.json holds.
+        custom_objects: as for `inspect_config`.
+
+    Raises:
+        UnsafeModelError: there are such.
+    """
+    named = (v.get("registered_name") or v.get("class_name") for v in _dicts(config))
+    if any(isinstance(name, str) and _registered(name, custom_objects) for name in named):
+        return
+    for name in names:
+        parts = pathlib.PurePosixPath(name).parts
+        if parts[0] == "assets" and not (name.endswith((".txt", "/")) or _is_left(parts)):
+            raise UnsafeModelError(f"{name!r} in the archive does not belong there.")
 
 
 def inspect_directory(path):
-    """Refuses a directory with links that lead out of it, or assets that are no text."""
+    """Refuses a directory with links that lead out of it, or with what is no file."""
     root = pathlib.Path(path).resolve()
     for item in root.rglob("*"):
         if item.is_symlink() and not item.resolve().is_relative_to(root):
@@ -310,9 +348,6 @@ def inspect_directory(path):
             )
         if not (item.is_file() or item.is_dir()):
             raise UnsafeModelError(f"{item.name} is neither a file nor a directory.")
-        parts = item.relative_to(root).parts
-        if parts[0] == "assets" and not _is_asset(parts, item.is_dir()):
-            raise UnsafeModelError(f"{item.name} does not belong among the assets.")
 
 
 def check_size(make, stored):

@@ -12,6 +12,7 @@ import zipfile
 import h5py
 import keras
 
+from keras_layer_entropy.files import local_path
 from keras_layer_entropy.model_files import checksums, inspection
 from keras_layer_entropy.model_files.formats import model_format
 from keras_layer_entropy.model_files.keras2 import hdf5
@@ -44,7 +45,7 @@ def load_model(path, custom_objects=None, allow_unsafe=False):
     >>> load_model(path).output_shape
     (None, 2)
     """
-    path = pathlib.Path(path)
+    path = local_path(path)
     kind = model_format(path)
     opener = _Opener(custom_objects or {}, allow_unsafe)
     try:
@@ -75,6 +76,8 @@ class _Opener:
         with zipfile.ZipFile(path) as archive:
             inspection.inspect_archive(archive)
             config = inspection.parsed(archive.read("config.json"), "config.json")
+            if not self.allow_unsafe:
+                inspection.inspect_assets(archive.namelist(), config, self.custom_objects)
             metadata = inspection.parsed(archive.read("metadata.json"), "metadata.json")
             with h5py.File(io.BytesIO(archive.read("model.weights.h5"))) as weights:
                 return self._modern(path, config, metadata, weights)
@@ -85,6 +88,7 @@ class _Opener:
         config = inspection.parsed(text, "config.json")
         metadata = inspection.parsed((path / "metadata.json").read_bytes(), "metadata.json")
         checksums.verify_config(text, metadata)
+        checksums.verify_assets(path, metadata)
         if not (path / "model.weights.h5").is_file():
             raise ValueError("model.weights.h5 is missing in it")
         with h5py.File(path / "model.weights.h5") as weights:
@@ -107,6 +111,10 @@ class _Opener:
             inspection.inspect_hdf5(file)
             checksums.verify_hdf5(file)
             version = file.attrs.get("keras_version", "2")
+            if _version(version)[0] < 2:
+                raise ValueError(
+                    f"it is of Keras 1 ({_text(version)}): open it with Keras 2.2 and save it again"
+                )
             modern = _version(version)[0] >= 3
             parts = hdf5.read_modern_h5(file) if modern else hdf5.read_h5(file)
             if modern and not self._compilable(parts.training):
@@ -135,7 +143,7 @@ class _Opener:
     def _check_size(self, config, stored):
         make = functools.partial(
             keras.saving.deserialize_keras_object,
-            _uncompiled(config),
+            _sized(config),
             safe_mode=not self.allow_unsafe,
         )
         inspection.check_size(make, stored)
@@ -173,12 +181,13 @@ class _Opener:
             return model
 
 
-def _uncompiled(value):
-    """A copy of a configuration without how it and models inside it were compiled."""
+def _sized(value):
+    """A copy of a configuration to count weights with: not compiled, without states of its own."""
     if isinstance(value, list):
-        return [_uncompiled(item) for item in value]
+        return [_sized(item) for item in value]
     if isinstance(value, dict):
-        return {k: _uncompiled(v) for k, v in value.items() if k != "compile_config"}
+        made = {k: _sized(v) for k, v in value.items() if k != "compile_config"}
+        return made | {"stateful": False} if made.get("stateful") is True else made
     return value
 
 
@@ -189,9 +198,12 @@ def _warn_uncompiled(error):
     )
 
 
+def _text(value):
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
 def _version(text):
-    text = text.decode() if isinstance(text, bytes) else str(text)
-    numbers = [int(part) for part in text.split(".")[:2] if part.isdigit()]
+    numbers = [int(part) for part in _text(text).split(".")[:2] if part.isdigit()]
     return tuple(numbers) or (3,)
 
 

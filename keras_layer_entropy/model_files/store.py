@@ -7,15 +7,19 @@ import math
 import os
 import pathlib
 import shutil
+import tempfile
 import types
+import warnings
 from collections.abc import Mapping
 
 import keras
 import numpy as np
 from keras import tree
 
-from keras_layer_entropy.files import replacing
+from keras_layer_entropy.files import check_writable, local_path, replacing
 from keras_layer_entropy.model_files import checksums
+from keras_layer_entropy.model_files.inspection import UnsafeNameError
+from keras_layer_entropy.model_files.opening import load_model
 
 # Names of files in each format; everything else is a directory.
 FILE_SUFFIXES = {
@@ -25,6 +29,9 @@ FILE_SUFFIXES = {
     "saved_model": (),  # of Keras 2; written again as a directory of Keras 3
 }
 
+_DIRECTORY = ("config.json", "metadata.json", "model.weights.h5", "model.weights.npz")
+_RECORD = "dataset.json"
+
 
 def save_model(model, path, dataset=None, overwrite=False):
     """Saves a Keras model, whole or not at all.
@@ -33,17 +40,20 @@ def save_model(model, path, dataset=None, overwrite=False):
 
     Args:
         model: `keras.Model`.
-        path: a name that ends in `.keras` or `.h5`, or a directory.
+        path: a name that ends in `.keras` or `.h5`, or a directory, in which other files stay.
         dataset: the data the model was made for, recorded beside it (`dataset.json` in a
             directory, `<name>.dataset.json` beside a file), so that the command lines need no
             `--dataset`: a name, a mapping, or a `datasets.DatasetSpec`.
-        overwrite: replace what is at `path`.
+        overwrite: replace the model at `path`, and what was recorded of its data. Permissions and
+            group stay.
 
     Returns:
-        `pathlib.Path` of what was written.
+        `pathlib.Path` of what was written. Where `load_model` will need more than the path
+        (`custom_objects`, `allow_unsafe`), or opens it with a warning, that is said in a warning.
 
     Raises:
-        FileExistsError: there is something at `path` and `overwrite` is False.
+        FileExistsError: there is something at `path` and `overwrite` is False, or it is no model.
+        OSError: it cannot be written there.
         ValueError: what was written cannot be opened again, or is not the same; nothing is left.
 
     Example:
@@ -53,15 +63,13 @@ def save_model(model, path, dataset=None, overwrite=False):
     >>> save_model(model, tempfile.mkdtemp() + "/saved_model", dataset="digits").name
     'saved_model'
     """
-    path = pathlib.Path(os.path.realpath(path))  # what a link points to, not the link
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists: choose another path, or overwrite=True.")
-    if path.is_dir() and any(path.iterdir()) and not (path / "config.json").is_file():
-        raise FileExistsError(f"{path} is a directory that holds other things than a model.")
+    path = pathlib.Path(os.path.realpath(local_path(path)))  # not the link, what it points to
     is_file = any(path.suffix in suffixes for suffixes in FILE_SUFFIXES.values())
     record = _record(dataset)
+    _check_free(path, is_file, overwrite)
+    check_writable(path)
     _check_room(model, path)
-    with replacing(path) as temporary:
+    with replacing(path, () if is_file else model_parts(path)) as temporary:
         if not is_file:
             temporary.mkdir()
         compiled = dict(model._compile_config.config) if model.compiled else {}
@@ -74,16 +82,52 @@ def save_model(model, path, dataset=None, overwrite=False):
             if compiled:  # Keras takes the optimizer out when it writes an .h5 file
                 model._compile_config.config.update(compiled)
         if not is_file and record is not None:
-            _record_path(temporary).write_text(record)
+            (temporary / _RECORD).write_text(record)
         if path.suffix not in FILE_SUFFIXES["keras"]:  # an archive has checksums of its own
             checksums.add(temporary, "h5" if is_file else "directory")
-        _compare(model, temporary)
+        _check_opens(model, temporary)
+        if is_file and _has_record(path):
+            _record_path(path).unlink()  # of the model that was there
     if is_file and record is not None:
         with replacing(_record_path(path)) as temporary:
             temporary.write_text(record)
-    elif is_file:
-        _record_path(path).unlink(missing_ok=True)  # of the model that was there
     return path
+
+
+def _check_free(path, is_file, overwrite):
+    record = _record_path(path)
+    for there in (path, record) if is_file and _has_record(path) else (path,):
+        if os.path.lexists(there) and not overwrite:
+            raise FileExistsError(f"{there} exists: choose another path, or overwrite=True.")
+    if path.is_dir() and (is_file or (any(path.iterdir()) and not model_parts(path))):
+        raise FileExistsError(f"{path} is a directory that holds other things than a model.")
+    if path.is_file() and not is_file:
+        raise FileExistsError(
+            f"{path} is a file; a name that ends in neither .keras nor .h5 is that of a directory."
+        )
+
+
+def model_parts(path):
+    """Names of what belongs to the model in a directory of Keras 3; `()` where there is none.
+
+    Other things in it are somebody else's.
+    """
+    path = local_path(path)
+    config, metadata = (_json(path / name) for name in ("config.json", "metadata.json"))
+    if "class_name" not in config and "keras_version" not in metadata:
+        return ()
+    assets = checksums.assets(metadata)
+    names = [*_DIRECTORY, *(["assets"] if assets is None else assets)]
+    return (*names, _RECORD) if _has_record(path) else tuple(names)
+
+
+def _json(file):
+    """What a JSON file holds, a dict; an empty one where it is none."""
+    try:
+        value = json.loads(file.read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def _check_room(model, path):
@@ -100,21 +144,70 @@ def _check_room(model, path):
         )
 
 
-def _compare(model, path):
-    try:
-        # Only what this model itself is made of runs here.
-        again = keras.saving.load_model(
-            path, custom_objects=custom_objects(model), compile=False, safe_mode=False
-        )
-    except Exception as error:
-        raise ValueError(f"{model.name!r} cannot be opened again once saved: {error}") from error
-    pairs = itertools.zip_longest(model.weights, again.weights)
-    for mine, other in pairs if again.built else ():
-        if mine is None or other is None or not _equal(mine, other):
+def _check_opens(model, path):
+    """Opens what was written as anybody will, and compares it with the model."""
+    again, needed, said = _opened(model, path)
+    _compare(model.weights, again.weights, model.name)
+    _compare_assets(model, again)
+    for text in needed + said:
+        warnings.warn(f"{model.name!r}, opened again: {text}", stacklevel=3)
+
+
+def _opened(model, path):
+    """The model, what `load_model` needs for that, and the warnings that it gives."""
+    own, refused = custom_objects(model), []
+    problem = f"{model.name!r} cannot be opened again once saved"
+    for options in ({}, {"custom_objects": own}, {"custom_objects": own, "allow_unsafe": True}):
+        try:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                again = load_model(path, **options)
+        except UnsafeNameError as error:
+            refused.append(error)
+            continue
+        except Exception as error:
+            raise ValueError(f"{problem}: {error}") from error
+        needed = [f"it takes {_words(options, own)}."] if refused else []
+        # Those of `load_model`, not of Keras.
+        return again, needed, [str(w.message) for w in caught if w.filename == __file__]
+    raise ValueError(f"{problem}: {refused[-1]}")
+
+
+def _words(options, own):
+    given = ", ".join(f"{name!r}: ..." for name in own if name.isidentifier())  # not of lambdas
+    unsafe = ["allow_unsafe=True"] if "allow_unsafe" in options else []
+    return " and ".join([f"custom_objects={{{given}}}"] * bool(given) + unsafe)
+
+
+def _compare(mine, others, name):
+    for one, other in itertools.zip_longest(mine, others):
+        if one is None or other is None or not _equal(one, other):
             raise ValueError(
-                f"{model.name!r} does not come back from its file as it was: "
-                f"{(mine or other).path} differs."
+                f"{name!r} does not come back from its file as it was: "
+                f"{(other if one is None else one).path} differs. Has every layer of your own its "
+                "arguments in get_config?"
             )
+
+
+def _compare_assets(model, again):
+    mine, others = map(_assets, (model, again))
+    if mine != others:
+        raise ValueError(
+            f"{model.name!r} does not come back from its file as it was: what its layers keep in "
+            "files (vocabularies) differs. An .h5 file does not hold it: save it as .keras."
+        )
+
+
+def _assets(model):
+    """What the layers of a model keep in files of their own: names and contents, layer by layer."""
+    found = []
+    for part in model._flatten_layers():
+        if hasattr(part, "save_assets"):
+            with tempfile.TemporaryDirectory() as folder:
+                part.save_assets(folder)
+                files = sorted(f for f in pathlib.Path(folder).rglob("*") if f.is_file())
+                found.append([(f.relative_to(folder), f.read_bytes()) for f in files])
+    return found
 
 
 def _equal(mine, other):
@@ -161,8 +254,10 @@ def dataset_record(path):
 
     Raises ValueError when the record is damaged.
     """
-    file = _record_path(pathlib.Path(path))
-    if not file.is_file():
+    path = local_path(path)
+    named = [_record_path(each) for each in (path, pathlib.Path(os.path.realpath(path)))]
+    file = next((file for file in named if file.is_file()), None)
+    if file is None:
         return None
     try:
         record = json.loads(file.read_text())
@@ -188,4 +283,8 @@ def _record(dataset):
 
 
 def _record_path(path):
-    return path / "dataset.json" if path.is_dir() else path.with_name(f"{path.name}.dataset.json")
+    return path / _RECORD if path.is_dir() else path.with_name(f"{path.name}.{_RECORD}")
+
+
+def _has_record(path):
+    return "name" in _json(_record_path(path))

@@ -1,5 +1,6 @@
 """Which Dense layers can be taken out of a model, and what goes with them."""
 
+import collections
 import dataclasses
 
 import keras
@@ -7,6 +8,7 @@ import keras
 from keras_layer_entropy.layer_kinds import kind
 from keras_layer_entropy.probe import choose_layers
 from keras_layer_entropy.pruning.graph import flat_graph, shared_paths
+from keras_layer_entropy.pruning.linear import obstacle
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,10 +18,11 @@ class Block:
     Attributes:
         path: path of the Dense layer.
         members: paths of the layer and of the normalisation, activation and dropout after it.
-        consumers: paths of the Dense layers that take what the block gives, directly or through
-            layers without weights (and normalisation); they are refitted.
+        consumers: paths of the layers that take what the block gives, directly or through layers
+            without weights (and normalisation), and are refitted: Dense, EinsumDense and
+            convolutions of single points, on the last axis.
         fixed: paths of other layers with weights that take it.
-        direct: whether the consumers take the output as it is, and nothing else does.
+        direct: whether the consumers take the output as it is, once each, and nothing else does.
         input_shape, output_shape: shapes of what goes in and comes out.
     """
 
@@ -32,13 +35,15 @@ class Block:
     output_shape: tuple
 
 
-def removable_blocks(model, layers=None, keep=()):
+def removable_blocks(model, layers=None, keep=(), refit=True):
     """`(blocks, reasons)`: `Block`s that can be taken out, and why the other Dense layers cannot.
 
     Args:
         model: a built Sequential or functional model; it is not changed.
         layers: which layers may go, as for `ActivationProbe`; None for every `Dense`.
         keep: names or paths of layers that must stay.
+        refit: whether what takes their output is to be refitted, so that layers stay where that
+            cannot be done.
 
     Returns:
         Two dicts by path, in the order of the forward pass.
@@ -56,8 +61,9 @@ def removable_blocks(model, layers=None, keep=()):
     """
     graph = flat_graph(model)
     chosen = choose_layers(model, layers)
-    kept = choose_layers(model, list(keep)) if keep else {}
+    kept = choose_layers(model, [keep] if isinstance(keep, str) else list(keep)) if keep else {}
     shared = shared_paths(graph)
+    obstacles = _obstacles(graph, shared)
     called = dict.fromkeys(call.path for call in graph.calls)
     order = [path for path in called if path in chosen]
     order += [path for path in chosen if path not in called]
@@ -66,8 +72,11 @@ def removable_blocks(model, layers=None, keep=()):
         layer = chosen[path]
         reason = "it is to be kept" if path in kept else _reason(graph, path, layer, shared)
         if reason is None:
-            found = _block(graph, path, shared)
+            found = _block(graph, path, shared, obstacles)
             reason = _misfit(graph, found)
+        if reason is None and refit and found.fixed:
+            other = found.fixed[0]
+            reason = f"{other} takes its output and cannot be refitted: {obstacles[other]}"
         if reason is None:
             blocks[path] = found
         else:
@@ -75,17 +84,17 @@ def removable_blocks(model, layers=None, keep=()):
     return blocks, reasons
 
 
-def block_of(model, name):
+def block_of(model, name, refit=True):
     """The block of one layer.
 
     Args:
-        model: as for `removable_blocks`.
+        model, refit: as for `removable_blocks`.
         name: name or path of a Dense layer.
 
     Raises:
         ValueError: no such layer, several of this name, or one that cannot go.
     """
-    blocks, reasons = removable_blocks(model, name)
+    blocks, reasons = removable_blocks(model, name, refit=refit)
     if len(blocks) + len(reasons) > 1:
         raise ValueError(f"{name!r} fits {[*blocks, *reasons]}: give the path of one of them.")
     for path, reason in reasons.items():
@@ -116,7 +125,37 @@ def _reason(graph, path, layer, shared):
     return None
 
 
-def _block(graph, path, shared):
+def _obstacles(graph, shared):
+    """Path of each layer with weights -> why it cannot be refitted, or None."""
+    found = {}
+    holders = collections.defaultdict(set)
+    for call in graph.calls:
+        for variable in getattr(call.operation, "weights", ()):
+            holders[id(variable)].add(call.path)
+    for variable, path in graph.arguments.items():
+        holders[variable].add(path)
+    for call in filter(_has_own_weights, graph.calls):
+        path = call.path
+        others = set().union(*(holders[id(v)] for v in call.operation.weights)) - {path}
+        reason = obstacle(call.operation)
+        if others:
+            reason = f"{sorted(others)[0]} uses its weights, too"
+        elif path in shared and _feeds_itself(graph, path):
+            reason = "it is shared, and takes what it gave itself"
+        found[path] = reason
+    return found
+
+
+def _feeds_itself(graph, path):
+    """Whether one call of a layer depends on another of its calls."""
+    return any(
+        other.path == path
+        for call in graph.calls_of(path)
+        for other in graph.reaches(call.outputs[0], lambda _: False)[1]
+    )
+
+
+def _block(graph, path, shared, obstacles):
     (call,) = graph.calls_of(path)
     members, tensor = [path], call.outputs[0]
     while True:
@@ -127,13 +166,14 @@ def _block(graph, path, shared):
             break
         members.append(takers[0].path)
         tensor = takers[0].outputs[0]
-    reached, _, _ = graph.reaches(tensor, _has_own_weights)
+    takers = {c.path for c in graph.consumers(tensor)}
+    reached = list(dict.fromkeys(c.path for c in graph.reaches(tensor, _has_own_weights)[0]))
     return Block(
         path=path,
         members=tuple(members),
-        consumers=tuple(c.path for c in reached if _refittable(c.operation, c.path, shared)),
-        fixed=tuple(c.path for c in reached if not _refittable(c.operation, c.path, shared)),
-        direct={c.path for c in graph.consumers(tensor)} == {c.path for c in reached},
+        consumers=tuple(c for c in reached if obstacles[c] is None),
+        fixed=tuple(c for c in reached if obstacles[c] is not None),
+        direct=takers == set(reached) and not shared.intersection(reached),
         input_shape=tuple(graph.shapes[call.inputs[0]]),
         output_shape=tuple(graph.shapes[tensor]),
     )
@@ -169,13 +209,3 @@ def _takes_any_width(operation):
 
 def _has_own_weights(call):
     return bool(getattr(call.operation, "weights", ())) and kind(call.operation) is None
-
-
-def _refittable(layer, path, shared):
-    return (
-        isinstance(layer, keras.layers.Dense)
-        and path not in shared
-        and not getattr(layer, "lora_enabled", False)
-        and not getattr(layer, "quantization_mode", None)
-        and layer.kernel_constraint is None
-    )

@@ -24,6 +24,8 @@ class Situation:
         batch_size: batch size for arrays.
         tolerance: below this gradient a layer is flat.
         seed: seed of `random`.
+        refit: whether a removal is followed by a regression.
+        train_steps, validation_steps: number of batches of these data, None for all.
     """
 
     student: Any
@@ -35,6 +37,9 @@ class Situation:
     batch_size: int = 256
     tolerance: float = FLAT_TOLERANCE
     seed: int = 0
+    refit: bool = True
+    train_steps: int | None = None
+    validation_steps: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,30 +107,33 @@ def linearity(situation):
         if block.direct and block.input_shape[-1] <= WIDEST
     ]
     models = (situation.student, situation.teacher)
-    fits = linear_fits(*models, pairs, situation.train_data, situation.batch_size) if pairs else {}
+    data, steps = (situation.train_data, situation.batch_size), situation.train_steps
+    fits = linear_fits(*models, pairs, *data, steps=steps) if pairs else {}
     found = []
     for path, block in situation.blocks.items():
         residuals = [fit.residual for (x, _), fit in fits.items() if x == path]
-        if not block.direct:  # what they would be given is known once the block is out
-            _, removed = take_out(*models, [path], situation.train_data, situation.batch_size)
+        # What others are given is known once the block is out.
+        if not block.direct and not block.fixed:
+            _, removed = take_out(*models, [path], *data, steps=steps)
             residuals = list(removed.values())
         score = float(np.mean(residuals)) if residuals else 1.0
         words = f"the next layers are linear in its input but for {score:.2%}"
-        found.append(Candidate(path, score, words if residuals else "no Dense layer takes it"))
+        found.append(Candidate(path, score, words if residuals else "nothing tells how linear"))
     return found
 
 
 def loss_gap(situation):
     """Smallest rise of the validation loss after removing and refitting each: the oracle."""
-    validation = (situation.validation_data, situation.batch_size)
+    validation = (situation.validation_data, situation.batch_size, situation.validation_steps)
     now, found = evaluate(situation.student, *validation).loss, []
     for path in situation.blocks:
         smaller, _ = take_out(
             situation.student,
             situation.teacher,
             [path],
-            situation.train_data,
+            situation.train_data if situation.refit else None,
             situation.batch_size,
+            steps=situation.train_steps,
         )
         gap = evaluate(smaller, *validation).loss - now
         found.append(Candidate(path, gap, f"validation loss {gap:+.4f} without it"))

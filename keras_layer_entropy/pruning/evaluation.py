@@ -1,9 +1,13 @@
 """Loss and accuracy of a model on data: what every decision of the search is made from."""
 
+import contextlib
 import dataclasses
 import math
 
-from keras_layer_entropy.streaming import Source
+from keras_layer_entropy.pruning.accuracies import NAME
+from keras_layer_entropy.pruning.copying import Copies
+from keras_layer_entropy.pruning.optimizer_state import fresh_metrics, recompile, reset_copies
+from keras_layer_entropy.streaming import Source, strategy_scope
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,69 +18,59 @@ class Scores:
     accuracy: float
 
 
-def evaluate(model, data, batch_size=256):
-    """The `Scores` of a model that is compiled with an accuracy metric.
+@contextlib.contextmanager
+def compiled_with(model, metrics):
+    """While the block runs, a model is compiled with other metrics; its optimizer goes on.
 
     Args:
         model: a compiled model.
+        metrics: arguments of `compile`, of `accuracy_metrics` say.
+    """
+    before = fresh_metrics(model)
+    copies = Copies(model)
+    metrics = {kind: reset_copies(structure, copies) for kind, structure in metrics.items()}
+    with strategy_scope(model):
+        recompile(model, **{**before, **metrics, "optimizer": model.optimizer})
+    try:
+        yield model
+    finally:
+        with strategy_scope(model):
+            recompile(model, **{**before, "optimizer": model.optimizer})
+
+
+def evaluate(model, data, batch_size=256, steps=None):
+    """The `Scores` of a compiled model.
+
+    Args:
+        model: a compiled model; within `compiled_with`, where accuracy is asked for.
         data: as for `analyze_model`.
         batch_size: batch size for arrays.
-
-    Raises:
-        ValueError: the model has no accuracy metric.
+        steps: number of batches, None for all.
 
     Example:
 
     >>> import keras
     >>> import numpy as np
+    >>> from keras_layer_entropy.pruning.accuracies import accuracy_metrics
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
     >>> loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     >>> model.compile("sgd", loss, metrics=["accuracy"])
-    >>> 0 <= evaluate(model, (np.ones((6, 4)), np.arange(6) % 3)).accuracy <= 1
-    True
+    >>> data = np.ones((6, 4)), np.arange(6) % 3
+    >>> with compiled_with(model, accuracy_metrics(model, data)):
+    ...     scores = evaluate(model, data)
+    >>> round(scores.accuracy, 4)
+    0.3333
     """
-    logs = model.evaluate(return_dict=True, verbose=0, **Source(data, batch_size).keywords)
+    logs = model.evaluate(
+        return_dict=True, verbose=0, steps=steps, **Source(data, batch_size, steps).keywords
+    )
     return Scores(float(logs["loss"]), accuracy(logs))
 
 
 def accuracy(logs):
-    """The mean of the accuracies in a dict of metrics; NaN where there is none."""
-    found = [
-        float(value)
-        for name, value in logs.items()
-        if name.endswith(("accuracy", "acc")) and "top_k" not in name
-    ]
-    return sum(found) / len(found) if found else math.nan
+    """The accuracy in the logs of a model within `compiled_with`: the mean over its outputs.
 
-
-def ensure_accuracy(model, data, batch_size=256):
-    """Adds an accuracy metric to a compiled model that has none.
-
-    Raises:
-        ValueError: the model is not compiled; Keras's accuracy does not fit its outputs or labels.
+    NaN for any other: what is called accuracy need not be one.
     """
-    if not model.compiled:
-        raise ValueError(
-            f"{model.name!r} is not compiled, so that it cannot be trained again: compile it with "
-            'its optimizer and loss and metrics=["accuracy"], and save it so.'
-        )
-    first = evaluate(model, data, batch_size)
-    if math.isnan(first.loss):
-        raise ValueError(
-            f"The loss of {model.name!r} is NaN on the validation data: look for labels that are "
-            "no class of its, for inputs that are not finite, and at its weights."
-        )
-    if not math.isnan(first.accuracy):
-        return
-    if len(model.outputs) > 1:
-        raise ValueError(
-            f"{model.name!r} has {len(model.outputs)} outputs and no accuracy metric: compile it "
-            "with one for each output that has classes."
-        )
-    settings = dict(model._compile_config.config)
-    settings["metrics"] = ["accuracy"]
-    model.compile(**{**settings, "optimizer": model.optimizer})
-    if math.isnan(evaluate(model, data, batch_size).accuracy):
-        raise ValueError(
-            f"{model.name!r} has no accuracy: compile it with an accuracy metric for its outputs."
-        )
+    found = [float(v) for name, v in logs.items() if name == NAME or name.endswith(f"_{NAME}")]
+    return sum(found) / len(found) if found else math.nan

@@ -34,12 +34,14 @@ class Graph:
         outputs: numbers of the tensors that the model returns.
         nested: path of each nested model -> numbers of the tensors it is called with.
         shapes: number of a tensor -> its shape.
+        arguments: id of each variable that a call takes as an argument -> path of the call.
     """
 
     calls: tuple
     outputs: tuple
     nested: dict
     shapes: dict
+    arguments: dict
 
     def calls_of(self, path):
         """All calls of one layer."""
@@ -95,7 +97,7 @@ def flat_graph(model):
             "that cannot be rewritten. analyze_model works on it; to take layers out, make it "
             "functional: keras.Model(inputs, outputs) from the same layers."
         )
-    graph = Graph([], (), {}, {})
+    graph = Graph([], (), {}, {}, {})
     numbers = itertools.count()
     bound = {id(tensor): next(numbers) for tensor in functional.inputs}
     graph.shapes.update((bound[id(tensor)], tensor.shape) for tensor in functional.inputs)
@@ -134,12 +136,15 @@ def _walk(functional, prefix, bound, graph, numbers):
                 continue
             path = prefix + node.operation.name
             given = tuple(bound[id(tensor)] for tensor in node.input_tensors)
+            values = keras.tree.flatten((node.arguments.args, node.arguments.kwargs))
+            graph.arguments.update((id(x), path) for x in values if isinstance(x, keras.Variable))
             inner = opened(node.operation)
             if inner is None:
                 results = [next(numbers) for _ in node.output_tensors]
                 graph.calls.append(Call(path, node.operation, given, tuple(results)))
             else:
-                numbered = _inputs_of(inner, node, bound)
+                given = nested_inputs(inner, node.arguments.args, node.arguments.kwargs)
+                numbered = [bound[id(tensor)] for tensor in given]
                 graph.nested.setdefault(path, []).append(tuple(numbered))
                 within = dict(zip(map(id, inner.inputs), numbered, strict=True))
                 results = _walk(inner, f"{path}/", within, graph, numbers)
@@ -149,13 +154,19 @@ def _walk(functional, prefix, bound, graph, numbers):
     return [bound[id(tensor)] for tensor in functional.outputs]
 
 
-def _inputs_of(inner, node, bound):
-    """The numbers of the tensors that a nested model is called with, in the order of its inputs."""
-    given = (*node.arguments.args, *node.arguments.kwargs.values())[0]
+def nested_inputs(inner, args, kwargs):
+    """The symbolic tensors that a nested model is called with, in the order of its inputs."""
+    given = (*args, *kwargs.values())[0]
     if isinstance(given, dict) and not isinstance(inner._inputs_struct, dict):
         given = [given[tensor._keras_history.operation.name] for tensor in inner.inputs]
-    tensors = [tensor for tensor in keras.tree.flatten(given) if id(tensor) in bound]
-    return [bound[id(tensor)] for tensor in tensors[: len(inner.inputs)]]
+    tensors = [x for x in keras.tree.flatten(given) if isinstance(x, keras.KerasTensor)]
+    return tensors[: len(inner.inputs)]
+
+
+def first_tensor(args, kwargs):
+    """The first symbolic tensor that an operation is called with."""
+    tensors = keras.tree.flatten((args, kwargs))
+    return next(tensor for tensor in tensors if isinstance(tensor, keras.KerasTensor))
 
 
 def shared_paths(graph):

@@ -5,8 +5,9 @@ import warnings
 import keras
 import numpy as np
 from keras import tree
+from keras.src.utils.tracking import DotNotTrackScope
 
-from keras_layer_entropy.model_files import custom_objects
+from keras_layer_entropy.pruning.copying import Copies
 
 
 def copy_compilation(model, new, variables):
@@ -15,21 +16,20 @@ def copy_compilation(model, new, variables):
     Args:
         model: the old model; where it was never compiled, nothing happens.
         new: the new model.
-        variables: id of each surviving variable of the old model -> its twin. Optimizer slots of
-            all others start anew.
+        variables: id of each variable of the old model that is in the new one, too -> its twin.
+            Optimizer slots of all others, and of those with another shape now, start anew.
     """
     if not model.compiled:
         return
     try:
-        with keras.saving.custom_object_scope(custom_objects(model)):
-            optimizer = type(model.optimizer).from_config(model.optimizer.get_config())
-            new.compile(**{**fresh_metrics(model), "optimizer": optimizer})
+        optimizer = _unbuilt_copy(model, variables)
     except Exception as error:
         raise ValueError(
-            f"The optimizer or metrics of {model.name!r} cannot be made again from their "
-            f"get_config(): {error}"
+            f"The optimizer of {model.name!r}, {type(model.optimizer).__name__}, cannot be copied: "
+            f"{error}"
         ) from error
-    _copy_state(model.optimizer, new.optimizer, new, variables)
+    new.compile(**{**fresh_metrics(model), "optimizer": optimizer})
+    _copy_state(model.optimizer, optimizer, new, variables)
 
 
 def set_learning_rate(model, learning_rate):
@@ -40,18 +40,25 @@ def set_learning_rate(model, learning_rate):
         inner.learning_rate = learning_rate
         return
     # Keras does not let a schedule be replaced.
-    with keras.saving.custom_object_scope(custom_objects(model)):
-        optimizer = type(old).from_config(old.get_config())
-    made = getattr(optimizer, "inner_optimizer", optimizer)
-    made = type(made).from_config({**made.get_config(), "learning_rate": learning_rate})
-    if inner is old:
-        optimizer = made
-    else:
-        optimizer.inner_optimizer = made
+    variables = {id(variable): variable for variable in model.variables}
+    optimizer = _unbuilt_copy(model, variables)
+    _replace_learning_rate(getattr(optimizer, "inner_optimizer", optimizer), learning_rate)
     model.compile(**{**fresh_metrics(model), "optimizer": optimizer})
-    _copy_state(old, model.optimizer, model, {id(v): v for v in model.variables})
-    if isinstance(made._learning_rate, keras.Variable):
-        made.learning_rate = learning_rate
+    _copy_state(old, optimizer, model, variables)
+    if isinstance(learning_rate, float):
+        getattr(optimizer, "inner_optimizer", optimizer).learning_rate = learning_rate
+
+
+def restart_averages(model, variables):
+    """Lets an optimizer that averages weights begin again with what some of them are now."""
+    optimizer = getattr(model, "optimizer", None)
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    if optimizer is None or not optimizer.built or not optimizer.use_ema:
+        return
+    averages = optimizer._model_variables_moving_average
+    for weight, average in zip(optimizer._trainable_variables, averages, strict=True):
+        if any(weight is variable for variable in variables):
+            assign_copy(average, weight)
 
 
 def learning_rate_of(model):
@@ -64,9 +71,24 @@ def learning_rate_of(model):
 def fresh_metrics(model):
     """The arguments that a model was compiled with, with metrics of their own state."""
     arguments = dict(model._compile_config.config)
+    copies = Copies(model)
     for kind in ("metrics", "weighted_metrics"):
-        arguments[kind] = tree.map_structure(_fresh_metric, arguments.get(kind))
+        arguments[kind] = reset_copies(arguments.get(kind), copies)
     return arguments
+
+
+def reset_copies(metrics, copies):
+    """Copies, by a `Copies`, of a structure of metrics, with a state of their own."""
+    for metric in tree.flatten(metrics):
+        if isinstance(metric, keras.metrics.Metric):
+            copies(metric).reset_state()
+    return copies(metrics)
+
+
+def recompile(model, **arguments):
+    """`model.compile`, which keeps a loss or metrics that it is not given: here they go."""
+    model._compile_loss = model._compile_metrics = None
+    model.compile(**arguments)
 
 
 def assign_copy(variable, other):
@@ -74,10 +96,86 @@ def assign_copy(variable, other):
     variable.assign(np.array(keras.ops.convert_to_numpy(other)))
 
 
-def _fresh_metric(metric):
-    if isinstance(metric, keras.metrics.Metric):
-        return type(metric).from_config(metric.get_config())
-    return metric
+def _unbuilt_copy(model, variables):
+    """A copy of a model's optimizer without slots, that is still to be built."""
+    copies = Copies(model)
+    optimizers = _with_inner(model.optimizer)
+    weights = [v for old in optimizers for v in getattr(old, "_trainable_variables", ())]
+    slots = [slot for old in optimizers for slot in _slots(old)]
+    for variable in (*weights, *slots):
+        copies.keep(variable, variable)  # the copy lets go of them
+    made = copies(model.optimizer)
+    gone = set(map(id, slots))
+    for old in optimizers:
+        new = copies(old)
+        _set_variables(new, [variable for variable in new._variables if id(variable) not in gone])
+        new._trainable_variables, new._trainable_variables_indices = [], {}
+        new.built = False
+        vars(new).pop("_exclude_from_weight_decay_cache", None)
+        excluded = vars(old).get("_exclude_from_weight_decay")
+        if excluded:  # keys, which differ from backend to backend
+            new._exclude_from_weight_decay = {
+                new._var_key(variables[id(variable)])
+                for variable in model.variables
+                if id(variable) in variables and old._var_key(variable) in excluded
+            }
+    return made
+
+
+def _with_inner(optimizer):
+    """An optimizer and, where it is a `LossScaleOptimizer`, the one inside."""
+    inner = getattr(optimizer, "inner_optimizer", None)
+    return [optimizer] if inner is None else [optimizer, inner]
+
+
+def _slots(optimizer):
+    """What an optimizer keeps for each weight."""
+    lists = [
+        value
+        for name, value in vars(optimizer).items()
+        if name not in ("_variables", "_trainable_variables") and _is_of_weights(optimizer, value)
+    ]
+    return [slot for value in lists for slot in value if isinstance(slot, keras.Variable)]
+
+
+def _is_of_weights(optimizer, value):
+    """Whether a value is a list with something for each weight."""
+    return isinstance(value, list) and 0 < len(value) == len(optimizer._trainable_variables)
+
+
+def _replace_learning_rate(optimizer, learning_rate):
+    old = optimizer._learning_rate
+    variables = [variable for variable in optimizer._variables if variable is not old]
+    if isinstance(learning_rate, float):
+        with keras.name_scope(optimizer.name):
+            learning_rate = keras.Variable(
+                learning_rate,
+                name="learning_rate",
+                dtype=keras.config.floatx(),
+                trainable=False,
+                aggregation="only_first_replica",
+            )
+        variables.insert(1, learning_rate)
+    _set_variables(optimizer, variables)
+    optimizer._learning_rate = learning_rate
+
+
+def _build(optimizer, variables):
+    before = [(part, list(part._variables)) for part in _with_inner(optimizer)]
+    optimizer.build(variables)
+    # What `build` makes takes the place of the copies of what it made before.
+    for part, made in before:
+        held = {id(value) for value in vars(part).values()}
+        gone = {id(variable) for variable in made if id(variable) not in held}
+        _set_variables(part, [variable for variable in part._variables if id(variable) not in gone])
+
+
+def _set_variables(optimizer, variables):
+    with DotNotTrackScope():
+        optimizer._variables = variables
+    is_one, _ = optimizer._tracker.config["variables"]
+    optimizer._tracker.config["variables"] = (is_one, optimizer._variables)  # TensorFlow wraps it
+    optimizer._tracker.stored_ids["variables"] = set(map(id, variables))
 
 
 def _copy_state(old, new, model, variables):
@@ -90,7 +188,7 @@ def _copy_state(old, new, model, variables):
         for variable in old._trainable_variables:
             if id(variable) in variables:
                 order.setdefault(id(variables[id(variable)]), variables[id(variable)])
-        new.build(list(order.values()))
+        _build(new, list(order.values()))
     accounted = _copy_slots(old, new, variables)
     if hasattr(old, "inner_optimizer"):  # LossScaleOptimizer
         _copy_state(old.inner_optimizer, new.inner_optimizer, model, variables)
@@ -108,6 +206,7 @@ def _copy_slots(old, new, variables):
     """Copies single variables and lists of one variable per weight; ids of what was seen."""
     trained = old._trainable_variables
     place = {id(v): i for i, v in enumerate(new._trainable_variables)}
+    same = [id(v) for v in trained if id(v) in variables and variables[id(v)].shape == v.shape]
     accounted = set()
     for name, value in vars(old).items():
         if name in ("_variables", "_trainable_variables"):
@@ -118,12 +217,12 @@ def _copy_slots(old, new, variables):
         elif isinstance(value, keras.Variable):
             assign_copy(twin, value)
             accounted.add(id(value))
-        elif isinstance(value, list) and len(value) == len(trained):
+        elif _is_of_weights(old, value):
             for weight, slot in zip(trained, value, strict=True):
                 if not isinstance(slot, keras.Variable):
                     continue
                 accounted.add(id(slot))
-                index = place.get(id(variables.get(id(weight))))
-                if index is not None and twin[index].shape == slot.shape:
+                index = place.get(id(variables[id(weight)])) if id(weight) in same else None
+                if index is not None:
                     assign_copy(twin[index], slot)
     return accounted

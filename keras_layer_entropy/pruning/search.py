@@ -2,22 +2,25 @@
 
 import dataclasses
 import math
+import numbers
 import time
 from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
+from keras import ops, tree
 
 from keras_layer_entropy.analyzer import analyze_model
 from keras_layer_entropy.probe import choose_layers
 from keras_layer_entropy.profile import FLAT_TOLERANCE, EntropyProfile
+from keras_layer_entropy.pruning.accuracies import accuracy_metrics
 from keras_layer_entropy.pruning.blocks import removable_blocks
 from keras_layer_entropy.pruning.criteria import CRITERIA, Situation, rank
-from keras_layer_entropy.pruning.evaluation import accuracy, ensure_accuracy, evaluate
+from keras_layer_entropy.pruning.evaluation import accuracy, compiled_with, evaluate
 from keras_layer_entropy.pruning.optimizer_state import (
     fresh_metrics,
     learning_rate_of,
+    recompile,
     set_learning_rate,
 )
 from keras_layer_entropy.pruning.rewrite import without
@@ -45,9 +48,15 @@ class PruningOptions:
         keep: names or paths of layers that must stay.
         refit: refit the layers behind in closed form; otherwise they keep their kernels where
             these fit, or start with fresh ones.
-        seed: seed of the training's shuffles and of `random`.
+        seed: seed of everything random in the search: the shuffles and the seed generators (of
+            Dropout, say) of each step's training, fresh kernels, `random`. Equal searches give
+            equal models, and one that goes on with `resume` the one that it would have given
+            without a break.
         num_classes: as for `EntropyAnalyzer`: whose labels tell the classes of a model with several
             outputs.
+        steps_per_epoch, validation_steps: batches of the training data for an epoch, and for a
+            regression; batches of the validation data. None for all; for data without an end they
+            have to be given.
     """
 
     criterion: str = "entropy_gradient"
@@ -62,23 +71,33 @@ class PruningOptions:
     refit: bool = True
     seed: int = 0
     num_classes: Any = None
+    steps_per_epoch: int | None = None
+    validation_steps: int | None = None
 
     def __post_init__(self):
+        if isinstance(self.keep, str):
+            object.__setattr__(self, "keep", (self.keep,))
         checks = {
             "criterion": (self.criterion in CRITERIA, f"one of {tuple(CRITERIA)}"),
             "tolerance": (math.isfinite(self.tolerance), "a number"),
             "max_accuracy_drop": (0 <= self.max_accuracy_drop <= 1, "a number in 0..1"),
-            "epochs": (self.epochs >= 0, "a number of epochs, 0 for none"),
+            "epochs": (_is_count(self.epochs, 0), "a number of epochs, 0 for none"),
             "learning_rate": (
                 self.learning_rate is None or 0 < self.learning_rate < math.inf,
                 "a positive number, or None",
             ),
-            "batch_size": (self.batch_size >= 1, "at least 1"),
-            "max_removals": (self.max_removals is None or self.max_removals >= 1, "at least 1"),
+            "batch_size": (_is_count(self.batch_size), "at least 1"),
         }
+        for name in ("max_removals", "steps_per_epoch", "validation_steps"):
+            value = getattr(self, name)
+            checks[name] = (value is None or _is_count(value), "at least 1, or None")
         for name, (good, expected) in checks.items():
             if not good:
                 raise ValueError(f"{name}={getattr(self, name)!r}; expected {expected}.")
+
+
+def _is_count(value, least=1):
+    return isinstance(value, numbers.Integral) and value >= least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,12 +166,16 @@ def prune_model(
     In each step the criterion chooses a layer; it goes, the layers behind it are refitted in closed
     form on the training data, the model is trained for some epochs, and it is kept if its
     validation accuracy is at most `max_accuracy_drop` below the original's. A layer without which
-    accuracy falls by more stays, and the next candidate is tried.
+    accuracy falls by more stays, and the next candidate is tried. Which layers can go is asked
+    anew of each smaller model. Accuracy is that of `accuracies.accuracy_metrics`; of several
+    outputs it is the mean.
 
     Args:
         model: a built and compiled Sequential or functional model; it is not changed.
-        train_data, validation_data: `(x, y)` arrays, `tf.data.Dataset` or `PyDataset`; a dataset
-            should shuffle itself for training.
+        train_data, validation_data: `(x, y)` arrays, `tf.data.Dataset` or `PyDataset`. Arrays are
+            shuffled anew in every epoch; a dataset should shuffle itself for training. `train_data`
+            may be a function of a seed, called in each step, that returns a dataset shuffled by
+            that seed, so that a search that goes on sees the orders that it would have seen.
         on_step: called with `(model, step)` after each step: the model as it stands, and the
             `PruningStep`.
         resume: `(model, steps)` as an earlier search left them, to go on from there.
@@ -164,7 +187,8 @@ def prune_model(
 
     Raises:
         ValueError: options or layers that do not exist, a model that is subclassed, not compiled or
-            has weights that are not finite, data with one class or labels that do not fit.
+            has weights that are not finite, data with one class, labels that do not fit or targets
+            that are no classes, data without an end and no number of steps.
 
     Example:
 
@@ -202,34 +226,36 @@ def plan(model, train_data, validation_data, **options):
     return search.candidates(), search.reasons()
 
 
-def score(model, data, batch_size=256):
-    """The `Scores` of any compiled model; one without an accuracy metric gets one for this.
+def score(model, data, batch_size=256, metrics=None):
+    """The `Scores` of any compiled model.
 
-    Args, errors: as for `evaluate`.
+    Args:
+        model, data, batch_size: as for `accuracy_metrics`, likewise errors.
+        metrics: what `accuracy_metrics` found before, so that models or data can be compared; None
+            to look at these data.
     """
     copy, _ = without(model, None)
-    ensure_accuracy(copy, data, batch_size)
-    return evaluate(copy, data, batch_size)
+    if metrics is None:
+        metrics = accuracy_metrics(model, data, batch_size)
+    with compiled_with(copy, metrics):
+        return evaluate(copy, data, batch_size)
 
 
 class _Search:
     """The state of a search: the model as it stands, and what was tried."""
 
     def __init__(self, model, train_data, validation_data, options, resume):
-        for name, data in (("train_data", train_data), ("validation_data", validation_data)):
-            if not Source(data).repeatable:
-                raise ValueError(
-                    f"{name} is a {type(data).__name__}, which can be read only once: pass arrays, "
-                    "a tf.data.Dataset or a PyDataset."
-                )
-        removable_blocks(model, options.layers, options.keep)  # checks the names, first of all
+        self._original, self._options = model, options
+        self._train_data = train_data if callable(train_data) else lambda _: train_data
+        self._validation = validation_data
+        self._evaluated = (validation_data, options.batch_size, options.validation_steps)
+        _check_data("train_data", self._train_data(options.seed), options, "steps_per_epoch")
+        _check_data("validation_data", validation_data, options, "validation_steps")
+        removable_blocks(model, options.layers, options.keep)  # checks the names
         _check_weights(model)
-        self._original = model
-        self._train, self._validation, self._options = train_data, validation_data, options
-        self._evaluated = (validation_data, options.batch_size)
-        # Before the model is evaluated, because it says more of data that do not fit.
+        self._metrics = accuracy_metrics(model, *self._evaluated)
         self.before = self._analyze(model, baseline=True)
-        if int((self.before.count > 0).sum()) < 2:
+        if len(self.before.classes) > 1 and int((self.before.count > 0).sum()) < 2:
             raise ValueError(
                 "The validation data hold one class only: accuracy says nothing about them."
             )
@@ -241,8 +267,8 @@ class _Search:
         self._steps = list(steps)
         self._tried, self._misfits = None, {}
         self._profile = self.before if resume is None else self._analyze(self.model)
-        self._base = evaluate(self._first, *self._evaluated).accuracy
-        self._now = evaluate(self.model, *self._evaluated).accuracy
+        self._base = self._scored(self._first)
+        self._now = self._base if resume is None else self._scored(self.model)
 
     def candidates(self):
         """What may go next, the first to go first."""
@@ -256,32 +282,38 @@ class _Search:
             teacher=self._teacher,
             blocks={p: b for p, b in blocks.items() if p not in self._rejected()},
             profile=self._profile,
-            train_data=self._train,
+            train_data=self._train_data(self._seed),
             validation_data=self._validation,
             batch_size=options.batch_size,
             tolerance=options.tolerance,
-            seed=options.seed + len(self._steps),
+            seed=self._seed,
+            refit=options.refit,
+            train_steps=options.steps_per_epoch,
+            validation_steps=options.validation_steps,
         )
         return rank(options.criterion, situation)
 
     def step(self, callbacks):
         """Tries the next layer; its `PruningStep`, or None when there is none left."""
         started = time.perf_counter()
-        keras.utils.set_random_seed(self._options.seed + len(self._steps))
+        keras.utils.set_random_seed(self._seed)
         candidates = self.candidates()
         if not candidates:
             return None
         chosen = candidates[0]
         block = self._blocks()[0][chosen.layer]
+        keras.utils.set_random_seed(self._seed)  # fresh kernels are the same whatever was tried
         smaller, residuals = take_out(
             self.model,
             self._teacher,
             [chosen.layer],
-            self._train if self._options.refit else None,
+            self._train_data(self._seed) if self._options.refit else None,
             self._options.batch_size,
+            steps=self._options.steps_per_epoch,
         )
-        removed = evaluate(smaller, *self._evaluated).accuracy
-        retrained = self._retrain(smaller, removed, callbacks)
+        with compiled_with(smaller, self._metrics):
+            removed = evaluate(smaller, *self._evaluated).accuracy
+            retrained = self._retrain(smaller, removed, callbacks)
         kept = bool(retrained >= self._base - self._options.max_accuracy_drop)
         step = PruningStep(
             layer=chosen.layer,
@@ -321,39 +353,41 @@ class _Search:
         if self._options.learning_rate is not None:
             set_learning_rate(self.model, learning_rate_of(self._original))
         settings = fresh_metrics(self._original)
-        self.model.compile(**{**settings, "optimizer": self.model.optimizer})
+        recompile(self.model, **{**settings, "optimizer": self.model.optimizer})
         after = self._analyze(self.model, baseline=True)
         return PruningResult(
             self.model, tuple(self._steps), self.before, after, self.reasons(), self._options
         )
 
     def _blocks(self):
-        """As `removable_blocks`; names of layers that are gone already are none to complain of."""
-        there = set(self._profile.layers)
-        chosen = removable_blocks(self._original, self._options.layers, self._options.keep)[0]
-        blocks, reasons = removable_blocks(self.model)
+        """As `removable_blocks` of the model as it stands, of the layers that may go."""
+        options, keep = self._options, list(self._options.keep)
+        chosen = choose_layers(self._original, options.layers)
+        kept = choose_layers(self._original, keep) if keep else {}
+        blocks, reasons = removable_blocks(self.model, refit=options.refit)
         if self._tried is not self.model:
             self._tried, self._misfits = self.model, _misfits(self.model, blocks)
-        for path, reason in self._misfits.items():
-            del blocks[path]
-            reasons[path] = reason
-        found = {path: block for path, block in blocks.items() if path in chosen}
-        keep = list(self._options.keep)
-        kept = set(choose_layers(self._original, keep)) if keep else set()
+        reasons.update(self._misfits)
         for path in blocks:
-            if path not in chosen and path in there:
-                reasons[path] = (
-                    "it is to be kept" if path in kept else "it is not among the layers that may go"
-                )
-        return found, reasons
+            if path in kept:
+                reasons[path] = "it is to be kept"
+            elif path not in chosen:
+                reasons[path] = "it is not among the layers that may go"
+        return {path: block for path, block in blocks.items() if path not in reasons}, reasons
 
     def _rejected(self):
         limit = self._base - self._options.max_accuracy_drop
         return {
-            step.layer: f"without it accuracy is {step.accuracy_retrained:.4f}, below {limit:.4f}"
-            for step in self._steps
+            step.layer: f"without it accuracy is {step.accuracy_retrained:.4f}, below {limit:.4f} "
+            f"(step {number})"
+            for number, step in enumerate(self._steps, start=1)
             if not step.kept
         }
+
+    @property
+    def _seed(self):
+        """The seed of the step that comes next."""
+        return self._options.seed + len(self._steps)
 
     def _analyze(self, model, baseline=False):
         return analyze_model(
@@ -362,6 +396,7 @@ class _Search:
             measures=MEASURES,
             num_classes=self._options.num_classes,
             batch_size=self._options.batch_size,
+            steps=self._options.validation_steps,
             baseline=baseline,
             seed=self._options.seed,
             verbose=0,
@@ -369,48 +404,103 @@ class _Search:
 
     def _working_copy(self, model):
         copy, _ = without(model, None)
-        ensure_accuracy(copy, *self._evaluated)
         if self._options.learning_rate is not None:
             set_learning_rate(copy, self._options.learning_rate)
         return copy
 
+    def _scored(self, model):
+        """Validation accuracy of a model that is to be gone on from."""
+        with compiled_with(model, self._metrics):
+            scores = evaluate(model, *self._evaluated)
+        if math.isnan(scores.loss):
+            raise ValueError(
+                f"The loss of {model.name!r} is NaN on the validation data: look for labels that "
+                "are no class of its, for inputs that are not finite, and at its weights."
+            )
+        return scores.accuracy
+
     def _retrain(self, model, removed, callbacks):
         """Trains a model and leaves it at its best epoch; validation accuracy."""
-        if not self._options.epochs:
+        options = self._options
+        if not options.epochs:
             return removed
+        reseed(model, self._seed)
         best = _KeepBest(model, removed)
-        validation = Source(self._validation, self._options.batch_size).keywords
-        train = Source(self._train, self._options.batch_size).keywords
-        if "batch_size" in train:  # arrays
-            arrays = tuple(train[k] for k in ("x", "y", "sample_weight") if train[k] is not None)
-            seed = self._options.seed + len(self._steps)
-            train = {"x": Shuffled(arrays, train["batch_size"], seed)}
+        validation = Source(*self._evaluated).keywords
+        if "batch_size" in validation:  # arrays
+            validation = {"x": tuple(validation[k] for k in ("x", "y", "sample_weight"))}
         model.fit(
-            **train,
-            epochs=self._options.epochs,
-            validation_data=validation["x"]
-            if len(validation) == 1
-            else (validation["x"], validation["y"], validation["sample_weight"]),
+            **_training(self._train_data(self._seed), options, self._seed),
+            epochs=options.epochs,
+            steps_per_epoch=options.steps_per_epoch,
+            validation_data=validation["x"],
+            validation_steps=options.validation_steps,
             verbose=0,
             callbacks=[best, *callbacks],
         )
+        best.on_train_end()  # a callback may have put back weights of its own choice
         return evaluate(model, *self._evaluated).accuracy
 
 
 class _KeepBest(keras.callbacks.Callback):
-    """Leaves the weights as they were after the epoch with the best validation accuracy."""
+    """Leaves model and optimizer as they were after the epoch with the best validation accuracy."""
 
     def __init__(self, model, accuracy_at_start):
         super().__init__()
-        self._best, self._weights = accuracy_at_start, model.get_weights()
+        if not model.optimizer.built:
+            model.optimizer.build(model.trainable_variables)
+        self._trained = model
+        self._best, self._state = accuracy_at_start, self._copied()
 
     def on_epoch_end(self, epoch, logs=None):
         validation = {k[4:]: v for k, v in logs.items() if k.startswith("val_")}
         if accuracy(validation) > self._best:
-            self._best, self._weights = accuracy(validation), self.model.get_weights()
+            self._best, self._state = accuracy(validation), self._copied()
 
     def on_train_end(self, logs=None):
-        self.model.set_weights(self._weights)
+        for variable, value in zip(self._variables(), self._state, strict=True):
+            variable.assign(value)
+
+    def _variables(self):
+        return [*self._trained.variables, *self._trained.optimizer.variables]
+
+    def _copied(self):
+        return [np.array(ops.convert_to_numpy(variable)) for variable in self._variables()]
+
+
+def reseed(model, seed):
+    """Gives every seed generator in a model, of its Dropout layers say, a state of this seed."""
+    generators = [g for layer in model._flatten_layers() for g in layer._seed_generators]
+    for index, generator in enumerate(dict.fromkeys(generators)):
+        (own,) = np.random.SeedSequence([seed, index]).generate_state(1)
+        generator.state.assign(np.array([own >> 1, 0], generator.state.dtype))
+
+
+def _check_data(name, data, options, steps):
+    """Raises for data that cannot be read again and again, each time to an end."""
+    if not Source(data, options.batch_size, steps=1).repeatable:
+        raise ValueError(
+            f"{name} is a {type(data).__name__}, which can be read only once: pass arrays, "
+            "a tf.data.Dataset or a PyDataset."
+        )
+    try:
+        Source(data, options.batch_size, getattr(options, steps), must_end=True)
+    except ValueError as error:
+        if getattr(options, steps) is not None or "steps" not in str(error):
+            raise
+        raise ValueError(f"{name} has no end that is known: give {steps}=. ({error})") from error
+
+
+def _training(data, options, seed):
+    """Arguments of `fit` for training data: arrays are shuffled anew in every epoch."""
+    train = Source(data, options.batch_size, options.steps_per_epoch).keywords
+    if "batch_size" not in train:
+        return train
+    parts = tuple(train[k] for k in ("x", "y", "sample_weight") if train[k] is not None)
+    if not all(hasattr(part, "__array__") for part in tree.flatten(parts)):
+        return train  # sparse or ragged: Keras shuffles them
+    arrays = tree.map_structure(np.asarray, parts)
+    return {"x": Shuffled(arrays, train["batch_size"], seed)}
 
 
 def _misfits(model, blocks):

@@ -2,32 +2,41 @@
 
 import warnings
 
+from keras_layer_entropy.probe import choose_layers
 from keras_layer_entropy.pruning.blocks import block_of
+from keras_layer_entropy.pruning.optimizer_state import restart_averages
 from keras_layer_entropy.pruning.refit import refit
 from keras_layer_entropy.pruning.rewrite import without
 
 
-def remove_layer(model, name, calibration_data=None):
+def remove_layer(model, name, calibration_data=None, steps=None):
     """The model without a Dense layer and the activation, normalisation and dropout after it.
 
-    With calibration data, the Dense layers that took what is removed are refitted in closed form:
-    kernel and bias become the ridge regression of what they computed before on what they are given
-    now. Without, they keep their kernels where the number of features stays the same, and get fresh
-    ones, with a warning, where it does not. Everything else stays as it is: names, weights,
-    trainable flags, the state of seeds and optimizer, compilation.
+    With calibration data, the layers that took what is removed are refitted in closed form: kernel
+    and bias become the ridge regression of what they computed before on what they are given now, in
+    all their calls where they are shared. That can be done to `Dense`, and to `EinsumDense` and
+    convolutions of single points that compute the same. Before other layers with weights, a layer
+    is removed only without data.
+
+    Without data, the layers behind keep their kernels where the number of features stays the same,
+    and get fresh ones, with a warning, where it does not. Everything else stays as it is: names,
+    weights, trainable flags, the state of seeds and optimizer, compilation.
 
     Args:
         model: a built Sequential or functional model, nested as you like; it is not changed.
-        name: name or path (`"block/dense_1"`) of a Dense layer; or a list of these, which go in
+        name: name or path (`"block/dense_1"`) of a Dense layer; or several of these, which go in
             one step with one regression.
         calibration_data: `(x, y)` or `x` arrays, a `tf.data.Dataset` or a `PyDataset`; labels are
             not used. Training data do well; they should be some times as many as features.
+        steps: number of batches of the calibration data to read, None for all; for data without an
+            end it has to be given.
 
     Returns:
         A new `keras.Model`.
 
     Raises:
-        ValueError: no such layer; a layer that cannot go, with the reason; a subclassed model.
+        ValueError: no such layer; a layer that cannot go, with the reason; a subclassed model; data
+            that do not fit, have no end, or lead to values that are not finite.
 
     Example:
 
@@ -43,34 +52,41 @@ def remove_layer(model, name, calibration_data=None):
     >>> bool(np.allclose(smaller(x), model(x), atol=1e-4))  # the layers are linear here
     True
     """
-    return take_out(model, model, [name] if isinstance(name, str) else name, calibration_data)[0]
+    return take_out(model, model, name, calibration_data, steps=steps)[0]
 
 
-def take_out(student, teacher, names, calibration_data, batch_size=256):
+def take_out(student, teacher, names, calibration_data, batch_size=256, *, steps=None):
     """`remove_layer` with the targets of the regression from another model.
 
     Args:
         student: the model that loses layers.
         teacher: the model whose pre-activations are the targets: the last one that was trained, so
             that the errors of one regression are not fitted by the next.
-        names: names or paths of Dense layers of `student`.
-        calibration_data, batch_size: as for `refit`; None for no regression.
+        names: name or path of a Dense layer of `student`, or several.
+        calibration_data, batch_size, steps: as for `refit`; None for no regression.
 
     Returns:
         `(model, residuals)`: the new model, and path -> relative residual of its regression.
     """
     smaller, consumers, fresh = student, {}, set()
-    for name in names:
-        block = block_of(smaller, name)
+    left = _paths(student, names)
+    while left:
+        block = _next_block(smaller, left, refit=calibration_data is not None)
+        left.remove(block.path)
         smaller, new = without(smaller, block)
         fresh.update(new)
         consumers.update(dict.fromkeys(block.consumers))
         for path in block.members:
             consumers.pop(path, None)
             fresh.discard(path)
+    if smaller is student:
+        smaller, _ = without(student, None)
     residuals = {}
     if calibration_data is not None:
-        residuals = refit(smaller, teacher, list(consumers), calibration_data, batch_size)
+        residuals = refit(smaller, teacher, list(consumers), calibration_data, batch_size, steps)
+    if consumers:
+        changed = choose_layers(smaller, list(consumers)).values()
+        restart_averages(smaller, [variable for layer in changed for variable in layer.variables])
     untrained = [path for path in consumers if path in fresh and path not in residuals]
     if untrained:
         warnings.warn(
@@ -79,3 +95,34 @@ def take_out(student, teacher, names, calibration_data, batch_size=256):
             stacklevel=3,
         )
     return smaller, residuals
+
+
+def _paths(model, names):
+    """The paths of the layers that are meant, each once."""
+    given = [names] if isinstance(names, str) else names
+    if not isinstance(given, list | tuple | set | frozenset) or not all(
+        isinstance(name, str) for name in given
+    ):
+        raise ValueError(
+            f"name={names!r}; expected the name or path of a Dense layer, or a list of these."
+        )
+    paths = []
+    for name in given:
+        found = list(choose_layers(model, name))
+        if len(found) > 1:
+            raise ValueError(f"{name!r} fits {found}: give the path of one of them.")
+        if found[0] in paths:
+            raise ValueError(f"name={names!r} means {found[0]!r} twice.")
+        paths += found
+    return paths
+
+
+def _next_block(model, paths, refit):
+    """The first of some blocks that can go: some can only after others."""
+    errors = []
+    for path in paths:
+        try:
+            return block_of(model, path, refit=refit)
+        except ValueError as error:
+            errors.append(error)
+    raise errors[0]

@@ -1,9 +1,7 @@
 """The files of a profile: JSON, CSV, pictures."""
 
-import pathlib
-
 from keras_layer_entropy import plots
-from keras_layer_entropy.files import replacing
+from keras_layer_entropy.files import check_writable, local_path, replacing
 
 FILES = ("profile.json", "profile.csv", "entropy.png", "heatmap.png")
 
@@ -22,9 +20,8 @@ def save_profile(profile, directory, overwrite=False):
     Raises:
         FileExistsError: one of the files exists and `overwrite` is False; nothing is written.
     """
-    if not overwrite:
-        check_new(directory)
-    paths = [pathlib.Path(directory, name) for name in FILES]
+    check_new(directory, overwrite)
+    paths = [local_path(directory) / name for name in FILES]
     profile.save(paths[0])
     profile.to_csv(paths[1])
     for path, draw in zip(paths[2:], (plots.entropy_curve, plots.heatmap), strict=True):
@@ -33,11 +30,16 @@ def save_profile(profile, directory, overwrite=False):
     return paths
 
 
-def check_new(directory):
-    """Raises FileExistsError where `save_profile` would overwrite a file."""
-    if pathlib.Path(directory).is_file():
+def check_new(directory, overwrite=False):
+    """Raises OSError where `save_profile` could not write, or would overwrite a file untold."""
+    directory = local_path(directory)
+    if directory.is_file():
         raise FileExistsError(f"{directory} is a file; expected a folder to write to.")
-    existing = [name for name in FILES if pathlib.Path(directory, name).exists()]
+    for name in FILES:
+        _check_file(directory / name)
+    if overwrite:
+        return
+    existing = [name for name in FILES if (directory / name).exists()]
     if existing:
         raise FileExistsError(
             f"{', '.join(existing)} in {directory} would be overwritten: choose another folder, or "
@@ -45,12 +47,17 @@ def check_new(directory):
         )
 
 
-def check_new_file(path):
-    """Raises FileExistsError where `write_report` would overwrite a file."""
-    path = pathlib.Path(path)
-    if path.is_dir():
-        raise FileExistsError(f"{path} is a folder; expected the name of a file, report.html say.")
-    if path.exists():
+def check_new_file(path, overwrite=False):
+    """Raises OSError where `write_report` could not write, or would overwrite a file untold."""
+    path = local_path(path)
+    _check_file(path)
+    if path.exists() and not overwrite:
         raise FileExistsError(
             f"{path} exists: choose another name, or pass --overwrite (overwrite=True)."
         )
+
+
+def _check_file(path):
+    if path.is_dir():
+        raise FileExistsError(f"{path} is a folder; expected the name of a file, report.html say.")
+    check_writable(path)

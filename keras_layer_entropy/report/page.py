@@ -62,8 +62,7 @@ def write_report(
     >>> pathlib.Path(file).read_text()[:15]
     '<!doctype html>'
     """
-    if not overwrite:
-        check_new_file(path)
+    check_new_file(path, overwrite)
     words, history = summary(profile, tolerance), list(history)
     if any(epoch.layers != profile.layers for epoch in history):
         raise ValueError(

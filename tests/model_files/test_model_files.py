@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -229,3 +230,58 @@ def test_custom_objects(tmp_path):
         load_model(tmp_path / "m.keras")
     loaded = load_model(tmp_path / "m.keras", custom_objects={"Scale": Scale})
     np.testing.assert_array_equal(loaded.predict(np.ones((1, 3)), verbose=0), np.full((1, 3), 2))
+
+
+def test_other_files_in_a_models_directory_stay(case, tmp_path):
+    path = save_model(case.model, tmp_path / "model", dataset="digits")
+    (path / "labels.txt").write_text("cat\ndog\n")
+    (path / "logs").mkdir()
+    (path / "logs" / "train.csv").write_text("1,2\n")
+    shutil.copytree(path, path / "epoch_10")
+    (path / "assets" / "logo.png").write_bytes(b"png")
+    other = models.functional().model
+    save_model(other, path, overwrite=True)
+    assert load_model(path).layers[-1].activation is keras.activations.linear
+    assert load_model(path / "epoch_10").layers[-1].activation is keras.activations.softmax
+    assert (path / "labels.txt").read_text() == "cat\ndog\n"
+    assert (path / "logs" / "train.csv").read_text() == "1,2\n"
+    assert (path / "assets" / "logo.png").read_bytes() == b"png"
+    assert dataset_record(path) is None  # it was of the model that was there
+
+
+@pytest.mark.parametrize("owner", ["transformers", "a user"])
+def test_a_config_alone_makes_no_model(owner, case, tmp_path):
+    config = {"architectures": ["Bert"]} if owner == "transformers" else ["mine"]
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(FileExistsError, match="holds other things than a model"):
+        save_model(case.model, tmp_path / "project", overwrite=True)
+    assert json.loads((tmp_path / "project" / "config.json").read_text()) == config
+
+
+def test_records_of_others_stay(case, tmp_path):
+    record = tmp_path / "m.keras.dataset.json"
+    record.write_text('{"rows": 3}')  # none of ours
+    path = save_model(case.model, tmp_path / "m.keras")
+    save_model(case.model, path, overwrite=True)
+    assert record.read_text() == '{"rows": 3}'
+    path.unlink()
+    record.write_text('{"name": "digits"}')
+    with pytest.raises(FileExistsError, match=r"dataset\.json exists"):
+        save_model(case.model, path)
+    with pytest.raises(FileExistsError, match="other things than a model"):
+        (tmp_path / "folder.keras").mkdir()
+        save_model(case.model, tmp_path / "folder.keras", overwrite=True)
+    with pytest.raises(FileExistsError, match="is a file; a name that ends in neither"):
+        (tmp_path / "file").write_text("")
+        save_model(case.model, tmp_path / "file", overwrite=True)
+
+
+@pytest.mark.parametrize("name", ["m.keras", "m.h5", "model"])
+def test_permissions_of_a_model_stay(name, case, tmp_path):
+    path = save_model(case.model, tmp_path / name)
+    files = [path] if path.is_file() else [path, path / "model.weights.h5"]
+    for file, mode in zip(files, (0o750, 0o640), strict=False):
+        file.chmod(mode)
+    save_model(case.model, path, overwrite=True)
+    assert [file.stat().st_mode & 0o777 for file in files] == [0o750, 0o640][: len(files)]

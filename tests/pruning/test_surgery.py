@@ -178,12 +178,12 @@ def dicts_in_and_out():
 
 def keyword_call_arguments():
     first, second = keras.Input((8,)), keras.Input((8,))
-    x = dense(8, "relu", name="a")(inputs=first)
+    x = dense(8, "relu", name="b")(inputs=dense(8, "relu", name="a")(inputs=first))
     x = layers.MultiHeadAttention(1, 4, name="attend")(
         query=ops.expand_dims(x, 1), value=ops.expand_dims(second, 1)
     )
     model = keras.Model([first, second], dense(3, name="out")(layers.Flatten()(x)))
-    return Case(model, [like(8), like(8)], "a", consumers=())
+    return Case(model, [like(8), like(8)], "a", consumers=("b",))
 
 
 def mixed_precision():

@@ -5,6 +5,7 @@ they are numbered, in groups that mirror the attributes of layers.
 """
 
 import functools
+import re
 
 import h5py
 import keras
@@ -12,11 +13,19 @@ from keras.src.utils.naming import to_snake_case
 
 from keras_layer_entropy.model_files.inspection import parsed
 from keras_layer_entropy.model_files.keras2.configuration import layer, name_of, with_modules
-from keras_layer_entropy.model_files.keras2.rebuilding import Parts, fill, in_order
+from keras_layer_entropy.model_files.keras2.rebuilding import (
+    Parts,
+    configured_name,
+    fill,
+    in_order,
+    in_part,
+    layers_in,
+)
 from keras_layer_entropy.model_files.keras2.training import OptimizerState
 
 # Weights that have another name in Keras 3.
 _RENAMED = {"depthwise_kernel": "kernel"}
+_WITHOUT_NUMBER = re.compile(r":\d+$")  # of the output of an operation: kernel:0
 
 
 def read_h5(file):
@@ -39,8 +48,11 @@ def configurations(file):
     if "model_config" not in file.attrs:
         raise ValueError("it holds weights only, no layers. Save the whole model, model.save(path)")
     training = file.attrs.get("training_config")
+    config = parsed(file.attrs["model_config"], "model_config")
+    if isinstance(config.get("config"), list):  # Sequential until Keras 2.1
+        config["config"] = {"name": "sequential", "layers": config["config"]}
     return (
-        parsed(file.attrs["model_config"], "model_config"),
+        config,
         None if training is None else parsed(training, "training_config"),
     )
 
@@ -59,18 +71,26 @@ def _listed(group):
 
 def _restore_h5(file, config, model):
     groups = file["model_weights"]
-    for each in config["config"]["layers"]:
-        name = each["config"]["name"]
+    names = iter(_own_names(groups, config))
+    for each, part in layers_in(model, config):
+        name = configured_name(each) or next(names, None)
         variables = [
             variable
             for kind in ("trainable", "non_trainable")
-            for variable in in_order(model, {"config": {"layers": [each]}}, kind)
+            for variable in in_part(part, each, kind)
         ]
         listed = _listed(groups[name]) if name in groups else []
         for variable, weight, value in _paired(variables, listed, name):
             fill(variable, value, weight)
     group = file.get("optimizer_weights")
     return None if group is None else _state(_listed(group), in_order(model, config, "trainable"))
+
+
+def _own_names(groups, config):
+    """Names of the layers that the configuration does not name, as those of one's own."""
+    known = [configured_name(each) for each in config["config"]["layers"]]
+    names = [_text(name) for name in groups.attrs.get("layer_names", ())]
+    return [name for name in names if name not in known]
 
 
 def _paired(variables, listed, owner):
@@ -81,7 +101,7 @@ def _paired(variables, listed, owner):
         )
     left, pairs = list(variables), []
     for name, value in listed:
-        parts = name.partition(":")[0].split("/")
+        parts = _WITHOUT_NUMBER.sub("", name).split("/")
         own = (parts[-1], _RENAMED.get(parts[-1]))
         fitting = [v for v in left if v.path.split("/")[-2:] == parts[-2:]]
         fitting += [v for v in left if v.path.split("/")[-1] in own]
@@ -103,7 +123,7 @@ def _state(listed, trainable):
         return OptimizerState(iterations, in_order=tuple(value for _, value in rest))
     slots = {}  # TensorFlow 2.10 and before: Adam/dense/kernel/m:0
     for name, value in rest:
-        slots.setdefault(name.partition(":")[0].rpartition("/")[2], []).append(value)
+        slots.setdefault(_WITHOUT_NUMBER.sub("", name).rpartition("/")[2], []).append(value)
     ids = [id(variable) for variable in trainable]
     by_name = {  # slots of other variables too, once trained and frozen since: whose, is not told
         slot: dict(zip(ids, values, strict=True)) if len(values) == len(ids) else {}

@@ -103,16 +103,42 @@ def _compile(model, saved, state):
 def in_order(model, config, kind):
     """The model's "trainable" or "non_trainable" weights, in the order of its configuration."""
     found = {}
-    for each in config["config"]["layers"]:
-        if each["class_name"] == "InputLayer":
-            continue
-        part = model.get_layer(name_of(each["config"]["name"]))
-        if isinstance(part, keras.Model):
-            variables = in_order(part, each, kind)
-        else:
-            variables = getattr(part, f"{kind}_weights")
-        found |= {id(variable): variable for variable in variables}
+    for each, part in layers_in(model, config):
+        found |= {id(variable): variable for variable in in_part(part, each, kind)}
     return list(found.values())
+
+
+def in_part(part, config, kind):
+    """The same of a layer or model and its configuration."""
+    is_model = isinstance(part, keras.Model) and "layers" in config["config"]
+    return in_order(part, config, kind) if is_model else getattr(part, f"{kind}_weights")
+
+
+def layers_in(model, config):
+    """`(configuration, layer)` of each layer in a model that may have weights.
+
+    By their names; those without one in the configuration, of one's own, in their order.
+    """
+    abouts = [each for each in config["config"]["layers"] if each["class_name"] != "InputLayer"]
+    names = [configured_name(each) for each in abouts]
+    named = {id(model.get_layer(name_of(name))) for name in names if name is not None}
+    others = [
+        part
+        for part in model.layers
+        if id(part) not in named and not isinstance(part, keras.layers.InputLayer)
+    ]
+    if len(others) != names.count(None):
+        raise ValueError(f"{names.count(None)} layers without a name, but {len(others)} to be them")
+    rest = iter(others)
+    return [
+        (each, next(rest) if name is None else model.get_layer(name_of(name)))
+        for each, name in zip(abouts, names, strict=True)
+    ]
+
+
+def configured_name(config):
+    """The name that a layer's configuration gives it; None where it gives none."""
+    return config["config"].get("name")
 
 
 def fill(variable, value, name):

@@ -1,0 +1,332 @@
+"""Copies of live Keras objects, with variables of their own.
+
+A configuration holds what its author put into it: own layers leave out their names or arguments,
+lambdas lose what they close over, adapters are merged. So nothing is serialized here. An object is
+copied with the attributes that it has now, and only graphs are made anew, by calling the copies.
+"""
+
+import collections
+import copy
+import functools
+import types
+
+import keras
+import numpy as np
+from keras import ops, tree
+from keras.src.models.functional import Functional
+from keras.src.models.model import Trainer
+from keras.src.ops.node import Node
+from keras.src.utils.tracking import Tracker
+
+from keras_layer_entropy.pruning.graph import first_tensor, nested_inputs
+
+# What `compile` and `fit` leave on a model: it is compiled anew.
+_TRAINING = {
+    *("optimizer", "history", "train_function", "test_function", "predict_function"),
+    *("_compile_config", "_compile_loss", "_compile_metrics", "_loss_tracker", "_jax_state"),
+    *("_compiled_trainable_state", "_eval_epoch_iterator"),
+    *("stop_training", "stop_evaluating", "stop_predicting"),
+}
+# What a layer gets from `__new__`, or from the calls of one graph.
+_OF_ITS_OWN = {"build", "quantize", "_inbound_nodes", "_outbound_nodes", "_losses", "_loss_ids"}
+_LIBRARIES = {"builtins", "jax", "jaxlib", "numpy", "tensorflow", "torch"}
+_STATEFUL = (
+    *(keras.Variable, keras.Operation, keras.Metric, keras.Optimizer),
+    keras.random.SeedGenerator,
+)
+
+
+class Copies:
+    """Makes copies, one of each object: what is shared in the original is shared in the copy.
+
+    Variables, layers, operations, metrics and seed generators are copied, and containers and
+    objects that hold any. All else is the same object: functions, initializers, constants. A
+    function gets copies only of what it closes over of the model itself.
+
+    Args:
+        model: the model that is copied, `Copies(model)(model)`; it is not changed.
+        left_out: layers and operations that are not called: what they take goes on in their place.
+        renewed: layers that get weights for whatever they are called with now.
+    """
+
+    def __init__(self, model, left_out=(), renewed=()):
+        self._left_out = {id(operation) for operation in left_out}
+        self._renewed = {id(layer) for layer in renewed}
+        self._parts = {id(model)}
+        for layer in model._flatten_layers():
+            self._parts.update(map(id, (layer, *own_variables(layer))))
+        self._memo = {}  # id -> (original, copy); the original is held because ids are used again
+
+    def __call__(self, value):
+        """The copy of anything, or the same object where there is nothing in it to copy."""
+        if id(value) in self._memo:
+            return self._memo[id(value)][1]
+        if isinstance(value, keras.Variable):
+            return self._variable(value)
+        if _graph_of(value) is not None:
+            return self._model(value, [tensor.shape for tensor in _graph_of(value).inputs])
+        if isinstance(value, (*_STATEFUL, Tracker)):
+            return self._object(value)
+        if isinstance(value, tuple):
+            return self._tuple(value)
+        if isinstance(value, list | dict | set):
+            return self._container(value)
+        return self._other(value) if self._holds_state(value, set()) else value
+
+    def pairs(self, kind):
+        """`(original, copy)` of every object of a class."""
+        return [pair for pair in self._memo.values() if isinstance(pair[0], kind)]
+
+    def keep(self, old, new):
+        """Lets `new` be the copy of `old`."""
+        self._memo[id(old)] = (old, new)
+        return new
+
+    def _variable(self, old):
+        new = keras.Variable(
+            np.array(ops.convert_to_numpy(old)),
+            dtype=old._dtype,
+            trainable=old.trainable,
+            autocast=old._autocast,
+            aggregation=old.aggregation,
+            synchronization=old.synchronization,
+            name=old.name,
+        )
+        for name, attribute in vars(old).items():
+            if name != "_value" and not name.startswith("_self_"):  # of TensorFlow's tracking
+                vars(new)[name] = attribute
+        return self.keep(old, new)
+
+    def _object(self, old):
+        make = type(old).__new__ if isinstance(old, keras.Operation) else object.__new__
+        new = self.keep(old, make(type(old)))
+        skipped = _OF_ITS_OWN if isinstance(old, keras.Operation) else set()
+        if isinstance(old, keras.Model):
+            skipped = skipped | _TRAINING
+        for name in set(vars(new)) - skipped:
+            del vars(new)[name]
+        for name, value in vars(old).items():
+            if name not in skipped:
+                vars(new)[name] = self(value)
+        if isinstance(old, keras.Operation):
+            vars(new).update(_inbound_nodes=[], _outbound_nodes=[], _losses=[], _loss_ids=set())
+        if isinstance(old, keras.Model):
+            Trainer.__init__(new)
+        if isinstance(old, Tracker):
+            stores = {name: store for name, (_, store) in new.config.items()}
+            new.stored_ids = {name: set(map(id, store)) for name, store in stores.items()}
+        return new
+
+    def _tuple(self, value):
+        parts = [self(part) for part in value]
+        if all(new is old for new, old in zip(parts, value, strict=True)):
+            return value
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+
+    def _container(self, value):
+        kind = next(k for k in (collections.OrderedDict, dict, set, list) if isinstance(value, k))
+        # TensorFlow wraps what its modules hold, and wraps it again.
+        wrapped = type(value).__module__.startswith("tensorflow")
+        new = self.keep(value, kind() if wrapped else type(value).__new__(type(value)))
+        # Past what Keras does when something is added: all of it is in its lists already.
+        if issubclass(kind, dict):
+            for key, part in value.items():
+                kind.__setitem__(new, self(key), self(part))
+        else:
+            (kind.update if kind is set else kind.extend)(new, map(self, value))
+        if isinstance(value, collections.defaultdict):
+            new.default_factory = value.default_factory
+        if hasattr(new, "__dict__"):
+            vars(new).update((name, self(part)) for name, part in vars(value).items())
+        return new
+
+    def _other(self, value):
+        if isinstance(value, types.MethodType):
+            return types.MethodType(value.__func__, self(value.__self__))
+        if isinstance(value, functools.partial):
+            keywords = {name: self(part) for name, part in value.keywords.items()}
+            return functools.partial(self(value.func), *map(self, value.args), **keywords)
+        if isinstance(value, types.FunctionType):
+            return self._function(value)
+        if hasattr(value, "python_function"):  # tf.function
+            return self.keep(value, value._clone(self(value.python_function)))
+        if hasattr(value, "assign"):  # tf.Variable
+            return self.keep(value, copy.deepcopy(value))
+        return self._object(value)
+
+    def _function(self, old):
+        cells = [types.CellType() for _ in old.__closure__]
+        new = types.FunctionType(
+            old.__code__, old.__globals__, old.__name__, old.__defaults__, tuple(cells)
+        )
+        self.keep(old, new)
+        new.__kwdefaults__ = old.__kwdefaults__
+        vars(new).update(vars(old))
+        for cell, twin in zip(old.__closure__, cells, strict=True):
+            if _is_filled(cell):
+                twin.cell_contents = self(cell.cell_contents)
+        return new
+
+    def _holds_state(self, value, seen, of_model=False):
+        """Whether anything in a value is to be copied; `of_model` asks for parts of the model."""
+        if id(value) in seen:
+            return False
+        seen.add(id(value))
+        if isinstance(value, _STATEFUL) or _is_tensorflow_variable(value):
+            return not of_model or id(value) in self._parts
+        of_model = of_model or isinstance(value, types.FunctionType)
+        return any(self._holds_state(part, seen, of_model) for part in _parts_of(value))
+
+    def _model(self, old, shapes):
+        """The copy of a Sequential or functional model that is called with tensors of `shapes`."""
+        graph = _graph_of(old)
+        inputs = [self._input(*pair) for pair in zip(graph.inputs, shapes, strict=True)]
+        outputs = self._run(graph, inputs)
+        inputs = tree.pack_sequence_as(graph._inputs_struct, inputs)
+        new = self.keep(old, type(old).__new__(type(old)))
+        if graph is old:
+            Functional.__init__(new, inputs, outputs, name=old.name)
+        else:
+            keras.Sequential.__init__(new, name=old.name)
+            new._layers = [self(layer) for layer in old._layers if id(layer) not in self._left_out]
+            new._functional = self.keep(graph, Functional(inputs, outputs, name=graph.name))
+            new.built = True
+        self._complete(old, new)
+        return new
+
+    def _run(self, graph, inputs):
+        """The outputs of the copy of a graph, in their structure.
+
+        An operation that is called several times is called in the order of the original, by which
+        its calls are known.
+        """
+        tensors = dict(zip(map(id, graph.inputs), inputs, strict=True))
+        depths = sorted(graph._nodes_by_depth, reverse=True)
+        nodes = [n for depth in depths for n in graph._nodes_by_depth[depth] if not n.is_input]
+        turns = collections.defaultdict(list)
+        for node in nodes:
+            turns[id(node.operation)].append(node)
+        for operation_nodes in turns.values():
+            order = operation_nodes[0].operation._inbound_nodes
+            operation_nodes.sort(key=order.index, reverse=True)
+        while nodes:
+            left = []
+            for node in nodes:
+                turn = turns[id(node.operation)]
+                if turn[-1] is node and all(id(x) in tensors for x in node.input_tensors):
+                    turn.pop()
+                    args, kwargs = node.arguments.fill_in(tensors)
+                    outputs = self._call(node.operation, *args, **kwargs)
+                    tensors.update(zip(map(id, node.outputs), tree.flatten(outputs), strict=True))
+                else:
+                    left.append(node)
+            nodes = left
+        outputs = [tensors[id(tensor)] for tensor in graph.outputs]
+        return tree.pack_sequence_as(graph._outputs_struct, outputs)
+
+    def _input(self, tensor, shape):
+        old = tensor._keras_history.operation
+        config = old.get_config()
+        if not _agree(tensor.shape, shape):
+            config["batch_shape"] = tuple(shape)
+        new = self.keep(old, type(old).from_config(config))
+        new._dtype_policy = old._dtype_policy
+        return new.output
+
+    def _call(self, operation, *args, **kwargs):
+        """Calls the copy of an operation on tensors of the new graph."""
+        if id(operation) in self._left_out:
+            return first_tensor(args, kwargs)
+        graph = _graph_of(operation)
+        if graph is not None and id(operation) not in self._memo:
+            given = nested_inputs(graph, args, kwargs)
+            self._model(operation, [tensor.shape for tensor in given])
+        twin = self(operation)
+        if id(operation) in self._renewed:
+            self._renewed.remove(id(operation))
+            forget_weights(twin)
+        return twin(*self(args), **self(kwargs))
+
+    def _complete(self, old, new):
+        """What a Sequential or functional model has besides its graph."""
+        for name in ("_dtype_policy", "_trainable", "_path", "_parent_path"):
+            vars(new)[name] = vars(old)[name]
+        for name, value in vars(old).items():
+            if name not in vars(new) and name not in _TRAINING:
+                setattr(new, name, self(value))
+        for name, (_, store) in old._tracker.config.items():
+            for part in store:
+                if id(part) in self._left_out:
+                    continue
+                if not new._tracker.is_in_store(name, self(part)):
+                    new._tracker.add_to_store(name, self(part))
+
+
+def own_variables(layer):
+    """The variables that a layer holds itself.
+
+    Its weights, those of its seeds and metrics, and what it holds without Keras knowing, as
+    recurrent layers hold their states.
+    """
+    seeds = [generator.state for generator in layer._seed_generators]
+    counts = [variable for metric in layer._metrics for variable in metric.variables]
+    held = [x for x in vars(layer).values() if isinstance(x, list | tuple | keras.Variable)]
+    hidden = [x for x in tree.flatten(held) if isinstance(x, keras.Variable)]
+    known = [*layer._trainable_variables, *layer._non_trainable_variables, *seeds, *counts]
+    return list({id(variable): variable for variable in (*known, *hidden)}.values())
+
+
+def forget_weights(layer):
+    """Leaves a layer as it was before it was built."""
+    for name in ("trainable_variables", "non_trainable_variables"):
+        layer._tracker.config[name][1].clear()
+        layer._tracker.stored_ids[name].clear()
+    layer._tracker.unlock()
+    layer.built, layer.input_spec = False, None
+
+
+def _graph_of(value):
+    """The functional model behind a functional or built Sequential one; None for all else."""
+    if isinstance(value, keras.Sequential):
+        return value._functional
+    return value if isinstance(value, Functional) else None
+
+
+def _agree(shape, other):
+    """Whether two shapes can be those of one tensor."""
+    pairs = zip(shape, other, strict=False)
+    return len(shape) == len(other) and all(a is None or b is None or a == b for a, b in pairs)
+
+
+def _parts_of(value):
+    """What a container, a function or any other object refers to, where that may be state."""
+    if isinstance(value, dict):
+        return [*value.keys(), *value.values()]
+    if isinstance(value, list | tuple | set):
+        return list(value)
+    if isinstance(value, types.MethodType):
+        return [value.__self__]
+    if isinstance(value, functools.partial):
+        return [value.func, *value.args, *value.keywords.values()]
+    if isinstance(value, types.FunctionType):
+        return [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
+    if hasattr(value, "python_function"):  # tf.function
+        return [value.python_function]
+    if isinstance(value, (type, types.ModuleType, keras.KerasTensor, Node)):
+        return []
+    if type(value).__module__.partition(".")[0] in _LIBRARIES:
+        return []
+    return list(getattr(value, "__dict__", {}).values())
+
+
+def _is_filled(cell):
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:
+        return False
+    return True
+
+
+def _is_tensorflow_variable(value):
+    """`tf.Variable`, on whose account TensorFlow need not be imported."""
+    return any(base.__name__ == "BaseResourceVariable" for base in type(value).__mro__)
