@@ -18,6 +18,7 @@ from keras_layer_entropy.analyzer import EntropyAnalyzer
 from keras_layer_entropy.measures.catalogue import check_measures
 from keras_layer_entropy.model_statistics import ModelStatistics, usual_layers
 from keras_layer_entropy.probe import Recorder, build, replaced_attributes
+from keras_layer_entropy.streaming import Source, unmoved
 
 
 class EntropyMonitor(keras.callbacks.Callback):
@@ -187,6 +188,7 @@ class _OwnPass:
     prefix = "val_"
 
     def __init__(self, data, steps, model, layers, options):
+        Source(data, steps=steps)  # what cannot be read is said before the training
         self._data = data
         self._steps = steps
         self._analyzer = EntropyAnalyzer(model, layers, **options)
@@ -204,7 +206,8 @@ class _OwnPass:
     def end_epoch(self, epoch, logs):
         if not self._measured:
             return None
-        profile = self._analyzer.analyze(self._data, steps=self._steps, verbose=0)
+        with unmoved(self._analyzer.model):  # the training goes on from the state that it left
+            profile = self._analyzer.analyze(self._data, steps=self._steps, verbose=0)
         return dataclasses.replace(profile, epoch=epoch)
 
     def close(self):

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 
 from keras_layer_entropy import EntropyMonitor
+from keras_layer_entropy.streaming import own_variables
 
 tally = collections.Counter()
 _inside = False
@@ -86,7 +87,8 @@ def _paired(wanted, found):
 
 def _state(model):
     """Every variable that training moves, with its value."""
-    variables = {id(v): v for v in (*model.variables, *model.optimizer.variables)}
+    held = [v for layer in model._flatten_layers() for v in own_variables(layer)]
+    variables = {id(v): v for v in (*model.variables, *held, *model.optimizer.variables)}
     return [
         (v, np.array(keras.ops.convert_to_numpy(v)))
         for v in variables.values()
