@@ -701,8 +701,9 @@ def test_measuring_on_own_data_moves_nothing():
     )
     model.compile(keras.optimizers.SGD(0.1), LOSS)
     x = np.random.default_rng(0).normal(size=(90, 4, 8)).astype("float32")
+    held_out = batches_of((x[:60], Y[:60])).unbatch().batch(10)
     start, found = model.get_weights(), []
-    for callbacks in ([], [EntropyMonitor(data=(x[:60], Y[:60]), steps=None)]):
+    for callbacks in ([], [EntropyMonitor(data=held_out)]):
         model.set_weights(start)
         model.layers[0].reset_state()
         model.fit(x, Y, batch_size=10, epochs=3, shuffle=False, verbose=0, callbacks=callbacks)
