@@ -41,8 +41,8 @@ def repeating(plain):
 def _compare(plain, model, args, kwargs):
     kwargs = {**kwargs, "callbacks": None, "verbose": 0}  # callbacks have a state of their own
     data = (*args[:1], kwargs.get("x"), kwargs.get("validation_data"))
-    if any(hasattr(part, "__next__") for part in data):
-        tally["left out, because a generator gives its data once"] += 1
+    if any(hasattr(part, "__next__") or isinstance(part, keras.utils.PyDataset) for part in data):
+        tally["left out, because their data go on from where they are"] += 1
         return
     before, standing = _state(model), dict(vars(model))
     randoms = random.getstate(), np.random.get_state()
