@@ -106,7 +106,7 @@ def _of_all_replicas(tensor):
 def _hash(number, seed):
     """A positive int32 that looks random, different for different numbers up to some 2^31.
 
-    Source: Ellis, *Hash Function Prospector*, its `lowbias32`.
+    Source: Wellons, *Prospecting for Hash Functions*, 2018, its `lowbias32`.
     """
     x = ops.cast(number, "uint32") + np.uint32((1 + 0x9E3779B9 * seed) % 2**32)
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B), (16, 1)):

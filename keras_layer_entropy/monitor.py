@@ -18,6 +18,7 @@ from keras_layer_entropy.analyzer import EntropyAnalyzer
 from keras_layer_entropy.measures.catalogue import check_measures
 from keras_layer_entropy.model_statistics import ModelStatistics, usual_layers
 from keras_layer_entropy.probe import Recorder, build, replaced_attributes
+from keras_layer_entropy.streaming import Source, unmoved
 
 
 class EntropyMonitor(keras.callbacks.Callback):
@@ -187,6 +188,7 @@ class _OwnPass:
     prefix = "val_"
 
     def __init__(self, data, steps, model, layers, options):
+        Source(data, steps=steps)  # what cannot be read is said before the training
         self._data = data
         self._steps = steps
         self._analyzer = EntropyAnalyzer(model, layers, **options)
@@ -204,7 +206,8 @@ class _OwnPass:
     def end_epoch(self, epoch, logs):
         if not self._measured:
             return None
-        profile = self._analyzer.analyze(self._data, steps=self._steps, verbose=0)
+        with unmoved(self._analyzer.model):  # the training goes on from the state that it left
+            profile = self._analyzer.analyze(self._data, steps=self._steps, verbose=0)
         return dataclasses.replace(profile, epoch=epoch)
 
     def close(self):
@@ -236,8 +239,9 @@ class _FitPass:
             self._begin()
 
     def begin_validation(self):
-        if self._measured and self._validates:
+        if self._validates:
             self._function.watch(self._model._eval_epoch_iterator)
+        if self._measured and self._validates:
             self._begin()
 
     def end_validation(self, logs):
@@ -297,18 +301,18 @@ class _RecordingFunction:
             make(force=True)
         self._recorded = getattr(model, self._name)
         setattr(model, self._name, self)
-        self._validation = None if kind == "train" else _Iterators()
+        self._iterators = None if kind == "train" else _Iterators()
         self.recording = False
 
     def watch(self, epoch_iterator):
         """Tells the iterators of Keras's `epoch_iterator` from those of other passes."""
-        self._validation.watch(epoch_iterator)
+        self._iterators.watch(epoch_iterator)
 
     def __call__(self, iterator):
-        own = getattr(self._model, "history", None) is self._history
-        if own and self.recording and self._is_of_fit(iterator):
-            return self._record(iterator)
-        if not own or _fit_frame() is None:
+        known = getattr(self._model, "history", None) is self._history
+        if known and self._is_of_fit(iterator):
+            return self._record(iterator) if self.recording else self._plain(iterator)
+        if not known or _fit_frame() is None:
             self.remove()
         return self._plain(iterator)
 
@@ -322,9 +326,9 @@ class _RecordingFunction:
 
     def _is_of_fit(self, iterator):
         """Whether a step is one of `fit`'s own; `train_on_batch` comes with a generator."""
-        if self._validation is None:
+        if self._iterators is None:
             return not isinstance(iterator, types.GeneratorType)
-        return self._validation.made(iterator)
+        return self._iterators.made(iterator)
 
     @property
     def stands(self):

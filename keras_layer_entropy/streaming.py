@@ -192,6 +192,34 @@ def rehearsal(model):
         yield
 
 
+@contextlib.contextmanager
+def unmoved(model):
+    """Puts back, in the end, what a forward pass may move: states and seeds."""
+    layers = model._flatten_layers()
+    weights = {id(v) for layer in layers for v in layer._trainable_variables}
+    moving = [v for layer in layers for v in own_variables(layer) if id(v) not in weights]
+    before = [np.array(ops.convert_to_numpy(variable)) for variable in moving]
+    try:
+        yield
+    finally:
+        for variable, value in zip(moving, before, strict=True):
+            variable.assign(value)
+
+
+def own_variables(layer):
+    """The variables that a layer holds itself.
+
+    Its weights, those of its seeds and metrics, and what it holds without Keras knowing, as
+    recurrent layers hold their states.
+    """
+    seeds = [generator.state for generator in layer._seed_generators]
+    counts = [variable for metric in layer._metrics for variable in metric.variables]
+    held = [x for x in vars(layer).values() if isinstance(x, list | tuple | keras.Variable)]
+    hidden = [x for x in tree.flatten(held) if isinstance(x, keras.Variable)]
+    known = [*layer._trainable_variables, *layer._non_trainable_variables, *seeds, *counts]
+    return list({id(variable): variable for variable in (*known, *hidden)}.values())
+
+
 def strategy(model):
     """The TensorFlow distribution strategy that the model was made under, or None."""
     return getattr(model, "_distribute_strategy", None)

@@ -4,8 +4,13 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import collections
+import sys
+
 import numpy as np
 import pytest
+
+_fits = collections.Counter()  # what tests/repeated_fits.py counted, in all processes
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -24,6 +29,36 @@ def _fresh_keras():
     keras.utils.set_random_seed(1)
     yield
     keras.config.set_dtype_policy("float32")
+
+
+@pytest.fixture(autouse=True)
+def _monitor_beside_every_fit(monkeypatch):
+    import keras
+
+    if keras.backend.backend() == "tensorflow":  # elsewhere it records nothing inside fit
+        from repeated_fits import repeating
+
+        monkeypatch.setattr(keras.Model, "fit", repeating(keras.Model.fit))
+
+
+def pytest_sessionfinish(session):
+    counted = sys.modules["repeated_fits"].tally if "repeated_fits" in sys.modules else {}
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["fits"] = dict(counted)
+    else:
+        _fits.update(counted)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    _fits.update(getattr(node, "workeroutput", {}).get("fits", {}))
+
+
+def pytest_terminal_summary(terminalreporter):
+    if _fits:
+        terminalreporter.section("every fit once more, plain and beside a monitor")
+    for words, count in sorted(_fits.items()):
+        terminalreporter.line(f"{count} fits {words}")
 
 
 @pytest.fixture

@@ -1,11 +1,13 @@
 """EntropyMonitor inside a real `fit`, in every way that people call it."""
 
+import contextlib
 import csv
 import io
 import json
 import os
 import subprocess
 import sys
+import weakref
 
 import keras
 import models
@@ -476,6 +478,238 @@ def test_shared_layers_and_odd_names():
         want = analyze_model(case.model, (case.x, case.y), verbose=0)
         assert monitor.profiles[0].layers == want.layers
         np.testing.assert_allclose(monitor.profiles[0].entropy, want.entropy, atol=1e-6)
+
+
+class Calls(keras.callbacks.Callback):
+    """Does something in one of the hooks, and not again while it does it."""
+
+    def __init__(self, hook, action):
+        super().__init__()
+        self._action, self._busy = action, False
+        setattr(self, hook, self._once)
+
+    def _once(self, *args, **kwargs):
+        if not self._busy:
+            self._busy = True
+            self._action(self.model)
+            self._busy = False
+
+
+OTHER = data(33, seed=3)
+HOOKS = ["on_test_begin", "on_test_batch_begin", "on_test_batch_end", "on_test_end", "on_epoch_end"]
+
+
+@pytest.mark.parametrize("batches", ["arrays", "unknown number"])
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("hook", HOOKS)
+def test_only_the_pass_of_fit_is_recorded(hook, first, batches):
+    import tensorflow as tf
+
+    validation = VALIDATION
+    if batches != "arrays":
+        validation = tf.data.Dataset.from_tensor_slices(VALIDATION).batch(32)
+        validation = validation.filter(lambda x, y: True)
+    model, monitor = build(), EntropyMonitor()
+    other = Calls(hook, lambda model: model.evaluate(*OTHER, verbose=0))
+    callbacks = [other, monitor] if first else [monitor, other]
+    model.fit(*data(), validation_data=validation, epochs=2, verbose=0, callbacks=callbacks)
+    for profile in monitor.profiles:
+        np.testing.assert_array_equal(profile.count, [20, 20, 20])
+    want = analyze_model(model, VALIDATION, verbose=0)
+    np.testing.assert_allclose(monitor.profiles[1].entropy, want.entropy, atol=1e-6)
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("hook", ["on_epoch_begin", "on_train_batch_begin", "on_train_batch_end"])
+def test_only_the_training_of_fit_is_recorded(hook, first):
+    def more(model):
+        model.train_on_batch(*OTHER)
+        model.evaluate(*OTHER, verbose=0)
+
+    model, monitor = build(), EntropyMonitor()
+    callbacks = [Calls(hook, more), monitor] if first else [monitor, Calls(hook, more)]
+    model.fit(*data(), epochs=2, verbose=0, callbacks=callbacks)
+    assert [p.count.tolist() for p in monitor.profiles] == [[30, 30, 30]] * 2
+
+
+def steps_aside(reason):
+    return pytest.warns(UserWarning, match=rf"(?s)steps aside.*{reason}")
+
+
+def test_a_fit_inside_a_fit():
+    model, monitor = build(), EntropyMonitor()
+    inner = Calls("on_epoch_end", lambda model: model.fit(*OTHER, verbose=0))
+    with steps_aside("another fit"):
+        model.fit(*data(), epochs=3, verbose=0, callbacks=[monitor, inner])
+    assert len(monitor.profiles) == 1
+    assert not type(model.train_function).__module__.startswith("keras_layer_entropy")
+
+
+class Watched(keras.Sequential):
+    """Knows, by weak references, the iterators that it was trained on."""
+
+    def make_train_function(self, force=False):
+        super().make_train_function(force)
+        plain, self.iterators = self.train_function, []
+
+        def function(iterator):
+            if not self.iterators or self.iterators[-1]() is not iterator:
+                self.iterators.append(weakref.ref(iterator))
+            return plain(iterator)
+
+        self.train_function = function
+
+
+@pytest.mark.parametrize("callbacks", [[], [EntropyMonitor()], [EntropyMonitor(every=2)]], ids=len)
+def test_no_iterator_is_kept_alive(callbacks):
+    """An iterator dies in the step that lets go of it, and waits there for its threads."""
+    model, alive = Watched(build().layers), []
+    model.compile("adam", LOSS)
+    count = lambda model: alive.append(sum(ref() is not None for ref in model.iterators))  # noqa: E731
+    callbacks = [*callbacks, Calls("on_test_batch_begin", count)]
+    model.fit(*data(), epochs=4, validation_data=VALIDATION, verbose=0, callbacks=callbacks)
+    assert len(model.iterators) == 4
+    # That of the epoch stands in a variable of Keras's own until the next epoch begins.
+    assert alive == [1] * len(alive)
+
+
+class OwnData(keras.Model):
+    """Its steps take what they like."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.out = layers.Dense(6, "relu", name="a"), layers.Dense(3, name="out")
+
+    def call(self, x):
+        return self.out(self.a(x))
+
+    def train_step(self, batch):
+        import tensorflow as tf
+
+        x, y = (batch["pixel"], batch["labels"]) if isinstance(batch, dict) else batch[:2]
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(LOSS(y, self(x, training=True)))
+        gradients = tape.gradient(loss, self.trainable_variables)
+        self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
+        return {"loss": loss}
+
+
+class Decorated(OwnData):
+    def train_step(self, batch):
+        import tensorflow as tf
+
+        return tf.function(super().train_step)(batch)
+
+
+def batches_of(structure):
+    import tensorflow as tf
+
+    return tf.data.Dataset.from_tensor_slices(structure).batch(30)
+
+
+X, Y = data()
+ODD = {
+    "four tensors": (OwnData, (X, Y, np.arange(90), X), "other data than"),
+    "decorated": (Decorated, (X, Y), "."),
+    "labels out of range": (OwnData, (X, Y + 1), "."),
+}
+
+
+@pytest.mark.parametrize("eager", [False, True])
+@pytest.mark.parametrize("built", [False, True])
+@pytest.mark.parametrize("odd", ODD)
+def test_a_training_is_never_broken(odd, built, eager):
+    make, structure, reason = ODD[odd]
+    histories = []
+    for callbacks in ([], [EntropyMonitor(num_classes=3)]):
+        keras.utils.set_random_seed(3)
+        model = make()
+        if odd == "labels out of range":
+            model.out = layers.Dense(5, name="out")
+        model.compile("sgd", LOSS, run_eagerly=eager)
+        if built:
+            model(X[:1])
+        with contextlib.nullcontext() if not callbacks else steps_aside(reason):
+            history = model.fit(batches_of(structure), epochs=2, verbose=0, callbacks=callbacks)
+        histories.append((history.history, model.get_weights()))
+    (plain, weights), (beside, weights_beside) = histories
+    assert beside == plain
+    for one, other in zip(weights, weights_beside, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert not callbacks[0].profiles
+
+
+def test_a_dict_that_holds_the_labels_too():
+    model, monitor = OwnData(), EntropyMonitor()
+    model.compile(keras.optimizers.SGD(0.0))
+    model.fit(batches_of({"pixel": X, "labels": Y}), verbose=0, callbacks=[monitor])
+    a = models.relu(models.linear(model.a, X))
+    want = reference.activation_entropy(a)
+    # All of one class, because nobody said which tensor holds the labels.
+    np.testing.assert_allclose(monitor.profiles[0].entropy[0], [want], rtol=0, atol=1e-5)
+    assert monitor.profiles[0].classes == ("all",)
+
+
+@pytest.mark.parametrize("begins", [False, True])
+def test_a_loop_that_calls_the_callbacks(begins):
+    model, monitor = build(), EntropyMonitor()
+    callbacks = keras.callbacks.CallbackList([monitor], model=model)
+    with steps_aside("no fit" if begins else "on_train_begin"):
+        if begins:
+            callbacks.on_train_begin()
+        for epoch in range(2):
+            callbacks.on_epoch_begin(epoch)
+            logs = model.train_on_batch(*data(), return_dict=True)
+            callbacks.on_epoch_end(epoch, logs)
+        callbacks.on_train_end()
+    assert not monitor.profiles
+
+    monitor = EntropyMonitor(data=VALIDATION)
+    callbacks = keras.callbacks.CallbackList([monitor], model=model)
+    callbacks.on_train_begin()
+    callbacks.on_epoch_begin(0)
+    callbacks.on_epoch_end(0)
+    want = analyze_model(model, VALIDATION, verbose=0)
+    np.testing.assert_allclose(monitor.profiles[0].entropy, want.entropy, atol=1e-6)
+
+
+def test_data_that_never_end_need_steps():
+    data_ = batches_of(VALIDATION).repeat()
+    with pytest.raises(ValueError, match="steps="):
+        build().fit(*data(), verbose=0, callbacks=[EntropyMonitor(data=data_)])
+    monitor = EntropyMonitor(data=data_, steps=2)
+    build().fit(*data(), verbose=0, callbacks=[monitor])
+    assert monitor.profiles[0].count.sum() == 60
+    with pytest.raises(ValueError, match="steps=2 without data"):
+        EntropyMonitor(steps=2)
+
+
+@pytest.mark.parametrize("slip", ["a", ["a"], ("a", "out"), layers.Dense, [layers.Dense]], ids=str)
+def test_layers_in_the_place_of_data(slip):
+    with pytest.raises(ValueError, match=r"are layers, not data: EntropyMonitor\(layers="):
+        EntropyMonitor(slip)
+
+
+def test_measuring_on_own_data_moves_nothing():
+    """A stateful layer is as before; the data's own pass moves it."""
+    model = keras.Sequential(
+        [
+            keras.Input(batch_shape=(10, 4, 8)),
+            layers.LSTM(5, stateful=True),
+            layers.Dense(3, name="out"),
+        ]
+    )
+    model.compile(keras.optimizers.SGD(0.1), LOSS)
+    x = np.random.default_rng(0).normal(size=(90, 4, 8)).astype("float32")
+    held_out = batches_of((x[:60], Y[:60])).unbatch().batch(10)
+    start, found = model.get_weights(), []
+    for callbacks in ([], [EntropyMonitor(data=held_out)]):
+        model.set_weights(start)
+        model.layers[0].reset_state()
+        model.fit(x, Y, batch_size=10, epochs=3, shuffle=False, verbose=0, callbacks=callbacks)
+        found.append(model.get_weights())
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_ignored_labels_and_integer_targets():

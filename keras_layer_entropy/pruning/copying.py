@@ -21,6 +21,7 @@ from keras.src.random.seed_generator import make_default_seed
 from keras.src.utils.tracking import Tracker
 
 from keras_layer_entropy.pruning.graph import first_tensor, nested_inputs
+from keras_layer_entropy.streaming import own_variables
 
 # What `compile` and `fit` leave on a model: it is compiled anew.
 _TRAINING = {
@@ -262,20 +263,6 @@ class Copies:
                     continue
                 if not new._tracker.is_in_store(name, self(part)):
                     new._tracker.add_to_store(name, self(part))
-
-
-def own_variables(layer):
-    """The variables that a layer holds itself.
-
-    Its weights, those of its seeds and metrics, and what it holds without Keras knowing, as
-    recurrent layers hold their states.
-    """
-    seeds = [generator.state for generator in layer._seed_generators]
-    counts = [variable for metric in layer._metrics for variable in metric.variables]
-    held = [x for x in vars(layer).values() if isinstance(x, list | tuple | keras.Variable)]
-    hidden = [x for x in tree.flatten(held) if isinstance(x, keras.Variable)]
-    known = [*layer._trainable_variables, *layer._non_trainable_variables, *seeds, *counts]
-    return list({id(variable): variable for variable in (*known, *hidden)}.values())
 
 
 def forget_weights(layer):

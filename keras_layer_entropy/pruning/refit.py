@@ -1,20 +1,17 @@
 """Linear fits between the layers of two models, and the closed-form refit of a layer."""
 
 import collections
-import contextlib
 import warnings
 
 import keras
-import numpy as np
 from keras import ops
 
 from keras_layer_entropy.measures.regression import fit_of, ridge_regression
 from keras_layer_entropy.probe import ActivationProbe, choose_layers
-from keras_layer_entropy.pruning.copying import own_variables
 from keras_layer_entropy.pruning.graph import flat_graph, shared_paths
 from keras_layer_entropy.pruning.linear import assign, constrained, features_of, matrix
 from keras_layer_entropy.statistics import GramStatistic
-from keras_layer_entropy.streaming import Source, StreamingPass, strategy_scope
+from keras_layer_entropy.streaming import Source, StreamingPass, strategy_scope, unmoved
 
 WIDEST = 8192  # features; the Gram matrix and its solution grow with their square and cube
 
@@ -92,7 +89,7 @@ def linear_fits(student, teacher, pairs, data, batch_size=256, *, steps=None):
     _check_inputs(student, source.first()[0])
     with strategy_scope(student):
         fits = _FitPass(student, teacher, pairs)
-    with _unmoved(student), _unmoved(teacher):
+    with unmoved(student), unmoved(teacher):
         fits.run(source)
     return fits.result()
 
@@ -217,20 +214,6 @@ def _is_finite(activation):
         mask = ops.reshape(mask, (*ops.shape(mask), *[1] * (len(values.shape) - len(mask.shape))))
         finite = ops.logical_or(finite, ops.logical_not(mask))
     return ops.cast(ops.all(finite), "float32")
-
-
-@contextlib.contextmanager
-def _unmoved(model):
-    """Puts back, in the end, what a forward pass may move: states and seeds."""
-    layers = model._flatten_layers()
-    weights = {id(v) for layer in layers for v in layer._trainable_variables}
-    moving = [v for layer in layers for v in own_variables(layer) if id(v) not in weights]
-    before = [np.array(ops.convert_to_numpy(variable)) for variable in moving]
-    try:
-        yield
-    finally:
-        for variable, value in zip(moving, before, strict=True):
-            variable.assign(value)
 
 
 def _as_inputs(model, data):

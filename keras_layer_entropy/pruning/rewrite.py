@@ -2,10 +2,10 @@
 
 import keras
 
-from keras_layer_entropy.pruning.copying import Copies, own_variables
+from keras_layer_entropy.pruning.copying import Copies
 from keras_layer_entropy.pruning.graph import flat_graph
 from keras_layer_entropy.pruning.optimizer_state import assign_copy, copy_compilation
-from keras_layer_entropy.streaming import strategy_scope
+from keras_layer_entropy.streaming import own_variables, strategy_scope
 
 
 def without(model, block):

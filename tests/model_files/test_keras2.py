@@ -136,14 +136,17 @@ def test_training_goes_on_as_in_keras_2(kind, name, tmp_path):
     if targets is None:
         targets = [data[f"targets_{i}"] for i in range(len(model.outputs))]
     loss = np.ravel(model.train_on_batch(inputs(data), targets))[0]
-    np.testing.assert_allclose(loss, np.ravel(data["loss"])[0], rtol=1e-5)
+    # The other number was recorded on another machine, and every processor rounds half precision
+    # in another order: eight roundings of the precision.
+    rounding = 8 * (2.0**-8 if "bfloat16" in kind else 2.0**-11) if "mixed" in kind else 0.0
+    np.testing.assert_allclose(loss, np.ravel(data["loss"])[0], rtol=max(1e-5, rounding))
     after = {}  # of one shape and name: in the order of the layers
     for i, name in enumerate(data["after_names"]):
         value = data[f"after_{i}"]
         leaf = str(name).split("/")[-1].removeprefix("depthwise_")  # so called in Keras 3
         after.setdefault((leaf, value.shape), []).append(value)
     # On images Keras 2 corrects the moving variance by N / (N - 1), Keras 3 does not.
-    tolerance = 1e-4 if "cnn" in kind else 1e-6
+    tolerance = max(1e-4 if "cnn" in kind else 1e-6, rounding)
     for weight in in_order_of_keras_2(model):
         value = keras.ops.convert_to_numpy(weight)
         leaf = weight.path.split("/")[-1].removeprefix("depthwise_")

@@ -359,8 +359,10 @@ def test_the_refit_is_least_squares(case):
         found = np.asarray(new.kernel, np.float64)
         if old.use_bias:
             found = np.vstack([found, np.asarray(new.bias, np.float64)[None]])
-        # float16 activations differ from call to call in their last digits
-        tolerance = 5e-3 if old.compute_dtype == "float16" else 1e-4
+        # What float16 layers give, here or before, is rounded to 2^-11, otherwise in every graph
+        # and on every processor: ten of these roundings.
+        half = any(layer.compute_dtype == "float16" for layer in leaves(case.model).values())
+        tolerance = 10 * 2.0**-11 if half else 1e-4
         np.testing.assert_allclose(a[rows] @ found, a[rows] @ best, atol=tolerance, rtol=tolerance)
         if np.linalg.matrix_rank(a[rows], rtol=1e-5) == a.shape[1]:
             np.testing.assert_allclose(found, best, atol=tolerance, rtol=tolerance)
