@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import reference
 from keras import layers, ops
+from precision import roundings
 
 from keras_layer_entropy import ActivationProbe, analyze_model
 from keras_layer_entropy.layer_kinds import effect, family, kind
@@ -282,7 +283,8 @@ def test_a_distribution_is_known_by_what_it_computes(head, dtype):
     keras.config.set_dtype_policy(dtype)
     make, distributed = UNKNOWN[head]
     model = keras.Sequential([keras.Input((5,)), make()])
-    model.set_weights([5 * np.random.default_rng(2).normal(size=(5, 3)), np.zeros(3)])
+    # Logits of up to 6: no probability is so small that float16 has few digits of it.
+    model.set_weights([1.5 * np.random.default_rng(2).normal(size=(5, 3)), np.zeros(3)])
     x, y = models.inputs_like(5), np.arange(50) % 3
     measures = ("activation_entropy", "instability")
     profile = analyze_model(
@@ -290,15 +292,15 @@ def test_a_distribution_is_known_by_what_it_computes(head, dtype):
     )
 
     p = np.asarray(model.predict(x, verbose=0), np.float64)
-    smallest = {"mixed_float16": 2.0**-24}.get(dtype, 2.0**-126)
-    pattern = np.log(np.maximum(p, smallest)) if distributed else p
+    pattern = np.log(p) if distributed else p
     for name, measure in (
         ("activation_entropy", reference.activation_entropy),
         ("instability", reference.instability),
     ):
         want = reference.by_class(measure, pattern, y, 3)
-        # Half precision: the same values are read twice, but rounded in another fused order.
-        tolerance = {"float32": 1e-5, "mixed_float16": 5e-3, "mixed_bfloat16": 4e-2}[dtype]
+        # Half precision: p is computed twice, in two graphs. ln p of a sample is off by four
+        # roundings of its logits, of which those of the 17 samples of a class even out.
+        tolerance = 1e-5 if dtype == "float32" else roundings(10, dtype)
         np.testing.assert_allclose(profile.values[name][0], want, rtol=0, atol=tolerance)
     sums = [profile.patterns["out"].sum(axis=-1)]
     np.testing.assert_allclose(sums, 1.0, rtol=1e-5)

@@ -8,6 +8,7 @@ import reference
 from keras import ops
 
 from keras_layer_entropy import measures
+from keras_layer_entropy.measures.entropy import log_pattern
 
 PATTERNS = ("mean_then_softmax", "softmax_then_mean", "per_sample")
 # float32 results in 0..1.
@@ -105,6 +106,24 @@ def test_half_precision_is_widened(random):
     found = measures.activation_entropy(a)
     assert "float32" in str(found.dtype)
     np.testing.assert_allclose(found, reference.activation_entropy(a), **TOLERANCE)
+
+
+# What a float cannot hold is its smallest number (of float16 a subnormal one). Sums may be off by
+# 1e-3, in half precision by some units in the last place.
+@pytest.mark.parametrize(
+    ("dtype", "smallest", "fitting", "other"),
+    [
+        ("float32", 2.0**-126, 1.0009, 1.0012),
+        ("float16", 2.0**-24, 1.0 + 2.0**-8, 1.0 + 2.0**-7),
+        ("bfloat16", 2.0**-126, 1.0 + 2.0**-5, 1.0 + 2.0**-4),
+    ],
+)
+def test_logarithms_of_probabilities(dtype, smallest, fitting, other):
+    rows = [[0.25, 0.75, 0.0], [0.0, fitting, 0.0], [0.0, other, 0.0], [2 - other, 0.0, 0.0]]
+    log, fits = log_pattern(ops.cast(np.array([*rows, [1.5, -0.5, 0.0]]), dtype))
+    assert ops.convert_to_numpy(fits)[:, 0].tolist() == [True, True, False, False, False]
+    want = np.log([0.25, 0.75, smallest])
+    np.testing.assert_allclose(log[0], want, rtol=1e-6)  # float32 logarithms
 
 
 def test_activation_pattern_is_a_distribution(random):

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import pytest
 from command_lines import call
+from precision import roundings
 
 from keras_layer_entropy import EntropyProfile, load_model
 from keras_layer_entropy.model_files import model_format
@@ -84,8 +85,9 @@ CASES = [(kind, name) for kind in KINDS for name in FORMATS if written(kind, nam
 def test_outputs_are_those_of_keras_2(kind, name, tmp_path):
     path, data = unpacked(kind, name, tmp_path)
     model = load_model(path)
-    # float32: the same operations, in an order that Keras may change; bfloat16 has 8 bits
-    tolerance = 1e-2 if "mixed" in kind else 1e-6
+    # float32: the same operations, in an order that Keras may change. Half precision: recorded on
+    # another processor, after five roundings (sum and bias of two layers, a normalisation).
+    tolerance = roundings(5, kind) if "mixed" in kind else 1e-6
     for i, found in enumerate(outputs(model, data)):
         np.testing.assert_allclose(found, data[f"y_{i}"], rtol=10 * tolerance, atol=tolerance)
 
@@ -136,9 +138,8 @@ def test_training_goes_on_as_in_keras_2(kind, name, tmp_path):
     if targets is None:
         targets = [data[f"targets_{i}"] for i in range(len(model.outputs))]
     loss = np.ravel(model.train_on_batch(inputs(data), targets))[0]
-    # The other number was recorded on another machine, and every processor rounds half precision
-    # in another order: eight roundings of the precision.
-    rounding = 8 * (2.0**-8 if "bfloat16" in kind else 2.0**-11) if "mixed" in kind else 0.0
+    # Recorded on another processor, after as many roundings as the outputs above.
+    rounding = roundings(5, kind) if "mixed" in kind else 0.0
     np.testing.assert_allclose(loss, np.ravel(data["loss"])[0], rtol=max(1e-5, rounding))
     after = {}  # of one shape and name: in the order of the layers
     for i, name in enumerate(data["after_names"]):
@@ -146,6 +147,9 @@ def test_training_goes_on_as_in_keras_2(kind, name, tmp_path):
         leaf = str(name).split("/")[-1].removeprefix("depthwise_")  # so called in Keras 3
         after.setdefault((leaf, value.shape), []).append(value)
     # On images Keras 2 corrects the moving variance by N / (N - 1), Keras 3 does not.
+    # Gradients are rounded twice as often and are differences of numbers some ten times as large;
+    # Adam takes a step of 0.01 by what they are relative to one another.
+    rounding = 0.01 * roundings(100, kind) if "mixed" in kind else 0.0
     tolerance = max(1e-4 if "cnn" in kind else 1e-6, rounding)
     for weight in in_order_of_keras_2(model):
         value = keras.ops.convert_to_numpy(weight)
