@@ -59,6 +59,12 @@ def _compare(plain, model, args, kwargs):
                 tally["refused before they began, for want of a Dense layer"] += 1
                 return
         asides = [w for w in said if "steps aside" in str(w.message)]
+        if _differing(wanted, found) and any(
+            _differing(wanted, _run(plain, model, args, kwargs, before)) for _ in range(3)
+        ):
+            # Data that reshuffle themselves; eager sums that threads add up in another order.
+            tally["left out, because a plain run does not repeat itself to the bit"] += 1
+            return
         how = "stepped aside" if asides else "measured" if monitor.profiles else "had no pass"
         tally[f"compared, beside a monitor that {how}"] += 1
         for name, (one, other) in _paired(wanted, found).items():
@@ -83,6 +89,11 @@ def _paired(wanted, found):
     states = zip(wanted[0], found[0], strict=True)
     pairs = {variable.path: (one, other) for (variable, one), (_, other) in states}
     return pairs | {key: (values, found[1][key]) for key, values in wanted[1].items()}
+
+
+def _differing(wanted, found):
+    pairs = _paired(wanted, found).values()
+    return not all(np.array_equal(*pair, equal_nan=True) for pair in pairs)
 
 
 def _state(model):
