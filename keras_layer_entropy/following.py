@@ -187,14 +187,27 @@ def watch_target(recording, path, layer):
     wrapper = layer if isinstance(layer, keras.layers.TimeDistributed) else None
     layer = layer.layer if wrapper else layer
     applied = []
-    calls = [(layer, call_of(layer), functools.partial(_target, recording, path, layer, applied))]
+    target = functools.partial(_target, recording, path, layer, applied)
+    if wrapper:
+        calls = [(wrapper, "call", functools.partial(_step_by_step, recording, layer, target))]
+    else:
+        calls = [(layer, call_of(layer), target)]
     if callable(vars(layer).get("activation")) and not is_linear(layer):
         calls.append((layer, "activation", functools.partial(_applied, applied)))
-    if wrapper:
-        # TimeDistributed runs its layer step by step, out of reach inside a loop. A Dense layer
-        # works on the last axis alone, so that on the whole sequence it gives the same.
-        calls.append((wrapper, "call", lambda _, inputs, **__: layer.call(inputs)))
     return calls
+
+
+def _step_by_step(recording, layer, target, original, inputs, *args, **kwargs):
+    """Records a Dense layer inside TimeDistributed, which runs it out of reach inside a loop.
+
+    It works on the last axis alone, so that on the whole sequence it gives the same, but for
+    rounding: it is called once more, and the model goes on with what it computed itself.
+    """
+    returned = original(inputs, *args, **kwargs)
+    whole = target(getattr(layer, call_of(layer)), inputs)
+    followed = recording.followed[id(whole)]
+    recording.followed[id(returned)] = dataclasses.replace(followed, tensor=returned)
+    return returned
 
 
 def watch_follower(recording, effects, operation, alone):
