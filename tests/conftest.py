@@ -27,15 +27,18 @@ def _fresh_keras():
 
     keras.backend.clear_session(free_memory=False)  # collecting garbage takes 0.2 s
     keras.utils.set_random_seed(1)
+    registered = dict(keras.saving.get_custom_objects())  # some tests forget them all
     yield
+    keras.saving.get_custom_objects().update(registered)
     keras.config.set_dtype_policy("float32")
 
 
 @pytest.fixture(autouse=True)
-def _monitor_beside_every_fit(monkeypatch):
+def _monitor_beside_every_fit(monkeypatch, request):
     import keras
 
-    if keras.backend.backend() == "tensorflow":  # elsewhere it records nothing inside fit
+    once = request.node.get_closest_marker("fits_once")
+    if keras.backend.backend() == "tensorflow" and not once:  # elsewhere it records nothing in fit
         from repeated_fits import repeating
 
         monkeypatch.setattr(keras.Model, "fit", repeating(keras.Model.fit))

@@ -6,7 +6,10 @@ import pytest
 
 from keras_layer_entropy.shuffling import Shuffled
 
-pytestmark = pytest.mark.tensorflow  # what is mended is TensorFlow's
+pytestmark = [
+    pytest.mark.tensorflow,  # what is mended is TensorFlow's
+    pytest.mark.fits_once,
+]
 
 
 class Seen(keras.callbacks.Callback):

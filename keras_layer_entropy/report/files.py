@@ -59,5 +59,7 @@ def check_new_file(path, overwrite=False):
 
 def _check_file(path):
     if path.is_dir():
-        raise FileExistsError(f"{path} is a folder; expected the name of a file, report.html say.")
+        raise IsADirectoryError(
+            f"{path} is a folder; expected the name of a file, report.html say."
+        )
     check_writable(path)
