@@ -159,6 +159,16 @@ class Recording:
         self._recorded = []  # (path, place, Activation)
 
     @property
+    def out_of_reach(self):
+        """Paths of what ran inside a loop or a function of its own, and not beside the outputs."""
+        outputs = [x for x in tree.flatten(self.outputs) if ops.is_tensor(x)]
+        return [
+            x.path
+            for x in self.activations
+            if outputs and _graph(x.output) is not _graph(outputs[0])
+        ]
+
+    @property
     def activations(self):
         """List of `Activation` in the order of the calls; of one layer, in that of the code."""
         calls = collections.defaultdict(list)
@@ -180,6 +190,14 @@ class Recording:
         units = np.moveaxis(units + np.arange(units.shape[-1]), -1, activation.unit_axis)
         state = "raw" if activation.function is None else "closed"
         self.followed[id(tensor)] = _Followed(tensor, activation, units, state)
+
+
+def _graph(tensor):
+    """The TensorFlow graph of a symbolic tensor; None for any other tensor."""
+    try:
+        return tensor.graph
+    except AttributeError:
+        return None
 
 
 def watch_target(recording, path, layer):
@@ -449,12 +467,6 @@ def _outputs(recording, guess, original, *args, **kwargs):
     recording.outputs = original(*args, **kwargs)
     outputs = [x for x in tree.flatten(recording.outputs) if ops.is_tensor(x)]
     activations = recording.activations
-    for activation in activations:
-        if outputs and _graph(activation.output) is not _graph(outputs[0]):
-            raise ValueError(
-                f"The outputs of {activation.path!r} cannot be recorded, because it runs inside a "
-                f"loop or a tf.function of its own: {UNDECORATE}, or choose other layers."
-            )
     for output in outputs:
         if (one := recording.followed.get(id(output))) is not None:
             one.activation.is_output = True
@@ -464,14 +476,6 @@ def _outputs(recording, guess, original, *args, **kwargs):
         widths = [x.shape[last.unit_axis] for x in outputs if len(x.shape)]
         last.is_output = last.family != "sigmoid" and (last.units == 1 or last.units in widths)
     return recording.outputs
-
-
-def _graph(tensor):
-    """The TensorFlow graph of a symbolic tensor; None for any other tensor."""
-    try:
-        return tensor.graph
-    except AttributeError:
-        return None
 
 
 def _turns(layer):

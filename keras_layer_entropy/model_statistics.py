@@ -86,6 +86,7 @@ class ModelStatistics:
         """All statistics, as Keras metrics."""
         return [
             self._label_statistic,
+            self._left_out,
             *([self._comparison.metric] if self._comparison else []),
             *(s for row in self._layers for s in row.statistics.values()),
         ]
@@ -121,6 +122,7 @@ class ModelStatistics:
                 + (f", or keep fewer samples for {', '.join(comparing)}." if comparing else ".")
             )
         self._label_statistic = LabelStatistic(classes, rows=self._labels.kind == "one_hot")
+        self._left_out = keras.metrics.Sum(name="left_out")
         if comparing:
             self._comparison.build()
         self._layers = [
@@ -179,6 +181,27 @@ class ModelStatistics:
         if self._comparison:
             self._comparison.update(features, inputs, found.weights)
 
+    def agrees(self, features, y, sample_weight):
+        """Whether a batch can be added: layers have the samples and positions of the labels.
+
+        A bool where shapes are known, else a bool tensor, so that a step can do without a batch
+        that would be an error.
+        """
+        membership = self._labels.membership(y, sample_weight).weights
+        if membership is None and not self._comparison:
+            return True
+        if membership is None:
+            membership = _all_samples(features[0])
+        expected = ops.shape(membership)[:-1]
+        found = [ops.shape(tensors["pattern"])[:-1][: len(expected)] for tensors in features]
+        sizes = [pair for shape in found for pair in zip(shape, expected, strict=False)]
+        equal = [ops.equal(*p) for p in sizes if not all(isinstance(n, int) for n in p)]
+        return functools.reduce(ops.logical_and, equal) if equal else True
+
+    def leave_out(self):
+        """Counts a batch that does not agree; `profile` raises ValueError of it."""
+        self._left_out.update_state(1.0)
+
     def check_labels(self):
         """Raises ValueError where labels that were accumulated are no class."""
         self._label_statistic.check()
@@ -193,6 +216,12 @@ class ModelStatistics:
 
         Where the same data and layers are measured `again`, what is missing in them was said.
         """
+        if left_out := int(self._left_out.result()):
+            raise ValueError(
+                f"In {left_out} batches layers have other samples or positions than the labels: "
+                "choose other layers with layers=, or pass num_classes=1 to take all samples for "
+                "one class."
+            )
         count = self._label_statistic.counts()
         names = ("all",) if self._labels.kind == "none" else tuple(map(str, range(len(count))))
         values, layer_values = self._results()

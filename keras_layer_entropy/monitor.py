@@ -18,7 +18,7 @@ from keras_layer_entropy.analyzer import EntropyAnalyzer
 from keras_layer_entropy.measures.catalogue import check_measures
 from keras_layer_entropy.model_statistics import ModelStatistics, usual_layers
 from keras_layer_entropy.probe import Recorder, build, replaced_attributes
-from keras_layer_entropy.streaming import Source, unmoved
+from keras_layer_entropy.streaming import Source, rehearsal, unmoved
 
 
 class EntropyMonitor(keras.callbacks.Callback):
@@ -31,9 +31,11 @@ class EntropyMonitor(keras.callbacks.Callback):
     History, CSVLogger, TensorBoard and EarlyStopping find them: list this callback before those
     that read its keys. The model is left as it was found.
 
-    A monitor never breaks a training: where it cannot measure (a `train_step` whose data are not
-    `(x, y, sample_weight)`, labels that are no class, a loop that is not Keras's `fit`) it says so
-    once, in a warning, and steps aside.
+    Where it cannot measure (a `train_step` whose data are not `(x, y, sample_weight)`, labels that
+    are no class, layers inside a loop, a loop that is not Keras's `fit`) it says so once, in a
+    warning, and steps aside: the training goes on as without it. One thing it cannot foresee: a
+    layer whose batch is not that of the labels (patches folded into it) in a model that is compiled
+    with XLA or runs under a distribution strategy; with `num_classes=1` it is measured.
 
     Args:
         data: held-out data to measure on after each epoch, as for `analyze_model` (not a
@@ -144,11 +146,12 @@ class EntropyMonitor(keras.callbacks.Callback):
             return
         try:
             profile = self._source.end_epoch(epoch, logs)
+            if profile is not None:
+                self._publish(profile, logs)
         except Exception as error:  # noqa: BLE001 - whatever it is, the training goes on
             self._step_aside(error)
-            return
-        if profile is None:
-            return
+
+    def _publish(self, profile, logs):
         self.profiles.append(profile)
         for measure in profile.values:
             name = measure.removeprefix("activation_")
@@ -166,13 +169,15 @@ class EntropyMonitor(keras.callbacks.Callback):
     def _step_aside(self, reason):
         """Says once why nothing is measured any more; the training goes on as without a monitor."""
         self._close()
-        if not self._aside:
-            self._aside = True
-            warnings.warn(
-                f"EntropyMonitor steps aside, and the training goes on without it: {reason} (With "
-                "data of its own, EntropyMonitor(data=(x, y)), it needs no step of fit.)",
-                stacklevel=2,
-            )
+        if self._aside:
+            return
+        self._aside = True
+        advice = " With data of its own, EntropyMonitor(data=(x, y)), it needs no step of fit."
+        warnings.warn(
+            f"EntropyMonitor steps aside, and the training goes on without it: {reason}"
+            + (advice if self._data is None else ""),
+            stacklevel=2,
+        )
 
     def _close(self):
         source, self._source = self._source, None
@@ -239,9 +244,11 @@ class _FitPass:
             self._begin()
 
     def begin_validation(self):
-        if self._validates:
-            self._function.watch(self._model._eval_epoch_iterator)
-        if self._measured and self._validates:
+        epoch_iterator = getattr(self._model, "_eval_epoch_iterator", None)
+        if not self._validates or epoch_iterator is None:  # an `evaluate` that lists the monitor
+            return
+        self._function.watch(epoch_iterator)
+        if self._measured:
             self._begin()
 
     def end_validation(self, logs):
@@ -386,19 +393,23 @@ def _recording_step(step, recorder, statistics, step_aside):
 
     def measure(recording, x, y, sample_weight):
         if not statistics.built:
-            recorder.check(recording.activations)
+            recorder.check(recording)
             _across_replicas(
                 functools.partial(statistics.build, recording.activations, recording.outputs, y, x)
             )
         features = [activation.features() for activation in recording.activations]
-        statistics.update(features, x, y, sample_weight)
+        _where(
+            statistics.agrees(features, y, sample_weight),
+            functools.partial(statistics.update, features, x, y, sample_weight),
+            statistics.leave_out,
+        )
 
     def recording_step(data):
         try:
             x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
             if not statistics.built:
                 # Some models are only called in parts, by a step of their own.
-                with contextlib.suppress(Exception):
+                with contextlib.suppress(Exception), rehearsal(recorder.model):
                     build(recorder.model, x)
         except Exception as error:  # noqa: BLE001 - whatever it is, the training goes on
             step_aside(f"the steps of this model take other data than (x, y, weights): {error}")
@@ -412,6 +423,21 @@ def _recording_step(step, recorder, statistics, step_aside):
         return logs
 
     return recording_step
+
+
+def _where(condition, do, otherwise):
+    """Does one or the other in a step, as a tensor says if it is one."""
+    import tensorflow as tf
+
+    if isinstance(condition, bool) or tf.distribute.has_strategy():  # which has no branches
+        do()
+        return
+
+    def branch(function):
+        function()
+        return tf.zeros(())
+
+    tf.cond(condition, lambda: branch(do), lambda: branch(otherwise))
 
 
 def _across_replicas(build):

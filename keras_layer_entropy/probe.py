@@ -75,7 +75,7 @@ class ActivationProbe(keras.Model):
         build(self.model, inputs)
         with self.recorder.recording() as recording:
             outputs = self.model(inputs, **kwargs)
-        self.recorder.check(recording.activations)
+        self.recorder.check(recording)
         return outputs, recording.activations
 
     def build(self, input_shape):
@@ -120,8 +120,14 @@ class Recorder:
         with watched(calls, uncast=_that_may_cast(model, followers)):
             yield recording
 
-    def check(self, activations):
-        """Raises or warns where chosen layers were not called."""
+    def check(self, recording):
+        """Raises or warns where chosen layers were not called, or out of reach."""
+        activations = recording.activations
+        for path in recording.out_of_reach:
+            raise ValueError(
+                f"The outputs of {path!r} cannot be recorded, because it runs inside a loop or a "
+                f"tf.function of its own: {UNDECORATE}, or choose other layers."
+            )
         called = {activation.path.partition("#")[0] for activation in activations}
         idle = [path for path in choose_layers(self.model, self._layers) if path not in called]
         if not activations:

@@ -5,7 +5,7 @@ import platform
 
 import keras
 
-__version__ = "0.1.0"
+__version__ = "0.1.1"
 
 
 def versions():

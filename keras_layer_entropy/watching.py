@@ -32,9 +32,8 @@ def alone_with(model):
     with _lock:
         locks = [_locks.setdefault(layer, threading.RLock()) for layer in model._flatten_layers()]
     with contextlib.ExitStack() as held:
-        for lock in sorted(
-            locks, key=id
-        ):  # in one order everywhere, so that nobody waits in a ring
+        # In one order everywhere, so that nobody waits in a ring.
+        for lock in sorted(locks, key=id):
             held.enter_context(lock)
         yield
 

@@ -609,7 +609,21 @@ def batches_of(structure):
 
 
 X, Y = data()
+
+
+class Inside(OwnData):
+    """Its layers run in a function of their own."""
+
+    def call(self, x):
+        import tensorflow as tf
+
+        self.a.built or self.a.build(x.shape)
+        self.out.built or self.out.build((None, 6))
+        return tf.function(lambda t: self.out(self.a(t)))(x)
+
+
 ODD = {
+    "in a function": (Inside, (X, Y), "cannot be recorded"),
     "four tensors": (OwnData, (X, Y, np.arange(90), X), "other data than"),
     "decorated": (Decorated, (X, Y), "."),
     "labels out of range": (OwnData, (X, Y + 1), "."),
@@ -638,6 +652,98 @@ def test_a_training_is_never_broken(odd, built, eager):
     for one, other in zip(weights, weights_beside, strict=True):
         np.testing.assert_array_equal(one, other)
     assert not callbacks[0].profiles
+
+
+def test_an_evaluate_that_lists_the_monitor():
+    model, monitor = build(), EntropyMonitor()
+
+    def evaluate(model):
+        model.evaluate(*OTHER, verbose=0, callbacks=[monitor])
+
+    callbacks = [monitor, Calls("on_epoch_begin", evaluate)]
+    model.fit(*data(), validation_data=VALIDATION, epochs=2, verbose=0, callbacks=callbacks)
+    assert [p.count.tolist() for p in monitor.profiles] == [[20, 20, 20]] * 2
+
+
+def test_summaries_that_cannot_be_written(tmp_path):
+    model, monitor = build(), EntropyMonitor(log_dir=tmp_path)
+    closed = Calls("on_epoch_begin", lambda _: monitor._summaries and monitor._summaries.close())
+    with steps_aside("closed"):
+        history = model.fit(*data(), epochs=2, verbose=0, callbacks=[monitor, closed])
+    assert len(history.history["loss"]) == 2
+
+
+def test_own_data_that_cannot_be_measured():
+    monitor = EntropyMonitor(data=(X, Y + 7), num_classes=3)
+    with steps_aside("labels are no class") as said:
+        history = build().fit(*data(), epochs=2, verbose=0, callbacks=[monitor])
+    assert len(history.history["loss"]) == 2
+    assert not any("With data of its own" in str(warning.message) for warning in said)
+
+
+class Counting(layers.Layer):
+    """Counts its calls."""
+
+    def build(self, shape):
+        self.calls = self.add_weight((), "zeros", trainable=False, name="calls")
+
+    def call(self, x):
+        self.calls.assign_add(1.0)
+        return x
+
+
+@pytest.mark.parametrize("eager", [False, True])
+def test_a_model_is_built_without_a_step_of_its_own(eager):
+    found = []
+    for callbacks in ([], [EntropyMonitor()]):
+        keras.utils.set_random_seed(3)
+        model = keras.Sequential([layers.Dense(6, "relu"), Counting(), layers.Dense(3)])
+        model.compile("sgd", LOSS, run_eagerly=eager)
+        model.fit(X, Y, batch_size=30, epochs=2, verbose=0, callbacks=callbacks)
+        found.append(model.get_weights())
+    assert len(callbacks[0].profiles) == 2
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+class Patches(OwnData):
+    """Folds the patches of a sample into the batch."""
+
+    def call(self, x):
+        patches = keras.ops.reshape(x, (-1, 4))
+        return self.out(keras.ops.reshape(self.a(patches), (-1, 12)))
+
+    def train_step(self, batch):
+        return super().train_step(batch[:2])
+
+
+@pytest.mark.parametrize("validates", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_layers_of_another_batch_than_the_labels(weighted, validates):
+    batches = batches_of((X, Y, np.ones(90)) if weighted else (X, Y))
+    histories = []
+    for callbacks in ([], [EntropyMonitor(measures=("activation_entropy", "logdet"))]):
+        keras.utils.set_random_seed(3)
+        model = Patches()
+        model.compile("sgd", LOSS)
+        with contextlib.nullcontext() if not callbacks else steps_aside("other samples"):
+            fit = model.fit(
+                batches,
+                epochs=2,
+                validation_data=batches if validates else None,
+                verbose=0,
+                callbacks=callbacks,
+            )
+        histories.append(fit.history)
+    assert histories[0] == histories[1]
+
+
+def test_layers_of_another_batch_are_measured_as_one_class():
+    model, monitor = Patches(), EntropyMonitor(num_classes=1, layers="a")
+    model.compile(keras.optimizers.SGD(0.0), LOSS)
+    model.fit(batches_of((X, Y)), verbose=0, callbacks=[monitor])
+    want = reference.activation_entropy(models.relu(models.linear(model.a, X.reshape(-1, 4))))
+    np.testing.assert_allclose(monitor.profiles[0].entropy[0], [want], rtol=0, atol=1e-5)
 
 
 def test_a_dict_that_holds_the_labels_too():
