@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = TF_CPP_MIN_LOG_LEVEL=3 $(VENV)/bin/python
 
-.PHONY: demo test format clean
+.PHONY: demo test mutants format clean
 
 demo: $(VENV)/.installed
 	$(RUN) examples/digits.py --workdir=runs/digits --overwrite
@@ -14,6 +14,10 @@ test: $(VENV)/.installed-test
 	$(VENV)/bin/ruff format --check .
 	$(RUN) -m pytest -n 2
 	KERAS_BACKEND=jax $(RUN) -m pytest -n 2 -m "not tensorflow"
+
+mutants: $(VENV)/.installed-test
+	$(VENV)/bin/python -m pip install --quiet --editable '.[test,mutants]'
+	$(RUN) tests/mutants.py
 
 format: $(VENV)/.installed-test
 	$(VENV)/bin/ruff check --fix .

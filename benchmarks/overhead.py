@@ -4,7 +4,8 @@
 
 Two commands are timed in turn, pair by pair, in one process after a warm-up of each, and the ratio
 of each pair is taken: machines drift, ratios less so. Prints median, min and max over the pairs,
-for wall time and for CPU time.
+for wall time and for CPU time. Of `fit`, the epochs after the first, whole fits, and how long a
+pass waits for its first step.
 """
 
 import resource
@@ -171,20 +172,37 @@ def compare(name, run, against, pairs):
     """Runs both in turn and prints the ratios run / against."""
     run()
     against()
-    ratios = []
-    for _ in range(pairs):
-        times = []
-        for function in (run, against):
-            wall, cpu = time.perf_counter(), time.process_time()
-            function()
-            times.append((time.perf_counter() - wall, time.process_time() - cpu))
-        ratios.append(np.divide(*times))
-    cells = [f"{np.median(r):.3f} ({r.min():.3f} to {r.max():.3f})" for r in np.transpose(ratios)]
-    print(f"| {name} | {cells[1]} | {cells[0]} |", flush=True)
+    ratios = [np.divide(*[seconds(each) for each in (run, against)]) for _ in range(pairs)]
+    print(
+        f"| {name} | {' | '.join(spread(column) for column in np.transpose(ratios))} |", flush=True
+    )
+
+
+def header(*columns):
+    """The head of a table."""
+    print(f"\n| {' | '.join(columns)} |\n{'|---' * len(columns)}|", flush=True)
+
+
+def now():
+    """CPU time and wall time, in seconds."""
+    return np.array([time.process_time(), time.perf_counter()])
+
+
+def seconds(function):
+    """CPU time and wall time of a call."""
+    start = now()
+    function()
+    return now() - start
+
+
+def spread(ratios):
+    """Median, min and max."""
+    return f"{np.median(ratios):.3f} ({np.min(ratios):.3f} to {np.max(ratios):.3f})"
 
 
 def analyze(pairs):
     """`analyze_model`, warm, over `evaluate`, and the usual answer over it."""
+    header("what", "CPU time", "wall time")
     for name, make in MODELS.items():
         model, x, y = prepared(make)
         analyzer = EntropyAnalyzer(model)
@@ -201,6 +219,7 @@ def analyze(pairs):
 
 def hand(pairs):
     """`analyze_model` without the model's metrics over the best loop by hand."""
+    header("what", "CPU time", "wall time")
     for name, make in MODELS.items():
         model, x, y = prepared(make)
         analyzer = EntropyAnalyzer(uncompiled_twin(model, x))
@@ -211,27 +230,69 @@ def hand(pairs):
         compare(f"analysis / loop by hand, {name}", measure, hand_loop(model, x, y), pairs)
 
 
+class Clock(keras.callbacks.Callback):
+    """When epochs end, and how long each training and validation pass waits for its first step.
+
+    Listed last, it sees an epoch end when all other callbacks are done with it.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.ends, self.waits = [], []
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._pass_began = time.perf_counter()
+
+    def on_test_begin(self, logs=None):
+        self._pass_began = time.perf_counter()
+
+    def on_train_batch_end(self, batch, logs=None):
+        if batch == 0:
+            self.waits.append(time.perf_counter() - self._pass_began)
+
+    def on_test_batch_end(self, batch, logs=None):
+        self.on_train_batch_end(batch)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.ends.append(now())
+
+
+def timed_fit(make, x, y, callbacks):
+    """Times of a fit's steady epochs and of all of it, and the waits of its steady passes."""
+    model, _, _ = make()
+    compile_like_a_user(model)
+    held_out, clock = len(x) // 5, Clock()
+    start = now()
+    model.fit(
+        x, y, batch_size=BATCH, epochs=8, validation_data=(x[:held_out], y[:held_out]), verbose=0,
+        callbacks=[*callbacks, clock],
+    )  # fmt: skip
+    return clock.ends[-1] - clock.ends[0], now() - start, clock.waits[2:]
+
+
 def fit(pairs):
     """`fit` with `EntropyMonitor()` over `fit` without, from a fresh model each time."""
+    header(
+        "with monitor / without", "steady epochs, CPU time", "steady epochs, wall time",
+        "whole fit, CPU time", "whole fit, wall time", "95th percentile of waits",
+    )  # fmt: skip
     for name, make in MODELS.items():
         _, x, y = prepared(make)
-        held_out = len(x) // 5
-
-        def run(callbacks, x=x, y=y, make=make, held_out=held_out):
-            model, _, _ = make()
-            compile_like_a_user(model)
-            validation = (x[:held_out], y[:held_out])
-            model.fit(
-                x, y, batch_size=BATCH, epochs=8, validation_data=validation, verbose=0,
-                callbacks=callbacks(),
-            )  # fmt: skip
-
-        compare(
-            f"fit with monitor / without, {name}",
-            lambda run=run: run(lambda: [EntropyMonitor()]),
-            lambda run=run: run(list),
-            pairs,
+        found = {True: [], False: []}
+        for pair in range(pairs):
+            for monitored in (pair % 2 == 0, pair % 2 == 1):
+                callbacks = [EntropyMonitor()] if monitored else []
+                found[monitored].append(timed_fit(make, x, y, callbacks))
+        (*beside, waits), (*plain, plain_waits) = (
+            zip(*found[m], strict=True) for m in (True, False)
         )
+        ratios = [
+            spread(np.divide(a, b)[:, kind])
+            for a, b in zip(beside, plain, strict=True)
+            for kind in range(2)
+        ]
+        late, plain_late = (np.percentile(np.ravel(each), 95) for each in (waits, plain_waits))
+        print(f"| {name} | {' | '.join(ratios)} | {late:.3f} s / {plain_late:.3f} s |", flush=True)
 
 
 def memory():
@@ -265,8 +326,6 @@ def main(argv):
     if _STREAM.value is not None:
         stream(_STREAM.value)
         return
-    print("| what | CPU time: median (min to max) | wall time: median (min to max) |")
-    print("|---|---|---|", flush=True)
     for name, part in {"analyze": analyze, "hand": hand, "fit": fit}.items():
         if _ONLY.value is None or name in _ONLY.value:
             part(_PAIRS.value)

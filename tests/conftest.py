@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 
+collect_ignore = ["mutants.py"]  # a command of its own, with packages of its own
 _fits = collections.Counter()  # what tests/repeated_fits.py counted, in all processes
 
 

@@ -96,6 +96,9 @@ def test_membership():
     weights, _, misfit, _ = membership(Labels(3, "sparse"), [1, 7], [0.5, 0.0])
     np.testing.assert_array_equal(weights, [[0, 0.5, 0], [0, 0, 0]])
     assert misfit.tolist() == [False, False]
+    weights, _, misfit, _ = membership(Labels(3, "sparse", ignored=1), [0, 1, 3, -1])
+    np.testing.assert_array_equal(weights, [[1, 0, 0], [0, 0, 0], [0, 0, 0], [0, 0, 0]])
+    assert misfit.tolist() == [False, False, True, True]
     soft = [[0.1, 0.8, 0.1], [1, 0, 1], [0, 0, 0]]
     weights, *_ = membership(Labels(3, "one_hot"), soft)
     np.testing.assert_array_equal(weights, [[0, 1, 0], [1, 0, 1], [0, 0, 0]])
@@ -112,6 +115,11 @@ def test_membership_with_weights_of_other_shapes():
     assert membership(Labels(), [0, 1]) == [None, None, None, None]
     weights, *_ = membership(Labels(), [0, 1], [0.5, 1.0])
     np.testing.assert_array_equal(weights, [[0.5], [1.0]])
+    weights, *_ = membership(Labels(), [0, 1], [[0.5], [1.0]])
+    np.testing.assert_array_equal(weights, [[0.5], [1.0]])
+    steps = [[[1.0], [2.0]], [[0.0], [3.0]]]
+    weights, *_ = membership(sparse, [[1, 0], [0, 0]], steps)
+    np.testing.assert_array_equal(weights, [[[0, 1], [2, 0]], [[0, 0], [3, 0]]])
 
 
 FLAGS = {  # rows -> which are no class, which name several classes or none

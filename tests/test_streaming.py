@@ -101,6 +101,27 @@ def test_data_that_end(kind):
     Source(FINITE[kind](pytest.importorskip("tensorflow")), must_end=True)
 
 
+BATCHES_OF_ONE = {  # X and Y in 20 batches or more
+    "few": (lambda tf: pairs(tf).batch(1), False),
+    "just enough": (lambda tf: pairs(tf).repeat(2).take(32).batch(1), True),
+    "one too few": (lambda tf: pairs(tf).repeat(2).take(31).batch(1), False),
+    "nobody knows how many": (lambda tf: pairs(tf).batch(1).filter(lambda x, y: y[0] >= 0), True),
+    "of a generator": (lambda tf: endless_generator(), False),
+    "arrays": (lambda tf: (np.repeat(X, 2, axis=0), np.repeat(Y, 2)), True),
+    "of several shapes": (lambda tf: pairs(tf).repeat(2).padded_batch(1, ([None], [])), False),
+}
+
+
+@pytest.mark.tensorflow
+@pytest.mark.parametrize("kind", BATCHES_OF_ONE)
+def test_compiling_is_worth_it_for_many_batches_of_one_shape(kind):
+    make, worth = BATCHES_OF_ONE[kind]
+    source = Source(make(pytest.importorskip("tensorflow")), batch_size=1, steps=None)
+    assert source.worth_compiling == worth
+    few = Source(make(pytest.importorskip("tensorflow")), batch_size=1, steps=31)
+    assert not few.worth_compiling
+
+
 def of_every_kind():
     """Kind -> what Keras's `evaluate` takes, always the same numbers."""
     kinds = {

@@ -112,6 +112,9 @@ def test_class_entropy(random):
     for classes in (3, 4):  # one without samples
         found = float(logdet.logdet_class_entropy(x, np.eye(classes)[labels], 2.0))
         np.testing.assert_allclose(found, want, **FLOAT32)
+    assert float(logdet.logdet_class_entropy(x, np.ones((50, 1)))) == pytest.approx(
+        reference(x, 1.0), rel=1e-5
+    )
     # Knowing the class of what differs by class only leaves nothing.
     assert float(logdet.logdet_class_entropy(np.eye(3)[labels], np.eye(3)[labels])) < 1e-6
 

@@ -1,0 +1,87 @@
+"""Where the bounds lie of what may be in a model file, and what names are looked up."""
+
+import h5py
+import keras
+import pytest
+
+from keras_layer_entropy.model_files import inspection
+from keras_layer_entropy.model_files.inspection import (
+    UnsafeModelError,
+    inspect_assets,
+    inspect_config,
+    inspect_hdf5,
+)
+
+
+class Own(keras.layers.Layer):
+    """A layer of somebody's own."""
+
+
+def nested(levels, wrap):
+    value = {}
+    for _ in range(levels):
+        value = wrap(value)
+    return value
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda value: {"config": value}, lambda value: [value]], ids=["dict", "list"]
+)
+def test_levels_of_a_configuration(wrap):
+    inspect_config(nested(inspection._NESTING, wrap))
+    with pytest.raises(UnsafeModelError, match="nested more than 100 levels deep"):
+        inspect_config(nested(inspection._NESTING + 1, wrap))
+
+
+def test_levels_of_an_hdf5_file(tmp_path):
+    with h5py.File(tmp_path / "deep.h5", "w") as file:
+        file.create_group("/".join("a" * inspection._NESTING))
+        inspect_hdf5(file)
+        file.create_group("/".join("a" * (inspection._NESTING + 1)))
+        with pytest.raises(UnsafeModelError, match="nested more than 100 levels deep"):
+            inspect_hdf5(file)
+
+
+@pytest.mark.parametrize("option", inspection._COUNTS)
+def test_numbers_that_ask_for_memory(option):
+    inspect_config({option: 2**24})
+    with pytest.raises(UnsafeModelError, match=f"{option}=16777217 asks for too much"):
+        inspect_config({option: 2**24 + 1})
+
+
+# Under which names somebody gives a class or function, and what a configuration calls it.
+GIVEN = {
+    "as registered": ("pkg>Own", {"registered_name": "pkg>Own"}, True),
+    "by its own name": ("Own", {}, True),
+    "by its own name, registered as nothing": ("Own", {"registered_name": None}, True),
+    "not at all": ("Other", {}, False),
+    "by its own name, registered under another": ("Own", {"registered_name": "pkg>Own"}, False),
+}
+
+
+@pytest.mark.parametrize("kind", GIVEN)
+@pytest.mark.parametrize("what", ["class", "function"])
+def test_names_of_what_is_given(kind, what):
+    given, more, opens = GIVEN[kind]
+    config = (
+        {"class_name": "Own", "module": "pkg", "config": {}, **more}
+        if what == "class"
+        else {"class_name": "function", "module": "pkg", "config": "own", **more}
+    )
+    given = "own" if (what, given) == ("function", "Own") else given
+    if opens:
+        inspect_config([config], {given: Own})
+    else:
+        with pytest.raises(UnsafeModelError, match="not registered|of your own"):
+            inspect_config([config], {given: Own})
+
+
+@pytest.mark.parametrize("more", [{}, {"registered_name": "pkg>Own"}])
+def test_files_beside_a_layer_of_ones_own(more):
+    config = {"class_name": "Own", "module": "pkg", "config": {}, **more}
+    name = more.get("registered_name", "Own")
+    inspect_assets(["assets/own/table.bin"], [config], {name: Own})
+    for others in ({}, {"Other": Own}):
+        with pytest.raises(UnsafeModelError, match="table.bin' in the archive does not belong"):
+            inspect_assets(["assets/own/table.bin"], [config], others)
+    inspect_assets(["assets/own/words.txt", "assets/", "assets/.DS_Store"], [config], {})
