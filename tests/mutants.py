@@ -60,14 +60,16 @@ Mutant = collections.namedtuple("Mutant", "path line was becomes code")
 
 
 def sources():
-    """The files to draw from, with their tests."""
+    """The files to draw from, with their tests: examples in the file, its own tests, others."""
     found = {}
     for path, tests in TESTS.items():
         files = [ROOT / path] if path.endswith(".py") else (ROOT / path).rglob("*.py")
         for file in sorted(files):
             name = str(file.relative_to(ROOT))
             if _ONLY.value is None or name.startswith(tuple(_ONLY.value)):
-                found[name] = [name, *(f"tests/{each}" for each in tests.split())]
+                own = (ROOT / "tests").rglob(f"test_{file.stem}.py")
+                others = (ROOT / "tests" / each for each in tests.split())
+                found[name] = [str(each.relative_to(ROOT)) for each in (file, *own, *others)]
     return found
 
 
@@ -132,7 +134,7 @@ def copy_of_project(folder):
     return folder
 
 
-def passes(folder, tests):
+def passes(folder, tests, timeout=TIMEOUT):
     """Whether the tests pass in a copy of the project."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
     environment = os.environ | {
@@ -140,7 +142,7 @@ def passes(folder, tests):
     }  # fmt: skip
     try:
         run = subprocess.run(
-            command, cwd=folder, env=environment, timeout=TIMEOUT, capture_output=True, text=True
+            command, cwd=folder, env=environment, timeout=timeout, capture_output=True, text=True
         )
     except subprocess.TimeoutExpired:
         return False
@@ -152,11 +154,13 @@ def passes(folder, tests):
 def survives(copies, mutant, tests):
     """Whether a mutant passes its tests, and how long that took."""
     folder, start = copies.get(), time.perf_counter()
+    file = folder / mutant.path
+    original = file.read_text()
     try:
-        (folder / mutant.path).write_text(mutant.code)
+        file.write_text(mutant.code)
         return passes(folder, tests), time.perf_counter() - start
     finally:
-        shutil.copyfile(ROOT / mutant.path, folder / mutant.path)
+        file.write_text(original)
         copies.put(folder)
 
 
@@ -172,7 +176,7 @@ def main(argv):
         for worker in range(_WORKERS.value):
             copies.put(copy_of_project(pathlib.Path(folder) / str(worker)))
         all_tests = sorted({each for mutant in mutants for each in tests[mutant.path]})
-        if not passes(copies.queue[0], ["-n", str(_WORKERS.value), *all_tests]):
+        if not passes(copies.queue[0], ["-n", str(_WORKERS.value), *all_tests], None):
             sys.exit("The tests fail without any mutant: see `make test`.")
         runs = {pool.submit(survives, copies, each, tests[each.path]): each for each in mutants}
         survivors = 0
