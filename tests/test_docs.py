@@ -176,6 +176,7 @@ def parsed():
         capture_output=True,
         text=True,
         cwd=ROOT,
+        timeout=300,
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
     )
     assert process.returncode == 0, process.stderr
