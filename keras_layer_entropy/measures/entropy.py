@@ -107,7 +107,11 @@ def state_entropy(pre_activations):
     Returns:
         Tensor `[...]`, bits, in 0..1.
 
-    Source: the definition behind PSP-entropy and EASIER.
+    Source: for the samples of one class, as the PSP-entropy of Tartaglione, Bragagnolo & Grangetto,
+    *Pruning artificial neural networks: a way to find well-generalizing, high-entropy sharp
+    minima*, ICANN 2020, arXiv 2004.14765; for all samples, as EASIER, Quétu, Liao & Tartaglione,
+    *The Simpler The Better: An Entropy-Based Importance Metric To Reduce Neural Networks' Depth*,
+    ECML PKDD 2024, arXiv 2404.18949.
 
     Example:
 

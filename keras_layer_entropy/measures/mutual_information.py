@@ -101,8 +101,8 @@ def kernel_information(t, membership, variance=0.1):
     Args:
         t: tensor `[..., samples, features]`; all but the features of static shape.
         membership: `[samples, classes]`.
-        variance: of the noise, a positive number; 0.1 in Saxe et al. It counts against the squares
-            of activations: those of another scale need another.
+        variance: of the noise, a positive number; 0.1 is that of Saxe et al. for MNIST. It counts
+            against the squares of activations: those of another scale need another.
 
     Returns:
         `Information`; NaN where a sample that counts holds NaN, or where none counts.
