@@ -36,7 +36,7 @@ setup(
         "tensorflow-datasets>=4.9.7",
     ],
     extras_require={
-        "mutants": ["cosmic-ray>=8.7"],
+        "mutants": ["cosmic-ray>=8.7", "pytest-cov>=6"],
         "tensorboard": ["tensorboard>=2.19"],
         "test": [
             "gudhi>=3.10",  # persistent homology, to compare the births of loops with

@@ -3,15 +3,17 @@
     make mutants
 
 Draws places in the code at random, and at each one of the mutations that Cosmic Ray knows there
-(another operator, comparison or number, a flag turned, a loop that is not run ...). Each mutant is
-tested in a copy of the project by the tests that `TESTS` names for its file, up to the first that
-fails. Those that survive are shown; those of `EQUIVALENT` change nothing that anybody could notice,
-and are not drawn.
+(another operator, comparison or number, a flag turned, a loop that is not run ...). First all tests
+run once, and coverage tells which of them go through which line. Then each mutant is tested in a
+copy of the project by tests that go through its line, up to the first that fails. Those that
+survive are shown; those of `EQUIVALENT` change nothing that anybody could notice, and are not
+drawn.
 """
 
 import collections
 import concurrent.futures
 import functools
+import itertools
 import os
 import pathlib
 import queue
@@ -21,7 +23,9 @@ import subprocess
 import sys
 import tempfile
 import time
+import xml.etree.ElementTree
 
+import coverage
 from absl import app, flags
 from cosmic_ray import plugins
 from cosmic_ray.ast import ast_nodes, get_ast
@@ -29,48 +33,28 @@ from cosmic_ray.mutating import mutate_code
 
 _COUNT = flags.DEFINE_integer("count", 100, "How many mutants to draw.", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 0, "Other seeds draw others.")
-_ONLY = flags.DEFINE_list("only", None, "Beginnings of paths to draw from (default: all of TESTS).")
 _WORKERS = flags.DEFINE_integer("workers", os.cpu_count(), "Mutants at a time.", lower_bound=1)
 
 ROOT = pathlib.Path(__file__).parents[1]
-TIMEOUT = 1200  # seconds; a mutant that takes longer has been noticed
-
-PASSES = (
-    "test_labels.py test_streaming.py test_statistics.py test_all_measures.py test_probe.py "
-    "test_analyzer.py test_monitor.py"
+SOURCES = (
+    *("measures/**/*.py", "labels.py", "statistics.py", "streaming.py", "pruning/**/*.py"),
+    "model_files/inspection.py",
 )
-MEASURES = f"measures test_sample_measures.py test_units.py {PASSES}"
-REWRITES = (
-    "pruning/test_rewrite.py pruning/test_refit.py pruning/test_surgery.py pruning/test_copies.py "
-    "pruning/test_cost.py pruning/test_accuracies.py pruning/test_search.py test_prune.py"
-)
-# What is drawn from, and what tests it: the file itself and those beside it.
-TESTS = {
-    "keras_layer_entropy/measures": f"{MEASURES} {REWRITES}",
-    "keras_layer_entropy/labels.py": PASSES,
-    "keras_layer_entropy/statistics.py": f"test_statistics.py {MEASURES}",
-    "keras_layer_entropy/streaming.py": f"test_streaming.py {PASSES} pruning/test_refit.py",
-    "keras_layer_entropy/pruning": REWRITES,
-    "keras_layer_entropy/model_files/inspection.py": "model_files",
-}
+MOST = 150  # seconds of tests for a mutant: what none of these notices has survived
+TIMEOUT = 10 * MOST  # a mutant that takes longer has been noticed
 # What a line becomes, by file: why nobody could notice it.
-EQUIVALENT: dict[tuple[str, str], str] = {}
+EQUIVALENT = {
+    (
+        "keras_layer_entropy/measures/topology.py",
+        'return ops.zeros_like(weights[:, 0], dtype="int32") - vertices',
+    ): "labels of components need only differ from one another",
+    (
+        "keras_layer_entropy/measures/topology.py",
+        "return ops.while_loop(lambda start, _: start < waiting, take_up, ( -1, births))[1]",
+    ): "the last map is taken up first, and once more in its turn: it comes out the same",
+}
 
 Mutant = collections.namedtuple("Mutant", "path line was becomes code")
-
-
-def sources():
-    """The files to draw from, with their tests: examples in the file, its own tests, others."""
-    found = {}
-    for path, tests in TESTS.items():
-        files = [ROOT / path] if path.endswith(".py") else (ROOT / path).rglob("*.py")
-        for file in sorted(files):
-            name = str(file.relative_to(ROOT))
-            if _ONLY.value is None or name.startswith(tuple(_ONLY.value)):
-                own = (ROOT / "tests").rglob(f"test_{file.stem}.py")
-                others = (ROOT / "tests" / each for each in tests.split())
-                found[name] = [str(each.relative_to(ROOT)) for each in (file, *own, *others)]
-    return found
 
 
 @functools.cache
@@ -109,18 +93,16 @@ def mutations(path):
 
 def drawn(count, seed):
     """Mutants at `count` places, one at each."""
-    places = {}
-    for path in sources():
-        places |= mutations(path)
+    package, places = ROOT / "keras_layer_entropy", {}
+    for file in sorted(file for pattern in SOURCES for file in package.glob(pattern)):
+        places |= mutations(str(file.relative_to(ROOT)))
     generator, found = random.Random(seed), []
     for place in generator.sample(sorted(places), len(places)):
         path, code = place[0], (ROOT / place[0]).read_text()
         name, occurrence = generator.choice(places[place])
         mutated = mutate_code(code, operators()[name], occurrence)
         lines = zip(code.splitlines(), mutated.splitlines(), strict=False)
-        line, (was, becomes) = next(
-            each for each in enumerate(lines, 1) if each[1][0] != each[1][1]
-        )
+        line, (was, becomes) = next(x for x in enumerate(lines, 1) if x[1][0] != x[1][1])
         if (path, becomes.strip()) not in EQUIVALENT:
             found.append(Mutant(path, line, was.strip(), becomes.strip(), mutated))
         if len(found) == count:
@@ -134,31 +116,85 @@ def copy_of_project(folder):
     return folder
 
 
-def passes(folder, tests, timeout=TIMEOUT):
-    """Whether the tests pass in a copy of the project."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+def pytest(folder, *arguments, timeout=None):
+    """Runs pytest in a copy of the project; returns its exit code and what it printed."""
+    options = ["-x", "-q", "-p", "no:cacheprovider", "--fits-once"]
     environment = os.environ | {
         "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "TF_CPP_MIN_LOG_LEVEL": "3",
     }  # fmt: skip
-    try:
-        run = subprocess.run(
-            command, cwd=folder, env=environment, timeout=timeout, capture_output=True, text=True
-        )
-    except subprocess.TimeoutExpired:
-        return False
-    if run.returncode not in (0, 1, 2):  # 2: the mutant cannot be imported
-        raise RuntimeError(f"pytest ended with {run.returncode}:\n{run.stdout}{run.stderr}")
-    return run.returncode == 0
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, *arguments],
+        cwd=folder, env=environment, timeout=timeout, capture_output=True, text=True,
+    )  # fmt: skip
+    return run.returncode, run.stdout + run.stderr
+
+
+def record(folder):
+    """Runs all tests with coverage."""
+    code, printed = pytest(
+        folder, "-n", str(_WORKERS.value), "--cov=keras_layer_entropy", "--cov-context=test",
+        "--cov-report=", "--junitxml=times.xml",
+    )  # fmt: skip
+    if code:
+        sys.exit(f"The tests fail without any mutant:\n{printed}")
+
+
+def tests_by_line(folder):
+    """What was recorded: file -> line (0: any) -> tests that go through it, at most `MOST` of them.
+
+    Those that are named after the file come first, then the quickest.
+    """
+    times = {}
+    for case in xml.etree.ElementTree.parse(folder / "times.xml").iter("testcase"):
+        test = f"{case.get('classname').replace('.', '/')}.py::{case.get('name')}"
+        times[test] = float(case.get("time"))
+    data = coverage.CoverageData(str(folder / ".coverage"))
+    data.read()
+    found = {}
+    for file in data.measured_files():
+        name = pathlib.Path(file).name
+        lines = {
+            line: {context.removesuffix("|run") for context in contexts if context.endswith("|run")}
+            for line, contexts in data.contexts_by_lineno(file).items()
+        }
+        lines[0] = set().union(*lines.values())
+        for line, tests in lines.items():
+            order = sorted(tests, key=lambda x: (f"{name}::" not in x, times.get(x, 0.0)))
+            lines[line] = [
+                test
+                for test, until in zip(
+                    order, itertools.accumulate(times.get(x, 0.0) for x in order), strict=True
+                )
+                if until <= MOST
+            ]
+        found[str(pathlib.Path(file).relative_to(folder))] = lines
+    # A test that is not found under its name would look like one that fails.
+    code, printed = pytest(folder, "--collect-only", *{t for x in found.values() for t in x[0]})
+    if code:
+        sys.exit(f"Not all tests are found again:\n{printed}")
+    return found
 
 
 def survives(copies, mutant, tests):
-    """Whether a mutant passes its tests, and how long that took."""
+    """Whether a mutant passes the tests of its line, and how long that took.
+
+    What runs while the file is imported is no test's own: then all tests of the file are asked.
+    """
     folder, start = copies.get(), time.perf_counter()
     file = folder / mutant.path
     original = file.read_text()
     try:
         file.write_text(mutant.code)
-        return passes(folder, tests), time.perf_counter() - start
+        lines = tests.get(mutant.path, {})
+        asked = lines.get(mutant.line) or lines.get(0)
+        if not asked:
+            return True, 0.0
+        code, printed = pytest(folder, *asked, timeout=TIMEOUT)
+        if code not in (0, 1, 2, 4):  # 2 or 4 where the mutant cannot be imported
+            raise RuntimeError(f"pytest ended with {code}:\n{printed}")
+        return code == 0, time.perf_counter() - start
+    except subprocess.TimeoutExpired:
+        return False, TIMEOUT
     finally:
         file.write_text(original)
         copies.put(folder)
@@ -167,18 +203,17 @@ def survives(copies, mutant, tests):
 def main(argv):
     """Draws, tests and tells."""
     del argv
-    mutants, tests = drawn(_COUNT.value, _SEED.value), sources()
+    mutants = drawn(_COUNT.value, _SEED.value)
     with (
         tempfile.TemporaryDirectory() as folder,
         concurrent.futures.ThreadPoolExecutor(_WORKERS.value) as pool,
     ):
         copies = queue.Queue()
         for worker in range(_WORKERS.value):
-            copies.put(copy_of_project(pathlib.Path(folder) / str(worker)))
-        all_tests = sorted({each for mutant in mutants for each in tests[mutant.path]})
-        if not passes(copies.queue[0], ["-n", str(_WORKERS.value), *all_tests], None):
-            sys.exit("The tests fail without any mutant: see `make test`.")
-        runs = {pool.submit(survives, copies, each, tests[each.path]): each for each in mutants}
+            copies.put(copy_of_project(pathlib.Path(folder).resolve() / str(worker)))
+        record(copies.queue[0])
+        tests = tests_by_line(copies.queue[0])
+        runs = {pool.submit(survives, copies, each, tests): each for each in mutants}
         survivors = 0
         for run in concurrent.futures.as_completed(runs):
             survived, seconds = run.result()

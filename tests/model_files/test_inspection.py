@@ -3,10 +3,12 @@
 import h5py
 import keras
 import pytest
+from keras import ops
 
 from keras_layer_entropy.model_files import inspection
 from keras_layer_entropy.model_files.inspection import (
     UnsafeModelError,
+    check_size,
     inspect_assets,
     inspect_config,
     inspect_hdf5,
@@ -85,3 +87,21 @@ def test_files_beside_a_layer_of_ones_own(more):
         with pytest.raises(UnsafeModelError, match="table.bin' in the archive does not belong"):
             inspect_assets(["assets/own/table.bin"], [config], others)
     inspect_assets(["assets/own/words.txt", "assets/", "assets/.DS_Store"], [config], {})
+
+
+def test_weights_are_counted_before_any_is_made():
+    """2^20 numbers may be declared whatever is stored, and 100 for each byte that is."""
+    made = []
+
+    def zeros(shape, dtype=None):
+        made.append(shape)
+        return ops.zeros(shape, dtype)
+
+    def model():
+        layer = keras.layers.Dense(2**10, kernel_initializer=zeros, use_bias=False)
+        return keras.Sequential([keras.Input((2**10 + 100,)), layer])
+
+    with pytest.raises(UnsafeModelError, match="needs 1,150,976 numbers.*file has 1,023"):
+        check_size(model, 1023)
+    check_size(model, 1024)
+    assert not made

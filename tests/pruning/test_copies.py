@@ -350,6 +350,20 @@ def test_what_a_model_holds_besides_its_graph_is_copied():
 
 
 @pytest.mark.tensorflow
+@pytest.mark.parametrize("kind", ["functional", "Sequential"])
+def test_weights_that_nothing_but_the_model_lists_are_copied(kind):
+    model, x = around()
+    if kind == "Sequential":
+        model = keras.Sequential(model.layers)
+    model.add_weight(shape=(2,), initializer="ones", name="listed", trainable=True)
+    model.add_weight(shape=(), initializer="ones", name="counted", trainable=False)
+    smaller = remove_layer(model, "b", x)
+    assert "listed" in [variable.name for variable in smaller.trainable_variables]
+    assert "counted" in [variable.name for variable in smaller.non_trainable_variables]
+    assert not {id(v) for v in model.variables} & {id(v) for v in smaller.variables}
+
+
+@pytest.mark.tensorflow
 def test_variables_that_keras_does_not_know_of_are_the_copys_own():
     model, x = parts_in_every_way()
     copy, _ = without(model, None)
