@@ -155,7 +155,8 @@ class EntropyProfile:
         The layers before and after are those that are `judged`; the others have no gradient.
         """
         gradient, judged = np.full(len(self.layers), np.nan), np.flatnonzero(self.judged)
-        gradient[judged[1:]] = -np.diff(self.mean[judged])
+        mean = self.mean[judged]
+        gradient[judged[1:]] = mean[:-1] - mean[1:]
         return gradient
 
     def flat(self, tolerance=FLAT_TOLERANCE):

@@ -2,6 +2,7 @@
 
 import h5py
 import keras
+import numpy as np
 import pytest
 from keras import ops
 
@@ -41,6 +42,21 @@ def test_levels_of_an_hdf5_file(tmp_path):
         inspect_hdf5(file)
         file.create_group("/".join("a" * (inspection._NESTING + 1)))
         with pytest.raises(UnsafeModelError, match="nested more than 100 levels deep"):
+            inspect_hdf5(file)
+
+
+@pytest.mark.parametrize(
+    "way",
+    [{"compression": "gzip"}, {"shuffle": True}, {"fletcher32": True}, {"compression": "lzf"}],
+    ids=str,
+)
+def test_known_compression(way, tmp_path):
+    with h5py.File(tmp_path / "known.h5", "w") as file:
+        file.create_dataset("weights", data=np.ones((8, 8)), chunks=(4, 4), **way)
+        inspect_hdf5(file)
+        # scale and offset, which h5py knows and Keras never writes
+        file.create_dataset("other", data=np.ones((8, 8), "int32"), chunks=(4, 4), scaleoffset=2)
+        with pytest.raises(UnsafeModelError, match="/other .* compressed in an unknown way"):
             inspect_hdf5(file)
 
 

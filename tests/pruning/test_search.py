@@ -10,6 +10,7 @@ import pytest
 
 from keras_layer_entropy import analyze_model, load_model, prune_model, remove_layer, save_model
 from keras_layer_entropy.datasets import DatasetSpec, load_dataset
+from keras_layer_entropy.profile import EntropyProfile
 from keras_layer_entropy.pruning import PruningOptions, plan
 from keras_layer_entropy.pruning.blocks import removable_blocks
 from keras_layer_entropy.pruning.checkpoint import Checkpoint
@@ -188,6 +189,20 @@ def test_entropy_gradient_takes_the_flattest_first(trained):
     expected = sorted((g, p) for p, g in gradient.items() if g < 0.5 and p in now.blocks)
     assert [(c.score, c.layer) for c in rank("entropy_gradient", now)] == expected
     assert "h48" not in [c.layer for c in rank("entropy_gradient", situation(trained))]
+
+
+def test_reasons_say_whether_entropy_rises_or_is_flat(trained):
+    names = ("h48", "h40", "h32", "h24", "out")
+    made = EntropyProfile(
+        layers=names, units=(48, 40, 32, 24, 10), outputs=(0, 0, 0, 0, 1), classes=("all",),
+        count=[5], normalizer=np.ones(5),
+        values={"activation_entropy": [[0.75], [0.875], [0.875], [0.75], [0.0]]},
+    )  # fmt: skip
+    found = rank("entropy_gradient", situation(trained, profile=made, tolerance=0.1))
+    assert [(candidate.layer, candidate.reason) for candidate in found] == [
+        ("h40", "entropy rises (gradient -0.125, tolerance 0.1)"),
+        ("h32", "entropy is flat (gradient +0.000, tolerance 0.1)"),
+    ]
 
 
 def test_state_entropy_takes_the_lowest_first(trained):
