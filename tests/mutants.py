@@ -52,6 +52,10 @@ EQUIVALENT = {
         "keras_layer_entropy/measures/topology.py",
         "return ops.while_loop(lambda start, _: start < waiting, take_up, ( -1, births))[1]",
     ): "the last map is taken up first, and once more in its turn: it comes out the same",
+    (
+        "keras_layer_entropy/measures/mutual_information.py",
+        "table = np.zeros((len(symbols), membership.shape[+1]))",
+    ): "membership has two axes",
 }
 
 Mutant = collections.namedtuple("Mutant", "path line was becomes code")
@@ -64,14 +68,16 @@ def operators():
     return {name: each() for name, each in classes.items() if not each.arguments()}
 
 
-def annotates(node):
-    """Whether a node stands in an annotation, which nothing reads while the program runs."""
+def cannot_matter(node):
+    """Whether a node stands in an annotation, which nothing reads while the program runs, or is the
+    `strict` of a `zip`, which says what the lines before it have made sure of.
+    """
     while node.parent is not None:
         position = node.parent.children.index(node)
-        before = node.parent.children[position - 1] if position else None
-        if (node.parent.type, getattr(before, "value", None)) in (
+        before = [getattr(each, "value", None) for each in node.parent.children[:position]]
+        if (node.parent.type, *before[-1:]) in (
             ("funcdef", "->"), ("tfpdef", ":"), ("annassign", ":"),
-        ):  # fmt: skip
+        ) or (node.parent.type, before) == ("argument", ["strict", "="]):  # fmt: skip
             return True
         node = node.parent
     return False
@@ -85,7 +91,7 @@ def mutations(path):
         occurrence = 0
         for node in nodes:
             for start, end in operator.mutation_positions(node):
-                if not annotates(node):
+                if not cannot_matter(node):
                     places[path, start, end].append((name, occurrence))
                 occurrence += 1
     return places

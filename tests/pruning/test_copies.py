@@ -398,6 +398,16 @@ def test_functions_stay_the_same_objects():
 
 
 @pytest.mark.tensorflow
+def test_a_function_that_meets_one_thing_twice_stays_the_same_object():
+    scale = [2.0]
+    scale.append(scale)  # a circle
+    again = scale
+    model, _ = around(layers.Lambda(lambda x: x * scale[0] * again[0], name="twice"))
+    copy, _ = without(model, None)
+    assert copy.get_layer("twice").function is model.get_layer("twice").function
+
+
+@pytest.mark.tensorflow
 def test_a_function_that_closes_over_a_layer_of_the_model_gets_the_copy():
     first = layers.Dense(8, name="first")
     model, x = around(first, layers.Lambda(lambda t: ops.matmul(t, first.kernel)))
