@@ -19,7 +19,7 @@ from absl import app, flags
 
 from keras_layer_entropy import EntropyAnalyzer, EntropyMonitor
 
-_PAIRS = flags.DEFINE_integer("pairs", 9, "Pairs per comparison.", lower_bound=7)
+_PAIRS = flags.DEFINE_integer("pairs", 15, "Pairs per comparison.", lower_bound=7)
 _ONLY = flags.DEFINE_list("only", None, "Some of analyze, hand, fit, memory (default: all).")
 _STREAM = flags.DEFINE_integer("stream", None, "(Used by itself, for the memory of one process.)")
 BATCH = 256
@@ -264,7 +264,7 @@ def timed_fit(make, x, y, callbacks):
     held_out, clock = len(x) // 5, Clock()
     start = now()
     model.fit(
-        x, y, batch_size=BATCH, epochs=8, validation_data=(x[:held_out], y[:held_out]), verbose=0,
+        x, y, batch_size=BATCH, epochs=5, validation_data=(x[:held_out], y[:held_out]), verbose=0,
         callbacks=[*callbacks, clock],
     )  # fmt: skip
     return clock.ends[-1] - clock.ends[0], now() - start, clock.waits[2:]

@@ -122,6 +122,15 @@ def test_compiling_is_worth_it_for_many_batches_of_one_shape(kind):
     assert not few.worth_compiling
 
 
+@pytest.mark.tensorflow
+@pytest.mark.parametrize(("samples", "compiled"), [(31, False), (32, True)])
+def test_few_batches_are_not_compiled(samples, compiled):
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3, name="out")])
+    analyzer = EntropyAnalyzer(model)
+    analyzer.analyze((np.ones((samples, 3)), np.arange(samples) % 3), batch_size=1, verbose=0)
+    assert analyzer._pass.jit_compile == compiled
+
+
 def of_every_kind():
     """Kind -> what Keras's `evaluate` takes, always the same numbers."""
     kinds = {

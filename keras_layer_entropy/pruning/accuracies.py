@@ -393,6 +393,8 @@ def _words(metric):
         return f"BinaryAccuracy(threshold={metric._fn_kwargs.get('threshold', 0.5):g})"
     if kind == _SIGN:
         return "the share of outputs with the sign of their target"
+    if isinstance(metric, _Ignoring):
+        return "SparseCategoricalAccuracy without the class that the loss ignores"
     return "SparseCategoricalAccuracy" if kind == _SPARSE else "CategoricalAccuracy"
 
 

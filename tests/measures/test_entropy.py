@@ -8,6 +8,7 @@ import reference
 from keras import ops
 
 from keras_layer_entropy import measures
+from keras_layer_entropy.measures.catalogue import DESCRIPTIONS
 from keras_layer_entropy.measures.entropy import log_pattern
 
 PATTERNS = ("mean_then_softmax", "softmax_then_mean", "per_sample")
@@ -145,3 +146,11 @@ def test_bad_arguments(arguments, message):
         measures.activation_entropy(np.zeros((2, 3)), **arguments)
     with pytest.raises(ValueError, match=r"shape \(3,\); expected \[..., samples, units\]"):
         measures.activation_entropy(np.zeros(3))
+
+
+def test_bounds_are_reached():
+    """Two samples that share no neuron: uniform on the mean, each certain, each neuron on once."""
+    x = np.array([[50.0, -50.0], [-50.0, 50.0]])
+    for name in ("activation_entropy", "instability", "state_entropy"):
+        found = float(getattr(measures, name)(x))
+        assert found == pytest.approx(DESCRIPTIONS[name].largest, abs=1e-6), name

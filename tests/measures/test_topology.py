@@ -167,6 +167,15 @@ def test_graphs_known_by_heart(map_, index):
     assert births(map_) == index == reference(map_)
 
 
+def test_more_loops_at_a_time_than_a_word_has_bits():
+    """Two sets of 7 vertices joined, 36 loops, then all edges of one set: no loop is left."""
+    m = 14
+    first = np.arange(m) < m // 2
+    map_ = np.where(first[:, None] & first, 1.0, 2.0).astype("float32")
+    assert reference(map_) == 0
+    assert births(map_).item() == 0
+
+
 @pytest.mark.tensorflow  # no backend in it
 def test_words_hold_the_loops_of_complete_bipartite_graphs():
     for m in range(4, 113):
@@ -319,6 +328,10 @@ def combined(row, min_rate, penalty):
 
 # A few float32 operations on numbers about 1.
 FLOAT32 = dict(rtol=1e-6, atol=1e-6)
+
+
+def test_noise_has_the_limits_of_birth_index():
+    assert topology.noise_entropy(28) == topology.noise_entropy(28, 0.8, 50, 100)
 
 
 def test_rate_and_entropy_equal_numpy():

@@ -143,6 +143,19 @@ CASES = {
 }
 
 
+WORDS = {  # of those that are replaced: by what
+    "a threshold for logits": ("BinaryAccuracy(threshold=0)", "BinaryAccuracy(threshold=0.5)"),
+    "a logit, accuracy of probabilities": (
+        *("BinaryAccuracy(threshold=0.5)", "BinaryAccuracy(threshold=0)"),
+    ),
+    "the only class of one output": ("CategoricalAccuracy", "BinaryAccuracy(threshold=0.5)"),
+    "several labels, as if one": ("CategoricalAccuracy", "BinaryAccuracy(threshold=0.5)"),
+    "hinge": (
+        *("BinaryAccuracy(threshold=0.5)", "the share of outputs with the sign of their target"),
+    ),
+}
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_the_number_is_what_it_says(case, recwarn):
     units, activation, y, compilation, count, replaced = CASES[case]
@@ -152,14 +165,17 @@ def test_the_number_is_what_it_says(case, recwarn):
     assert scores.accuracy == pytest.approx(expected, abs=1e-6)  # a float32 mean
     said = [str(w.message) for w in recwarn if "keras_layer_entropy" in w.filename]
     assert len(said) == replaced, said
-    assert all("does not fit its loss" in words for words in said)
+    for words in said:
+        given, decides = WORDS[case]
+        assert f", {given}, does not fit its loss" in words
+        assert words.endswith(f"decides by {decides}.")
 
 
 def test_samples_of_an_ignored_class_do_not_count():
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1)
     y = np.where(BITS == 1, IDS, -1)
     model = network(3, loss=loss, metrics=["accuracy"])
-    with pytest.warns(UserWarning, match="'accuracy' of 'out'.*does not fit"):
+    with pytest.warns(UserWarning, match="SparseCategoricalAccuracy without the class"):
         found = score(model, (X, y)).accuracy
     right = model.predict(X, verbose=0).argmax(axis=1) == y
     assert found == pytest.approx(right[y >= 0].mean(), abs=1e-6)

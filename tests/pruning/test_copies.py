@@ -388,6 +388,18 @@ def test_adapters_can_be_trained_on():
 
 
 @pytest.mark.tensorflow
+def test_a_nested_model_keeps_the_shape_that_it_takes():
+    block = keras.Sequential([keras.Input((8,)), layers.Dense(8, name="in")], name="block")
+    inputs = keras.Input(batch_shape=(5, 8))
+    x = layers.Dense(8, "relu", name="a")(inputs)
+    model = keras.Model(inputs, layers.Dense(3, name="out")(block(x)))
+    copy, _ = without(model, None)
+    assert copy.get_layer("block").input_shape == (None, 8)
+    smaller = remove_layer(model, "a", like(8)[:5])
+    assert smaller.get_layer("block").input_shape == (None, 8)
+
+
+@pytest.mark.tensorflow
 def test_functions_stay_the_same_objects():
     model, _ = live_functions()
     copy, _ = without(model, None)

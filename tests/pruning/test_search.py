@@ -241,7 +241,9 @@ def test_linearity_is_the_residual_of_the_regression(trained):
 def test_loss_gap_is_the_rise_of_the_loss(trained):
     validation = digits("validation")
     now = trained.evaluate(*validation, verbose=0)[0]
-    for candidate in rank("loss_gap", situation(trained)):
+    candidates = rank("loss_gap", situation(trained))
+    assert len(candidates) == 4
+    for candidate in candidates:
         smaller = remove_layer(trained, candidate.layer, digits("train"))
         gap = smaller.evaluate(*validation, verbose=0)[0] - now
         assert candidate.score == pytest.approx(gap, abs=1e-4)  # two regressions in float
