@@ -4,8 +4,8 @@
 
 Two commands are timed in turn, pair by pair, in one process after a warm-up of each, and the ratio
 of each pair is taken: machines drift, ratios less so. Prints median, min and max over the pairs,
-for wall time and for CPU time. Of `fit`, the epochs after the first, whole fits, and how long a
-pass waits for its first step.
+for CPU time and for wall time. Fits are of a fresh model each, without a warm-up: of these the
+epochs after the first, the whole fits, and how long a pass waits for its first step.
 """
 
 import resource
@@ -202,7 +202,7 @@ def spread(ratios):
 
 def analyze(pairs):
     """`analyze_model`, warm, over `evaluate`, and the usual answer over it."""
-    header("what", "CPU time", "wall time")
+    header("what", *(f"{kind} time: median (min to max)" for kind in ("CPU", "wall")))
     for name, make in MODELS.items():
         model, x, y = prepared(make)
         analyzer = EntropyAnalyzer(model)
@@ -219,7 +219,7 @@ def analyze(pairs):
 
 def hand(pairs):
     """`analyze_model` without the model's metrics over the best loop by hand."""
-    header("what", "CPU time", "wall time")
+    header("what", *(f"{kind} time: median (min to max)" for kind in ("CPU", "wall")))
     for name, make in MODELS.items():
         model, x, y = prepared(make)
         analyzer = EntropyAnalyzer(uncompiled_twin(model, x))

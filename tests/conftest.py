@@ -14,10 +14,6 @@ collect_ignore = ["mutants.py"]  # a command of its own, with packages of its ow
 _fits = collections.Counter()  # what tests/repeated_fits.py counted, in all processes
 
 
-def pytest_addoption(parser):
-    parser.addoption("--fits-once", action="store_true", help="repeat no fit beside a monitor")
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     """Examples of figures and pages run on TensorFlow alone: no backend changes what they show."""
@@ -42,7 +38,7 @@ def _fresh_keras():
 def _monitor_beside_every_fit(monkeypatch, request):
     import keras
 
-    once = request.node.get_closest_marker("fits_once") or request.config.option.fits_once
+    once = request.node.get_closest_marker("fits_once") or "FITS_ONCE" in os.environ
     if keras.backend.backend() == "tensorflow" and not once:  # elsewhere it records nothing in fit
         from repeated_fits import repeating
 

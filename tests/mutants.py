@@ -135,9 +135,10 @@ def copy_of_project(folder):
 
 def pytest(folder, *arguments, timeout=None):
     """Runs pytest in a copy of the project; returns its exit code and what it printed."""
-    options = ["-x", "-q", "-p", "no:cacheprovider", "--fits-once"]
+    options = ["-x", "-q", "-p", "no:cacheprovider"]
     environment = os.environ | {
         "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "TF_CPP_MIN_LOG_LEVEL": "3",
+        "FITS_ONCE": "1",
     }  # fmt: skip
     run = subprocess.run(
         [sys.executable, "-m", "pytest", *options, *arguments],
@@ -157,7 +158,7 @@ def record(folder):
 
 
 def tests_by_line(folder):
-    """What was recorded: file -> line (0: any) -> tests that go through it, at most `MOST` of them.
+    """What was recorded: file -> line (0: any) -> tests that go through it, `MOST` seconds of them.
 
     Those that are named after the file come first, then the quickest.
     """
@@ -176,17 +177,13 @@ def tests_by_line(folder):
         }
         lines[0] = set().union(*lines.values())
         for line, tests in lines.items():
-            order = sorted(tests, key=lambda x: (f"{name}::" not in x, times.get(x, 0.0)))
-            lines[line] = [
-                test
-                for test, until in zip(
-                    order, itertools.accumulate(times.get(x, 0.0) for x in order), strict=True
-                )
-                if until <= MOST
-            ]
+            order = sorted(tests, key=lambda test: (f"{name}::" not in test, times[test]))
+            until = itertools.accumulate(times[test] for test in order)
+            lines[line] = [test for test, end in zip(order, until, strict=True) if end <= MOST]
         found[str(pathlib.Path(file).relative_to(folder))] = lines
     # A test that is not found under its name would look like one that fails.
-    code, printed = pytest(folder, "--collect-only", *{t for x in found.values() for t in x[0]})
+    asked = {test for lines in found.values() for tests in lines.values() for test in tests}
+    code, printed = pytest(folder, "--collect-only", *asked)
     if code:
         sys.exit(f"Not all tests are found again:\n{printed}")
     return found

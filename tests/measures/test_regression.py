@@ -5,10 +5,7 @@ import pytest
 
 from keras_layer_entropy.measures.regression import fit_of, ridge_regression
 
-
-@pytest.fixture
-def random():
-    return np.random.default_rng(0)
+pytestmark = pytest.mark.tensorflow  # no backend in it
 
 
 def gram_of(x, z):

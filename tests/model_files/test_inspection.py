@@ -15,6 +15,8 @@ from keras_layer_entropy.model_files.inspection import (
     inspect_hdf5,
 )
 
+pytestmark = pytest.mark.tensorflow  # files are the same on every backend
+
 
 class Own(keras.layers.Layer):
     """A layer of somebody's own."""
