@@ -4,6 +4,7 @@ Births are integers: all comparisons of them are exact.
 """
 
 import functools
+import inspect
 import itertools
 import math
 
@@ -15,6 +16,8 @@ from backends import some_on_each
 from keras import ops
 
 from keras_layer_entropy.measures import topology
+from keras_layer_entropy.measures.catalogue import DESCRIPTIONS
+from keras_layer_entropy.statistics import FeatureEntropy
 
 
 def compiled(function, jit=True):
@@ -330,8 +333,16 @@ def combined(row, min_rate, penalty):
 FLOAT32 = dict(rtol=1e-6, atol=1e-6)
 
 
-def test_noise_has_the_limits_of_birth_index():
-    assert topology.noise_entropy(28) == topology.noise_entropy(28, 0.8, 50, 100)
+@pytest.mark.tensorflow  # no backend in it
+def test_limits_are_the_same_wherever_they_may_be_left_out():
+    def defaults(function):
+        known = inspect.signature(function).parameters
+        return {name: known[name].default for name in ("max_density", "max_rank")}
+
+    published = {"max_density": 0.8, "max_rank": 50}
+    for function in (topology.birth_index, topology.noise_entropy, FeatureEntropy):
+        assert defaults(function) == published, function
+    assert DESCRIPTIONS["feature_entropy"].options == published
 
 
 def test_rate_and_entropy_equal_numpy():
