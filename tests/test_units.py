@@ -217,14 +217,24 @@ def test_batches_do_not_matter(estimator, random):
             )
 
 
+class ChannelsFirst(layers.Conv2D):
+    """A convolution of images with channels first, for which TensorFlow on a CPU needs oneDNN."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, data_format="channels_first", **kwargs)
+
+    def convolution_op(self, inputs, kernel):
+        outputs = keras.ops.conv(keras.ops.moveaxis(inputs, 1, -1), kernel, self.strides)
+        return keras.ops.moveaxis(outputs, -1, 1)
+
+
 @pytest.mark.tensorflow
 def test_channels_first(random):
     x, y = data(random, shape=(7, 5, 2))
     last, first = (
-        keras.Sequential([layers.Conv2D(3, 2, data_format=f, name="conv"), layers.Flatten(),
-                          layers.Dense(CLASSES)])
-        for f in ("channels_last", "channels_first")
-    )  # fmt: skip
+        keras.Sequential([conv(3, 2, name="conv"), layers.Flatten(), layers.Dense(CLASSES)])
+        for conv in (layers.Conv2D, ChannelsFirst)
+    )
     moved = np.moveaxis(x, -1, 1)
     last(x), first(moved)
     first.get_layer("conv").set_weights(last.get_layer("conv").get_weights())
