@@ -27,8 +27,8 @@ from keras_layer_entropy.datasets import DatasetSpec, load_parts
 from keras_layer_entropy.pruning import CRITERIA, prune_model, remove_layer
 from keras_layer_entropy.pruning.blocks import removable_blocks
 from keras_layer_entropy.pruning.criteria import Situation, rank
+from keras_layer_entropy.pruning.shuffling import Shuffled
 from keras_layer_entropy.pruning.surgery import take_out
-from keras_layer_entropy.shuffling import Shuffled
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/criteria.py:digits")
 _SEEDS = flags.DEFINE_integer("seeds", 5, "Number of seeds.", lower_bound=1)

@@ -16,7 +16,7 @@ import studies
 
 from keras_layer_entropy import EntropyMonitor, analyze_model, plots
 from keras_layer_entropy.measures.catalogue import DESCRIPTIONS
-from keras_layer_entropy.shuffling import Shuffled
+from keras_layer_entropy.pruning.shuffling import Shuffled
 
 ESTIMATORS = {"logdet": "LogDet", "mutual_information": "kernel density"}
 HEADERS = {"input": "I(X; T)", "labels": "I(T; Y)", "previous": "I(T before; T)"}

@@ -11,7 +11,7 @@ from ml_collections import config_flags
 from keras_layer_entropy import EntropyMonitor
 from keras_layer_entropy.datasets import DatasetSpec, load_parts
 from keras_layer_entropy.files import replacing
-from keras_layer_entropy.shuffling import Shuffled
+from keras_layer_entropy.pruning.shuffling import Shuffled
 
 
 def main(run, config, workdir):

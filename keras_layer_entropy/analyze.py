@@ -12,7 +12,7 @@ import sys
 from absl import flags
 
 from keras_layer_entropy import command_line, report
-from keras_layer_entropy.analyzer import analyze_model
+from keras_layer_entropy.analysis.analyzer import analyze_model
 from keras_layer_entropy.command_line import FLAGS
 from keras_layer_entropy.datasets import load_dataset
 from keras_layer_entropy.measures.catalogue import DESCRIPTIONS, ENTROPIES

@@ -12,10 +12,9 @@ import rich.console
 from absl import app, flags, logging
 
 from keras_layer_entropy.datasets import SOURCES, DatasetSpec
-from keras_layer_entropy.files import local_path
-from keras_layer_entropy.locks import claimed
+from keras_layer_entropy.files import claimed, local_path
+from keras_layer_entropy.measures.entropy import FLAT_TOLERANCE
 from keras_layer_entropy.model_files import dataset_record, load_model
-from keras_layer_entropy.profile import FLAT_TOLERANCE
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string(

@@ -27,7 +27,8 @@ import rich.progress
 from absl import flags
 
 from keras_layer_entropy import command_line, report
-from keras_layer_entropy.analyzer import analyze_model
+from keras_layer_entropy.analysis.analyzer import analyze_model
+from keras_layer_entropy.analysis.units import analyze_units
 from keras_layer_entropy.command_line import FLAGS
 from keras_layer_entropy.datasets import load_parts
 from keras_layer_entropy.files import recover, replacing
@@ -39,6 +40,7 @@ from keras_layer_entropy.pruning import (
     compare_costs,
     plan,
     prune_model,
+    rank_units,
     score,
 )
 from keras_layer_entropy.pruning.accuracies import accuracy_metrics
@@ -48,8 +50,7 @@ from keras_layer_entropy.pruning.checkpoint import (
     data_fingerprint,
     fingerprint,
 )
-from keras_layer_entropy.streaming import Source
-from keras_layer_entropy.units import analyze_units
+from keras_layer_entropy.recording.passes import Source
 
 _RECORDS = (RECORD, "before.json", "after.json", "pruning.png")
 
@@ -331,7 +332,9 @@ def _write_report(search, model, validation):
         settings = {**profile.settings, **known.settings}
         profiles[name] = dataclasses.replace(profile, settings=settings)
     result = dataclasses.replace(result, **profiles)
-    search = dataclasses.replace(search, result=result, units=_units(result.model, validation))
+    search = dataclasses.replace(
+        search, result=result, units=_ranked_units(result.model, validation)
+    )
     report.write_report(
         command_line.path_of("report"),
         profiles["before"],
@@ -341,15 +344,16 @@ def _write_report(search, model, validation):
     )
 
 
-def _units(model, data):
-    """`UnitProfile`s of the model's convolutions; none, with a warning, where they have no maps."""
+def _ranked_units(model, data):
+    """The units of the model's convolutions; none, with a warning, where they have no maps."""
     if not any(isinstance(x, keras.layers.Conv2D) for x in model._flatten_layers()):
         return ()
     try:
-        return analyze_units(model, data, batch_size=FLAGS.batch_size, verbose=0)
+        profiles = analyze_units(model, data, batch_size=FLAGS.batch_size, verbose=0)
     except ValueError as error:  # the search itself is done and written: the page is to be, too
         warnings.warn(f"Units of convolutions are left out of the report: {error}", stacklevel=2)
         return ()
+    return tuple(unit for profile in profiles for unit in rank_units("feature_entropy", profile))
 
 
 def _named(profile, parts):

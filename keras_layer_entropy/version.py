@@ -1,9 +1,10 @@
 """The version of this library, and of what it runs on."""
 
-import importlib
 import platform
 
 import keras
+
+from keras_layer_entropy import backend
 
 __version__ = "0.1.1"
 
@@ -16,11 +17,9 @@ def versions():
     >>> "keras" in versions()
     True
     """
-    backend = keras.backend.backend()
     return {
         "keras_layer_entropy": __version__,
         "keras": keras.version(),
-        # Not the version of its package, which has other names too (tensorflow-cpu).
-        backend: importlib.import_module(backend).__version__,
+        backend.name(): backend.version(),
         "python": platform.python_version(),
     }

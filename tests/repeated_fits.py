@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from keras_layer_entropy import EntropyMonitor
-from keras_layer_entropy.streaming import own_variables
+from keras_layer_entropy.recording.passes import own_variables
 
 tally = collections.Counter()
 _inside = False

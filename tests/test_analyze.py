@@ -11,7 +11,7 @@ from command_lines import call, run
 
 from keras_layer_entropy import EntropyProfile, analyze_model, report, save_model
 from keras_layer_entropy.datasets import DatasetSpec, load_dataset
-from keras_layer_entropy.locks import claimed
+from keras_layer_entropy.files import claimed
 
 pytestmark = pytest.mark.tensorflow
 

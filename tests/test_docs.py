@@ -239,10 +239,3 @@ def test_links_lead_somewhere(page):
         assert path.exists(), f"{page} links to {target}"
         if anchor:
             assert anchor in anchors(path.relative_to(ROOT)), f"{page} links to {target}"
-
-
-@pytest.mark.parametrize("folder", ["pruning", "model_files", "report", "plots"])
-def test_contributing_names_every_file(folder):
-    said = set(inline("CONTRIBUTING.md"))
-    files = (ROOT / "keras_layer_entropy" / folder).rglob("*.py")
-    assert {file.name for file in files if file.name != "__init__.py"} <= said

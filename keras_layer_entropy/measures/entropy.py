@@ -12,8 +12,11 @@ import math
 import keras
 from keras import ops
 
+from keras_layer_entropy.backend import at_least_float32
+
 PATTERNS = ("mean_then_softmax", "softmax_then_mean", "per_sample")
 NORMALIZATIONS = ("log", "none")
+FLAT_TOLERANCE = 0.01  # a layer over which the activation entropy falls by less is flat
 _TINY = 2.0**-126  # the smallest number that float32 holds with all its digits
 
 
@@ -52,7 +55,7 @@ def activation_entropy(activations, pattern="mean_then_softmax", normalization="
     0.968
     """
     check_pattern(pattern)
-    activations = two_way(_samples(activations))
+    activations = two_way(_checked(activations))
     if pattern == "mean_then_softmax":
         nats = softmax_entropy(ops.mean(activations, axis=-2))
     elif pattern == "softmax_then_mean":
@@ -119,7 +122,7 @@ def state_entropy(pre_activations):
     >>> float(state_entropy(np.array([[1.0, 2.0], [1.0, -2.0]])))  # always on; on half the time
     0.5
     """
-    on = ops.cast(_samples(pre_activations) > 0, "float32")
+    on = ops.cast(_checked(pre_activations) > 0, "float32")
     return ops.mean(binary_entropy(ops.mean(on, axis=-2)), axis=-1)
 
 
@@ -140,7 +143,7 @@ def activation_pattern(activations):
     >>> np.asarray(activation_pattern(np.zeros((3, 4)))).tolist()
     [0.25, 0.25, 0.25, 0.25]
     """
-    return ops.softmax(ops.mean(two_way(_samples(activations)), axis=-2), axis=-1)
+    return ops.softmax(ops.mean(two_way(_checked(activations)), axis=-2), axis=-1)
 
 
 def softmax_entropy(logits):
@@ -288,20 +291,13 @@ def two_way(activations):
     return ops.concatenate([ops.zeros_like(activations), activations], axis=-1)
 
 
-def at_least_float32(x):
-    """`x` as a floating tensor of 32 bits or more (half precision and integers are widened)."""
-    x = ops.convert_to_tensor(x)
-    wide = keras.backend.standardize_dtype(x.dtype) in ("float32", "float64")
-    return x if wide else ops.cast(x, "float32")
-
-
 def check_pattern(pattern):
     """Raises ValueError unless `pattern` is one of `PATTERNS`."""
     if pattern not in PATTERNS:
         raise ValueError(f"Unknown pattern {pattern!r}; expected one of {PATTERNS}.")
 
 
-def _samples(activations):
+def _checked(activations):
     activations = at_least_float32(activations)
     if len(activations.shape) < 2:
         raise ValueError(

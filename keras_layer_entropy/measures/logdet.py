@@ -11,7 +11,7 @@ in float32; every other floating dtype is kept.
 
 from keras import ops
 
-from keras_layer_entropy.measures.entropy import at_least_float32
+from keras_layer_entropy.backend import at_least_float32
 
 MODES = ("covariance", "correlation")
 
@@ -151,7 +151,7 @@ def logdet_class_entropy(x, membership, beta=1.0):
     >>> float(logdet_class_entropy(x, np.eye(2)[[0, 0, 1, 1]]))  # nothing is left inside
     0.0
     """
-    x = _samples(x)
+    x = _checked(x)
     membership = ops.cast(membership, x.dtype)
     if len(x.shape) != 2 or len(membership.shape) != 2 or x.shape[0] != membership.shape[0]:
         raise ValueError(
@@ -253,7 +253,7 @@ def _columns(x, mode):
     """The centred columns, divided so that A'A is C."""
     if mode not in MODES:
         raise ValueError(f"Unknown mode {mode!r}; expected one of {MODES}.")
-    x = _samples(x)
+    x = _checked(x)
     largest = ops.max(ops.abs(x), axis=-2, keepdims=True)
     x = x - ops.mean(x, axis=-2, keepdims=True)
     if mode == "correlation":
@@ -263,7 +263,7 @@ def _columns(x, mode):
     return x / x.shape[-2] ** 0.5
 
 
-def _samples(x):
+def _checked(x):
     x = at_least_float32(x)
     if len(x.shape) < 2 or 0 in x.shape[-2:]:
         raise ValueError(f"x has shape {tuple(x.shape)}; expected [..., samples, features].")

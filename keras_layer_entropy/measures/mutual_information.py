@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 from keras import ops
 
-from keras_layer_entropy.measures.entropy import at_least_float32
+from keras_layer_entropy.backend import at_least_float32
 
 # Numbers of a pairwise table that are held at a time: 8 MiB of float32, a few times over.
 BLOCK = 2**21
@@ -122,7 +122,7 @@ def kernel_information(t, membership, variance=0.1):
     """
     if not 0 < variance < math.inf:
         raise ValueError(f"variance={variance}; expected a positive number.")
-    t, membership = _samples(t, membership)
+    t, membership = _checked(t, membership)
     if None in t.shape[:-1]:
         raise ValueError(
             f"t has shape {tuple(t.shape)}; expected a static number of samples: give the "
@@ -175,7 +175,7 @@ def binned_information(t, membership, bins=30, limits=None):
     _check_bins(bins)
     if limits is not None and not limits[0] < limits[1]:
         raise ValueError(f"limits={limits}; expected two numbers, the smaller one first.")
-    t, membership = (ops.convert_to_numpy(x) for x in _samples(t, membership))
+    t, membership = (ops.convert_to_numpy(x) for x in _checked(t, membership))
     counts = (membership > 0).any(axis=-1)
     if not counts.any():
         raise ValueError("All of membership is 0; expected a sample that belongs to a class.")
@@ -228,7 +228,7 @@ def quantile_information(values, membership, bins=10):
     >>> [round(float(value), 3) for value in quantile_information(values, labels).labels]
     [1.001, 0.0]
     """
-    values, membership = _samples(_units(values, bins), membership)
+    values, membership = _checked(_units(values, bins), membership)
     weight = ops.sum(membership, axis=-1)
     codes = _quantile_codes(values, weight, bins)
     in_bin = (ops.cast(codes == k, values.dtype) for k in range(bins))
@@ -563,7 +563,7 @@ def _unknown(values, weight):
     return ops.any(ops.logical_and(ops.isnan(values), (weight > 0)[:, None]), axis=0)
 
 
-def _samples(t, membership):
+def _checked(t, membership):
     t = at_least_float32(t)
     membership = ops.cast(membership, t.dtype)
     fits = len(t.shape) > 1 and len(membership.shape) == 2 and membership.shape[1] != 0

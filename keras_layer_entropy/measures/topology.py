@@ -19,7 +19,8 @@ import math
 import numpy as np
 from keras import ops
 
-from keras_layer_entropy.measures.entropy import at_least_float32, shannon_entropy
+from keras_layer_entropy.backend import at_least_float32
+from keras_layer_entropy.measures.entropy import shannon_entropy
 
 PENALTIES = ("unselective", "printed")
 WORD = 32  # bits of an int32

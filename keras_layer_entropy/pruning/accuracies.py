@@ -11,10 +11,11 @@ from typing import Any
 import keras
 from keras import ops, tree
 
+from keras_layer_entropy.backend import strategy_scope
 from keras_layer_entropy.pruning.copying import Copies
 from keras_layer_entropy.pruning.optimizer_state import recompile, reset_copies
 from keras_layer_entropy.pruning.rewrite import without
-from keras_layer_entropy.streaming import Source, strategy_scope
+from keras_layer_entropy.recording.passes import Source
 
 NAME = "pruning_accuracy"  # nobody else's metric is called so
 

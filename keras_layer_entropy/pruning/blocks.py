@@ -5,10 +5,10 @@ import dataclasses
 
 import keras
 
-from keras_layer_entropy.layer_kinds import kind
-from keras_layer_entropy.probe import choose_layers
 from keras_layer_entropy.pruning.graph import flat_graph, shared_paths
 from keras_layer_entropy.pruning.linear import obstacle
+from keras_layer_entropy.recording.layer_kinds import kind
+from keras_layer_entropy.recording.layers import choose_layers
 
 
 @dataclasses.dataclass(frozen=True)

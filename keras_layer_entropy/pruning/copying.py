@@ -21,7 +21,7 @@ from keras.src.random.seed_generator import make_default_seed
 from keras.src.utils.tracking import Tracker
 
 from keras_layer_entropy.pruning.graph import first_tensor, nested_inputs
-from keras_layer_entropy.streaming import own_variables
+from keras_layer_entropy.recording.passes import own_variables
 
 # What `compile` and `fit` leave on a model: it is compiled anew.
 _TRAINING = {

@@ -3,11 +3,11 @@
 import dataclasses
 import time
 
-import keras
 import numpy as np
 from keras import tree
 
-from keras_layer_entropy.probe import choose_layers
+from keras_layer_entropy import backend
+from keras_layer_entropy.recording.layers import choose_layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,32 +59,6 @@ def compare_costs(models, x, batch_sizes=(1, 256), rounds=30):
         for i, median in enumerate(np.median(times[2:], axis=0)):
             latencies[i][size] = float(1000 * median)
     return [
-        Cost(len(choose_layers(model)), model.count_params(), flops(model, x), latency)
+        Cost(len(choose_layers(model)), model.count_params(), backend.flops(model, x), latency)
         for model, latency in zip(models, latencies, strict=True)
     ]
-
-
-def flops(model, x):
-    """Floating-point operations of a forward pass of one sample, by the backend's own count."""
-    one = tree.map_structure(lambda part: np.asarray(part)[:1], x)
-    if keras.backend.backend() == "jax":
-        import jax
-
-        compiled = jax.jit(lambda inputs: model(inputs, training=False)).lower(one).compile()
-        return int(compiled.cost_analysis()["flops"])
-    if keras.backend.backend() != "tensorflow":
-        return None
-    import tensorflow as tf
-
-    function = tf.function(lambda inputs: model(inputs, training=False))
-    graph = function.get_concrete_function(tree.map_structure(tf.constant, one)).graph
-    profiler = tf.compat.v1.profiler
-    options = profiler.ProfileOptionBuilder(profiler.ProfileOptionBuilder.float_operation())
-    logger = tf.get_logger()
-    level = logger.level
-    logger.setLevel("ERROR")  # the profiler warns of its own age
-    try:
-        counted = profiler.profile(graph, options=options.with_empty_output().build())
-    finally:
-        logger.setLevel(level)
-    return int(counted.total_float_ops)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_layer_entropy.profile import FLAT_TOLERANCE
+from keras_layer_entropy.measures.entropy import FLAT_TOLERANCE
 from keras_layer_entropy.pruning.evaluation import evaluate
 from keras_layer_entropy.pruning.refit import WIDEST, linear_fits
 from keras_layer_entropy.pruning.surgery import take_out

@@ -4,10 +4,11 @@ import contextlib
 import dataclasses
 import math
 
+from keras_layer_entropy.backend import strategy_scope
 from keras_layer_entropy.pruning.accuracies import NAME
 from keras_layer_entropy.pruning.copying import Copies
 from keras_layer_entropy.pruning.optimizer_state import fresh_metrics, recompile, reset_copies
-from keras_layer_entropy.streaming import Source, strategy_scope
+from keras_layer_entropy.recording.passes import Source
 
 
 @dataclasses.dataclass(frozen=True)

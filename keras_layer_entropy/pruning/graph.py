@@ -101,7 +101,7 @@ def flat_graph(model):
     numbers = itertools.count()
     bound = {id(tensor): next(numbers) for tensor in functional.inputs}
     graph.shapes.update((bound[id(tensor)], tensor.shape) for tensor in functional.inputs)
-    outputs = _walk(functional, "", bound, graph, numbers)
+    outputs = _collect(functional, "", bound, graph, numbers)
     held = {}
     for call in graph.calls:
         other = held.setdefault(id(call.operation), call.path)
@@ -125,7 +125,7 @@ def opened(operation):
     return None
 
 
-def _walk(functional, prefix, bound, graph, numbers):
+def _collect(functional, prefix, bound, graph, numbers):
     """Appends the calls of a functional model; returns the numbers of its outputs.
 
     `bound` maps the ids of its tensors to their numbers.
@@ -147,7 +147,7 @@ def _walk(functional, prefix, bound, graph, numbers):
                 numbered = [bound[id(tensor)] for tensor in given]
                 graph.nested.setdefault(path, []).append(tuple(numbered))
                 within = dict(zip(map(id, inner.inputs), numbered, strict=True))
-                results = _walk(inner, f"{path}/", within, graph, numbers)
+                results = _collect(inner, f"{path}/", within, graph, numbers)
             for number, tensor in zip(results, node.output_tensors, strict=True):
                 bound[id(tensor)] = number
                 graph.shapes.setdefault(number, tensor.shape)

@@ -29,7 +29,7 @@ def copy_compilation(model, new, variables):
             f"{error}"
         ) from error
     new.compile(**{**fresh_metrics(model), "optimizer": optimizer})
-    _copy_state(model.optimizer, optimizer, new, variables)
+    _copy_optimizer(model.optimizer, optimizer, new, variables)
 
 
 def set_learning_rate(model, learning_rate):
@@ -44,7 +44,7 @@ def set_learning_rate(model, learning_rate):
     optimizer = _unbuilt_copy(model, variables)
     _replace_learning_rate(getattr(optimizer, "inner_optimizer", optimizer), learning_rate)
     model.compile(**{**fresh_metrics(model), "optimizer": optimizer})
-    _copy_state(old, optimizer, model, variables)
+    _copy_optimizer(old, optimizer, model, variables)
     if isinstance(learning_rate, float):
         getattr(optimizer, "inner_optimizer", optimizer).learning_rate = learning_rate
 
@@ -178,7 +178,7 @@ def _set_variables(optimizer, variables):
     optimizer._tracker.stored_ids["variables"] = set(map(id, variables))
 
 
-def _copy_state(old, new, model, variables):
+def _copy_optimizer(old, new, model, variables):
     if not old.built:
         return
     if not new.built:
@@ -191,7 +191,7 @@ def _copy_state(old, new, model, variables):
         _build(new, list(order.values()))
     accounted = _copy_slots(old, new, variables)
     if hasattr(old, "inner_optimizer"):  # LossScaleOptimizer
-        _copy_state(old.inner_optimizer, new.inner_optimizer, model, variables)
+        _copy_optimizer(old.inner_optimizer, new.inner_optimizer, model, variables)
         accounted |= {id(variable) for variable in old.inner_optimizer.variables}
     lost = [variable.name for variable in old.variables if id(variable) not in accounted]
     if lost:

@@ -6,12 +6,13 @@ import warnings
 import keras
 from keras import ops
 
-from keras_layer_entropy.measures.regression import fit_of, ridge_regression
-from keras_layer_entropy.probe import ActivationProbe, choose_layers
+from keras_layer_entropy.backend import strategy_scope
+from keras_layer_entropy.measures.gram import GramStatistic, fit_of, ridge_regression
 from keras_layer_entropy.pruning.graph import flat_graph, shared_paths
 from keras_layer_entropy.pruning.linear import assign, constrained, features_of, matrix
-from keras_layer_entropy.statistics import GramStatistic
-from keras_layer_entropy.streaming import Source, StreamingPass, strategy_scope, unmoved
+from keras_layer_entropy.recording.layers import choose_layers
+from keras_layer_entropy.recording.passes import Source, StreamingPass, unmoved
+from keras_layer_entropy.recording.probe import ActivationProbe
 
 WIDEST = 8192  # features; the Gram matrix and its solution grow with their square and cube
 
@@ -88,13 +89,13 @@ def linear_fits(student, teacher, pairs, data, batch_size=256, *, steps=None):
     source = Source(_as_inputs(student, data), batch_size, steps, must_end=True)
     _check_inputs(student, source.first()[0])
     with strategy_scope(student):
-        fits = _FitPass(student, teacher, pairs)
+        fits = _GramPass(student, teacher, pairs)
     with unmoved(student), unmoved(teacher):
         fits.run(source)
     return fits.result()
 
 
-class _FitPass(StreamingPass):
+class _GramPass(StreamingPass):
     """One forward pass through both models."""
 
     def __init__(self, student, teacher, pairs):
@@ -109,6 +110,7 @@ class _FitPass(StreamingPass):
         watched = _watched(student)
         self._finite = _FiniteStatistic(watched)
         super().__init__(student, [*self._grams.values(), self._finite], name="refit")
+        self._student = student
         self._given = ActivationProbe(student, list({*given, *watched}))
         self._wanted = ActivationProbe(teacher, wanted)
 
@@ -137,7 +139,7 @@ class _FitPass(StreamingPass):
                 gram.update_state(given, wanted, mask)
 
     def result(self):
-        self._finite.check(self._model)
+        self._finite.check(self._student)
         return {
             (x, z): _fitted(self._targets[z], gram.result(), gram.features)
             for (x, z), gram in self._grams.items()

@@ -2,10 +2,11 @@
 
 import keras
 
+from keras_layer_entropy.backend import strategy_scope
 from keras_layer_entropy.pruning.copying import Copies
 from keras_layer_entropy.pruning.graph import flat_graph
 from keras_layer_entropy.pruning.optimizer_state import assign_copy, copy_compilation
-from keras_layer_entropy.streaming import own_variables, strategy_scope
+from keras_layer_entropy.recording.passes import own_variables
 
 
 def without(model, block):

@@ -10,9 +10,9 @@ import keras
 import numpy as np
 from keras import ops, tree
 
-from keras_layer_entropy.analyzer import analyze_model
-from keras_layer_entropy.probe import choose_layers
-from keras_layer_entropy.profile import FLAT_TOLERANCE, EntropyProfile
+from keras_layer_entropy.analysis.analyzer import analyze_model
+from keras_layer_entropy.analysis.profile import EntropyProfile
+from keras_layer_entropy.measures.entropy import FLAT_TOLERANCE
 from keras_layer_entropy.pruning.accuracies import accuracy_metrics
 from keras_layer_entropy.pruning.blocks import removable_blocks
 from keras_layer_entropy.pruning.criteria import CRITERIA, Situation, rank
@@ -24,9 +24,10 @@ from keras_layer_entropy.pruning.optimizer_state import (
     set_learning_rate,
 )
 from keras_layer_entropy.pruning.rewrite import without
+from keras_layer_entropy.pruning.shuffling import Shuffled
 from keras_layer_entropy.pruning.surgery import take_out
-from keras_layer_entropy.shuffling import Shuffled
-from keras_layer_entropy.streaming import Source
+from keras_layer_entropy.recording.layers import choose_layers
+from keras_layer_entropy.recording.passes import Source
 
 MEASURES = ("activation_entropy", "state_entropy")
 

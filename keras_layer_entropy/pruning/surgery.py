@@ -2,11 +2,11 @@
 
 import warnings
 
-from keras_layer_entropy.probe import choose_layers
 from keras_layer_entropy.pruning.blocks import block_of
 from keras_layer_entropy.pruning.optimizer_state import restart_averages
 from keras_layer_entropy.pruning.refit import refit
 from keras_layer_entropy.pruning.rewrite import without
+from keras_layer_entropy.recording.layers import choose_layers
 
 
 def remove_layer(model, name, calibration_data=None, steps=None):

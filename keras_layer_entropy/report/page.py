@@ -16,16 +16,13 @@ from keras_layer_entropy.measures.catalogue import (
     activation_entropy_meaning,
     layer_value_names,
 )
-from keras_layer_entropy.profile import FLAT_TOLERANCE
-from keras_layer_entropy.pruning import rank_units
+from keras_layer_entropy.measures.entropy import FLAT_TOLERANCE
 from keras_layer_entropy.report.files import check_new_file
 from keras_layer_entropy.report.tables import comparison_rows, extreme_class
 from keras_layer_entropy.report.verdict import listed, summary, verdict
 
 # Numbers of patterns that a page carries; four bytes each, and a third more as text.
 _MOST_PATTERNS = 1_000_000
-# Of the units of convolutions.
-_RANKED_BY = "feature_entropy"
 
 
 def write_report(
@@ -104,7 +101,7 @@ def _facts(profile):
     date, versions = settings.get("date") or "", settings.get("versions") or {}
     facts = [
         ("data", settings.get("data")),
-        ("samples", _samples(profile)),
+        ("samples", _sample_words(profile)),
         *((name, f"{value:.4g}") for name, value in profile.metrics.items()),
         ("pattern", settings.get("pattern")),
         ("entropy", profile.unit),
@@ -115,7 +112,7 @@ def _facts(profile):
     return [(name, text) for name, text in facts if text not in (None, "")]
 
 
-def _samples(profile):
+def _sample_words(profile):
     samples = f"{int(profile.count.sum()):,}"
     if len(profile.classes) == 1:
         return samples
@@ -286,7 +283,5 @@ def _pruning(pruning):
         "limit": pruning.limit,
         "reasons": result.reasons,
         "options": dataclasses.asdict(result.options),
-        "units": [
-            candidate for profile in pruning.units for candidate in rank_units(_RANKED_BY, profile)
-        ],
+        "units": pruning.units,
     }

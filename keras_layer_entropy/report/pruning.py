@@ -1,9 +1,9 @@
 """What came of a search, as reports and figures show it."""
 
 import dataclasses
+from typing import Any
 
 from keras_layer_entropy import plots
-from keras_layer_entropy.pruning import Cost, PruningResult
 from keras_layer_entropy.report.verdict import listed
 
 
@@ -12,14 +12,15 @@ class Pruning:
     """A search and what it was worth.
 
     Attributes:
-        result: `PruningResult`.
-        costs: `Cost` of the original and of the smaller model.
+        result: `pruning.PruningResult`.
+        costs: `pruning.Cost` of the original and of the smaller model.
         accuracies: `"validation"` and `"test"` -> accuracies of the two.
-        units: `UnitProfile`s of the smaller model's convolutions, if there are any.
+        units: the units of the smaller model's convolutions, if there are any, as
+            `pruning.rank_units` ranks them.
     """
 
-    result: PruningResult
-    costs: tuple[Cost, Cost]
+    result: Any
+    costs: tuple
     accuracies: dict
     units: tuple = ()
 

@@ -5,7 +5,7 @@ import rich.box
 import rich.table
 
 from keras_layer_entropy.measures.catalogue import DESCRIPTIONS, ENTROPIES, layer_value_names
-from keras_layer_entropy.profile import FLAT_TOLERANCE
+from keras_layer_entropy.measures.entropy import FLAT_TOLERANCE
 from keras_layer_entropy.report.verdict import verdict
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from keras_layer_entropy.profile import FLAT_TOLERANCE
+from keras_layer_entropy.measures.entropy import FLAT_TOLERANCE
 
 # Less than the third digit shows is no rise.
 NOISE = 5e-4

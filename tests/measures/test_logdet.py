@@ -7,7 +7,7 @@ import pytest
 from keras import ops
 
 from keras_layer_entropy.measures import logdet
-from keras_layer_entropy.statistics import GramStatistic
+from keras_layer_entropy.measures.gram import GramStatistic
 
 # float32 log-determinants of some hundred directions.
 FLOAT32 = dict(rtol=1e-4, atol=1e-4)

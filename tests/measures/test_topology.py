@@ -17,7 +17,7 @@ from keras import ops
 
 from keras_layer_entropy.measures import topology
 from keras_layer_entropy.measures.catalogue import DESCRIPTIONS
-from keras_layer_entropy.statistics import FeatureEntropy
+from keras_layer_entropy.measures.statistics import FeatureEntropy
 
 
 def compiled(function, jit=True):

@@ -10,7 +10,7 @@ from backends import some_on_each
 from keras import layers, ops
 
 from keras_layer_entropy import remove_layer
-from keras_layer_entropy.measures.regression import fit_of, ridge_regression
+from keras_layer_entropy.measures.gram import fit_of, ridge_regression
 from keras_layer_entropy.pruning.blocks import removable_blocks
 from keras_layer_entropy.pruning.refit import linear_fits
 from keras_layer_entropy.pruning.rewrite import without

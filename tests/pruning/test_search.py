@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from keras_layer_entropy import analyze_model, load_model, prune_model, remove_layer, save_model
+from keras_layer_entropy.analysis.profile import EntropyProfile
 from keras_layer_entropy.datasets import DatasetSpec, load_dataset
-from keras_layer_entropy.profile import EntropyProfile
 from keras_layer_entropy.pruning import PruningOptions, plan
 from keras_layer_entropy.pruning.blocks import removable_blocks
 from keras_layer_entropy.pruning.checkpoint import Checkpoint

@@ -145,7 +145,7 @@ def read_keras(config, weights):
 
 def _restore(file, config, model):
     loaded = []
-    _walk(file, model, config, loaded)
+    _read_group(file, model, config, loaded)
     groups = [file[name] for name in ("layers", "_layer_checkpoint_dependencies") if name in file]
     for group in groups:
         group.visititems(lambda _, item: _check_loaded(item, loaded))
@@ -160,7 +160,7 @@ def _check_loaded(item, loaded):
         raise ValueError(f"The weight {item.name} in the file has no place in the model.")
 
 
-def _walk(group, part, config, loaded):
+def _read_group(group, part, config, loaded):
     """Gives `part` what `group` holds for it and for the layers inside it."""
     own = group.get("vars")
     if own is not None and len(own) and not isinstance(part, keras.Model):
@@ -172,7 +172,7 @@ def _walk(group, part, config, loaded):
             loaded.append(own[str(i)].name)
     for name, child, about in _children(group, part, config):
         if name in group:
-            _walk(group[name], child, about, loaded)
+            _read_group(group[name], child, about, loaded)
 
 
 def _children(group, part, config):

@@ -196,7 +196,7 @@ def _check_sizes(reader, prefix):
 def _restore(tree, model):
     """Gives each weight of the model its value; returns the state of the optimizer."""
     taken = {}
-    _walk(tree, 0, model, taken)
+    _match_nodes(tree, 0, model, taken)
     skipped = set()
     for node in range(len(tree.nodes)):
         for name, child in tree.children(node).items():
@@ -215,7 +215,7 @@ def _restore(tree, model):
     return _optimizer_state(tree, taken)
 
 
-def _walk(tree, node, target, taken):
+def _match_nodes(tree, node, target, taken):
     children = tree.children(node)
     if isinstance(target, keras.Model):  # its layers go by their names
         names = {tree.names.get(child): child for child in children.values()}
@@ -234,7 +234,7 @@ def _walk(tree, node, target, taken):
                 fill(part, tree.value(child), tree.key(child))
                 taken[child] = part
         elif isinstance(part, keras.Layer | list):
-            _walk(tree, child, part, taken)
+            _match_nodes(tree, child, part, taken)
 
 
 def _optimizer_state(tree, taken):

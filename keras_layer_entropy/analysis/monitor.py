@@ -1,0 +1,277 @@
+"""EntropyMonitor: entropies of the layers while `fit` runs."""
+
+import dataclasses
+import functools
+import numbers
+import warnings
+
+import keras
+
+from keras_layer_entropy import backend
+from keras_layer_entropy.analysis.analyzer import EntropyAnalyzer
+from keras_layer_entropy.analysis.measurement import ModelStatistics, usual_layers
+from keras_layer_entropy.analysis.summaries import Summaries
+from keras_layer_entropy.measures.catalogue import check_measures
+from keras_layer_entropy.recording.fit_steps import RecordingFunction, fit_validates
+from keras_layer_entropy.recording.passes import Source, unmoved
+from keras_layer_entropy.recording.recorder import Recorder
+
+
+class EntropyMonitor(keras.callbacks.Callback):
+    """Measures the layers of a model in every epoch of `fit`.
+
+    Without `data` it costs no forward pass of its own: it records inside the validation pass that
+    `fit` runs anyway or, without validation data, inside the training pass (where dropout is on
+    and weights move). The entropies, normalised and averaged over the classes, go into the logs
+    as `val_<layer>_entropy` or `<layer>_entropy` (other measures as `<layer>_<measure>`), where
+    History, CSVLogger, TensorBoard and EarlyStopping find them: list this callback before those
+    that read its keys. The model is left as it was found.
+
+    Where it cannot measure (a `train_step` whose data are not `(x, y, sample_weight)`, labels that
+    are no class, layers inside a loop, a loop that is not Keras's `fit`) it says so once, in a
+    warning, and steps aside: the training goes on as without it. One thing it cannot foresee: a
+    layer whose batch is not that of the labels (patches folded into it) in a model that is compiled
+    with XLA or runs under a distribution strategy; with `num_classes=1` it is measured.
+
+    Args:
+        data: held-out data to measure on after each epoch, as for `analyze_model` (not a
+            generator); None to record inside `fit`'s own passes (TensorFlow backend only). The
+            keys of such a measurement are `val_<layer>_entropy`.
+        steps: number of batches of `data`, None for all; data that never end need it.
+        layers, num_classes, measures: as for `EntropyAnalyzer`.
+        every: measure each `every`-th epoch only, counted like `validation_freq`.
+        log_dir: folder for TensorBoard: scalars per layer and per class, the curve and the heat
+            map; None for none. Needs the `tensorboard` package.
+
+    Attributes:
+        profiles: one `EntropyProfile` per measured epoch of the last `fit`.
+
+    Raises:
+        RuntimeError: without `data` on another backend than TensorFlow.
+        ValueError: bad arguments, at once, or when training begins: layers that there are not,
+            data that cannot be read.
+
+    Example:
+
+    >>> import numpy as np
+    >>> dense = keras.layers.Dense
+    >>> model = keras.Sequential([dense(8, "relu", name="hidden"), dense(3, name="logits")])
+    >>> model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    >>> x, y = np.random.normal(size=(90, 4)), np.arange(90) % 3
+    >>> monitor = EntropyMonitor(data=(x, y))
+    >>> history = model.fit(x, y, epochs=2, verbose=0, callbacks=[monitor])
+    >>> sorted(history.history), [profile.epoch for profile in monitor.profiles]
+    (['loss', 'val_hidden_entropy', 'val_logits_entropy'], [0, 1])
+    """
+
+    def __init__(
+        self,
+        data=None,
+        *,
+        steps=None,
+        layers=None,
+        num_classes=None,
+        measures=("activation_entropy",),
+        every=1,
+        log_dir=None,
+    ):
+        super().__init__()
+        if not isinstance(every, numbers.Integral) or every < 1:
+            raise ValueError(f"every={every!r}; expected a positive int.")
+        if _are_layers(data):
+            raise ValueError(
+                f"data is {data!r}, which are layers, not data: EntropyMonitor(layers={data!r})."
+            )
+        if hasattr(data, "__next__"):
+            raise ValueError(
+                f"data is a {type(data).__name__}, which can be read only once, but is needed in "
+                "every epoch: pass arrays, a tf.data.Dataset or a PyDataset."
+            )
+        if data is None and not backend.records_inside_fit():
+            raise RuntimeError(
+                "EntropyMonitor() records inside fit's own passes, which only the TensorFlow "
+                f"backend allows; on {backend.name()} give it the data to measure on: "
+                "EntropyMonitor(data=(x, y))."
+            )
+        if steps is not None and data is None:
+            raise ValueError(f"steps={steps!r} without data: fit has steps of its own.")
+        self._data = data
+        self._steps = steps
+        self._layers = layers
+        self._options = {"num_classes": num_classes, "measures": check_measures(measures)}
+        self._every = every
+        self._log_dir = log_dir
+        self._source = None
+        self._summaries = None
+        self._aside = False
+        self.profiles = []
+
+    def on_train_begin(self, logs=None):
+        self._close()  # an earlier fit ended with an exception
+        self.profiles = []
+        self._aside = False
+        if self._data is None:
+            validates = fit_validates(self.model)
+            if validates is None:
+                self._step_aside("no fit of Keras is running, in whose passes it records.")
+                return
+            source = functools.partial(_InsideFit, validates, self._step_aside)
+        else:
+            source = functools.partial(_OwnData, self._data, self._steps)
+        self._source = source(self.model, self._layers, self._options)
+        if self._log_dir is not None:
+            self._summaries = Summaries(self._log_dir)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if self._source is None and not self._aside:
+            self._step_aside("on_train_begin was not called.")
+        if self._source is not None:
+            self._source.begin_epoch(measured=(epoch + 1) % self._every == 0)
+
+    def on_test_begin(self, logs=None):
+        if self._source is not None:
+            self._source.begin_validation()
+
+    def on_test_end(self, logs=None):
+        if self._source is not None:
+            self._source.end_validation(logs or {})
+
+    def on_epoch_end(self, epoch, logs=None):
+        logs = {} if logs is None else logs
+        if self._source is None:
+            return
+        try:
+            profile = self._source.end_epoch(epoch, logs)
+            if profile is not None:
+                self._publish(profile, logs)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the training goes on
+            self._step_aside(error)
+
+    def _publish(self, profile, logs):
+        self.profiles.append(profile)
+        for measure in profile.values:
+            name = measure.removeprefix("activation_")
+            for layer, value in zip(profile.layers, profile.mean_of(measure), strict=True):
+                logs[f"{self._source.prefix}{layer}_{name}"] = float(value)
+        for name, values in profile.layer_values.items():
+            for layer, value in zip(profile.layers, values, strict=True):
+                logs[f"{self._source.prefix}{layer}_{name}"] = float(value)
+        if self._summaries is not None:
+            self._summaries.write(profile)
+
+    def on_train_end(self, logs=None):
+        self._close()
+
+    def _step_aside(self, reason):
+        """Says once why nothing is measured any more; the training goes on as without a monitor."""
+        self._close()
+        if self._aside:
+            return
+        self._aside = True
+        advice = " With data of its own, EntropyMonitor(data=(x, y)), it needs no step of fit."
+        warnings.warn(
+            f"EntropyMonitor steps aside, and the training goes on without it: {reason}"
+            + (advice if self._data is None else ""),
+            stacklevel=2,
+        )
+
+    def _close(self):
+        source, self._source = self._source, None
+        summaries, self._summaries = self._summaries, None
+        for open_part in (source, summaries):
+            if open_part is not None:
+                open_part.close()
+
+
+class _OwnData:
+    """Measures on data of its own after each epoch."""
+
+    prefix = "val_"
+
+    def __init__(self, data, steps, model, layers, options):
+        Source(data, steps=steps)  # what cannot be read is said before the training
+        self._data = data
+        self._steps = steps
+        self._analyzer = EntropyAnalyzer(model, layers, **options)
+        self._measured = False
+
+    def begin_epoch(self, measured):
+        self._measured = measured
+
+    def begin_validation(self):
+        pass
+
+    def end_validation(self, logs):
+        pass
+
+    def end_epoch(self, epoch, logs):
+        if not self._measured:
+            return None
+        with unmoved(self._analyzer.model):  # the training goes on from the state that it left
+            profile = self._analyzer.analyze(self._data, steps=self._steps, verbose=0)
+        return dataclasses.replace(profile, epoch=epoch)
+
+    def close(self):
+        pass
+
+
+class _InsideFit:
+    """Records inside the validation pass of `fit` or, if it has none, inside the training pass."""
+
+    def __init__(self, validates, step_aside, model, layers, options):
+        self._model = model
+        self._validates = validates
+        self.prefix = "val_" if validates else ""
+        self._statistics = ModelStatistics(model, **options, layers_chosen=layers is not None)
+        self._function = RecordingFunction(
+            model,
+            "test" if validates else "train",
+            Recorder(model, usual_layers(layers, options["measures"])),
+            self._statistics,
+            step_aside,
+        )
+        self._measured = False
+        self._metrics = None
+
+    def begin_epoch(self, measured):
+        self._measured = measured
+        self._metrics = None
+        if measured and not self._validates:
+            self._begin()
+
+    def begin_validation(self):
+        if not self._validates or not self._function.watch_validation():
+            return
+        if self._measured:
+            self._begin()
+
+    def end_validation(self, logs):
+        if self._function.recording:
+            self._function.recording = False
+            self._metrics = dict(logs)
+
+    def end_epoch(self, epoch, logs):
+        if not self._validates:
+            self._function.recording = False
+            self._metrics = {k: v for k, v in logs.items() if not k.startswith("val_")}
+        if not self._measured or self._metrics is None:  # validation_freq left this epoch out
+            return None
+        if not (self._statistics.built and self._function.stands):
+            raise ValueError(
+                "its steps could not be recorded (another fit of the model, or a compile, inside "
+                "this one?)."
+            )
+        return self._statistics.profile(self._metrics, epoch)
+
+    def close(self):
+        self._function.remove()
+
+    def _begin(self):
+        self._function.recording = True
+        if self._statistics.built:
+            self._statistics.reset()
+
+
+def _are_layers(data):
+    parts = data if isinstance(data, list | tuple) else [data]
+    return any(isinstance(part, str | type | keras.Layer) for part in parts)

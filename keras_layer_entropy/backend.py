@@ -1,0 +1,158 @@
+"""Every question to the backend that Keras runs on."""
+
+import concurrent.futures
+import contextlib
+import importlib
+
+import keras
+import numpy as np
+from keras import ops, tree
+
+_READERS = {
+    "tensorflow": "get_tf_dataset",
+    "jax": "get_jax_iterator",
+    "torch": "get_torch_dataloader",
+}
+
+
+def name():
+    """`"tensorflow"`, `"jax"` or `"torch"`."""
+    return keras.backend.backend()
+
+
+def version():
+    """The version of the backend itself, not of its package, which has other names too."""
+    return importlib.import_module(name()).__version__
+
+
+def records_inside_fit():
+    """Whether the steps of `fit` can be watched from inside: on TensorFlow alone."""
+    return name() == "tensorflow"
+
+
+def at_least_float32(x):
+    """`x` as a floating tensor of 32 bits or more (half precision and integers are widened)."""
+    x = ops.convert_to_tensor(x)
+    wide = keras.backend.standardize_dtype(x.dtype) in ("float32", "float64")
+    return x if wide else ops.cast(x, "float32")
+
+
+def graph_of(tensor):
+    """The TensorFlow graph of a symbolic tensor; None for any other tensor."""
+    try:
+        return tensor.graph
+    except AttributeError:
+        return None
+
+
+def batches_of(adapter):
+    """The batches of a data adapter of Keras, as the backend's own trainer is given them."""
+    return getattr(adapter, _READERS.get(name(), "get_numpy_iterator"))()
+
+
+def as_in_a_step(value):
+    """A tensor of a TensorFlow data set as a step of the first replica is given it."""
+    if name() != "tensorflow":
+        return value
+    import tensorflow as tf
+
+    if isinstance(value, tf.experimental.Optional):  # what a generator's None becomes
+        return None
+    return value.values[0] if isinstance(value, tf.distribute.DistributedValues) else value
+
+
+def strategy(model):
+    """The TensorFlow distribution strategy that the model was made under, or None."""
+    return getattr(model, "_distribute_strategy", None)
+
+
+def strategy_scope(model):
+    """The scope of that strategy, a context manager."""
+    return contextlib.nullcontext() if strategy(model) is None else strategy(model).scope()
+
+
+def of_all_replicas(tensor):
+    """The tensors `[batch, ...]` of all replicas, one after the other."""
+    if name() != "tensorflow":
+        return tensor
+    import tensorflow as tf
+
+    context = tf.distribute.get_replica_context()
+    alone = context is None or context.num_replicas_in_sync == 1
+    return tensor if alone else context.all_gather(tf.convert_to_tensor(tensor), axis=0)
+
+
+def across_replicas(build):
+    """Calls `build`, which makes variables inside of a step, where a distribution strategy allows
+    it.
+    """
+    import tensorflow as tf
+
+    replica = tf.distribute.get_replica_context()
+    if not tf.distribute.has_strategy() or replica is None:
+        # A tf.function that is seen making variables is traced twice: in a thread it is not.
+        with concurrent.futures.ThreadPoolExecutor(1) as thread:
+            thread.submit(build).result()
+        return
+
+    def merged(strategy):
+        with tf.init_scope(), strategy.scope():
+            build()
+
+    replica.merge_call(merged)
+
+
+def either(condition, do, otherwise):
+    """Does one or the other in a step, as a tensor says if the condition is one."""
+    import tensorflow as tf
+
+    if isinstance(condition, bool) or tf.distribute.has_strategy():  # which has no branches
+        do()
+        return
+
+    def branch(function):
+        function()
+        return tf.zeros(())
+
+    tf.cond(condition, lambda: branch(do), lambda: branch(otherwise))
+
+
+def gains_from_jit(model):
+    """Whether XLA makes the model faster where Keras leaves it off.
+
+    That is on CPUs, for matrix products with element-wise functions between them; convolutions
+    and recurrent layers run slower.
+    """
+    if name() != "tensorflow" or model.run_eagerly or strategy(model):
+        return False
+    slower = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D, keras.layers.RNN)
+    slower += (keras.layers.SeparableConv2D, keras.layers.DepthwiseConv2D)
+    return all(
+        layer.supports_jit and not isinstance(layer, slower) for layer in model._flatten_layers()
+    )
+
+
+def flops(model, x):
+    """Floating-point operations of a forward pass of one sample, by the backend's own count."""
+    one = tree.map_structure(lambda part: np.asarray(part)[:1], x)
+    if name() == "jax":
+        import jax
+
+        compiled = jax.jit(lambda inputs: model(inputs, training=False)).lower(one).compile()
+        return int(compiled.cost_analysis()["flops"])
+    if name() != "tensorflow":
+        return None
+    import tensorflow as tf
+
+    function = tf.function(lambda inputs: model(inputs, training=False))
+    graph = function.get_concrete_function(tree.map_structure(tf.constant, one)).graph
+    profiler = tf.compat.v1.profiler
+    options = profiler.ProfileOptionBuilder(profiler.ProfileOptionBuilder.float_operation())
+    logger = tf.get_logger()
+    level = logger.level
+    logger.setLevel("ERROR")  # the profiler warns of its own age
+    try:
+        counted = profiler.profile(graph, options=options.with_empty_output().build())
+    finally:
+        logger.setLevel(level)
+    return int(counted.total_float_ops)

@@ -1,0 +1,133 @@
+"""Sums of products, and the linear regression from them."""
+
+import dataclasses
+
+import keras
+import numpy as np
+from keras import ops
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearFit:
+    """`z ~ x @ kernel + bias`.
+
+    Attributes:
+        kernel: float64 `[features, targets]`.
+        bias: float64 `[targets]`.
+        residual: sum of squares that is left, over the sum of squares around the mean; 0 is a
+            perfect fit, 1 is no better than the mean.
+    """
+
+    kernel: np.ndarray
+    bias: np.ndarray
+    residual: float
+
+
+def ridge_regression(gram, features, ridge=1e-8, intercept=True):
+    """The ridge regression of z on x from the Gram matrix of the columns `[x, 1, z]`.
+
+    With C and D the centred second moments `X'X` and `X'Z`, and S the diagonal of C, the kernel is
+    `S^-1/2 (S^-1/2 C S^-1/2 + ridge I)^-1 S^-1/2 D`: a ridge on standardized features, so that it
+    does not depend on their scales. Features that never change (dead neurons) get zeros, and
+    the ridge shares out what duplicates and too few samples leave open.
+
+    Args:
+        gram: `[features + 1 + targets] * 2`, sums over all samples.
+        features: number of columns of x.
+        ridge: ridge, relative to standardized features; larger than rounding, small enough not to
+            be seen.
+        intercept: whether there is a bias; without, nothing is centred and the bias is 0.
+
+    Returns:
+        `LinearFit`.
+
+    Raises:
+        ValueError: sums that are not finite, or no samples.
+
+    Example:
+
+    >>> random = np.random.default_rng(0)
+    >>> x, kernel = random.normal(size=(50, 3)), random.normal(size=(3, 2))
+    >>> columns = np.hstack([x, np.ones((50, 1)), x @ kernel + 5.0])
+    >>> fit = ridge_regression(columns.T @ columns, features=3)
+    >>> bool(np.allclose(fit.kernel, kernel)), fit.bias.round(4).tolist()
+    (True, [5.0, 5.0])
+    """
+    moments, targets, raw, _ = _moments(gram, features, intercept)
+    variation = np.diag(moments)
+    # What rounding leaves of a constant is no variation.
+    alive = variation > 1e-10 * np.maximum(raw, np.finfo(np.float64).tiny)
+    scale = np.where(alive, 1.0 / np.sqrt(np.where(alive, variation, 1.0)), 0.0)
+    standardized = moments * np.outer(scale, scale) + ridge * np.eye(features)
+    kernel = scale[:, None] * np.linalg.solve(standardized, scale[:, None] * targets)
+    return fit_of(kernel, gram, features, intercept)
+
+
+def fit_of(kernel, gram, features, intercept=True):
+    """The `LinearFit` of a kernel that is given, with the bias that is best for it.
+
+    Args, errors: as for `ridge_regression`; `kernel` is `[features, targets]`.
+
+    Example:
+
+    >>> columns = np.array([[1.0, 1.0, 5.0], [3.0, 1.0, 9.0]])  # x, 1, z = 2 x + 3
+    >>> fit = fit_of(np.array([[1.0]]), columns.T @ columns, features=1)
+    >>> fit.bias.tolist(), fit.residual
+    ([5.0], 0.25)
+    """
+    moments, targets, _, around_mean = _moments(gram, features, intercept)
+    explained = 2 * np.sum(kernel * targets) - np.sum(kernel * (moments @ kernel))
+    residual = max(around_mean - explained, 0.0) / around_mean if around_mean > 0 else 0.0
+    bias = np.zeros(targets.shape[1])
+    if intercept:
+        sums = np.asarray(gram, np.float64)[features]
+        bias = (sums[features + 1 :] - sums[:features] @ kernel) / sums[features]
+    return LinearFit(kernel, bias, float(residual))
+
+
+def _moments(gram, features, intercept):
+    """`X'X`, `X'Z`, the diagonal of the raw `X'X` and the trace of `Z'Z`, centred with a bias."""
+    gram = np.asarray(gram, np.float64)
+    count, raw = gram[features, features], np.diag(gram)[:features]
+    if not np.isfinite(gram).all():
+        raise ValueError("The activations are not finite (NaN or infinite): look at the weights.")
+    if count <= 0:
+        raise ValueError("There are no samples to fit to.")
+    if intercept:
+        gram = gram - np.outer(gram[features], gram[features]) / count
+    around_mean = np.diag(gram)[features + 1 :].sum()
+    return gram[:features, :features], gram[:features, features + 1 :], raw, around_mean
+
+
+class GramStatistic(keras.metrics.Metric):
+    """Sums of products of the columns `[x, 1, z]`, for `ridge_regression`.
+
+    In float64, because products square the condition number, except where the backend has none.
+
+    Args:
+        features, targets: number of columns of x and z.
+    """
+
+    def __init__(self, features, targets, name="gram"):
+        super().__init__(name=name, dtype="float64")
+        size = features + 1 + targets
+        self.features = features
+        self._gram = self.add_variable((size, size), "zeros", "float64", name="gram")
+
+    def update_state(self, x, z, mask=None):
+        """Adds a batch: `[..., features]`, `[..., targets]`, and a mask `[...]` or None."""
+        x, z = (ops.reshape(ops.cast(t, "float64"), (-1, t.shape[-1])) for t in (x, z))
+        rows = ops.concatenate([x, ops.ones_like(z[:, :1]), z], axis=-1)
+        if mask is not None:
+            # Zero times NaN is NaN, so that hidden rows are replaced.
+            rows = ops.where(ops.reshape(mask, (-1, 1)), rows, ops.zeros_like(rows))
+        self._gram.assign_add(ops.matmul(ops.transpose(rows), rows))
+
+    def merge_state(self, statistics):
+        """Adds the states of others."""
+        for other in statistics:
+            self._gram.assign_add(other._gram)
+
+    def result(self):
+        """The Gram matrix, float64."""
+        return np.asarray(ops.convert_to_numpy(self._gram), np.float64)

@@ -1,0 +1,105 @@
+"""What a pass keeps of single samples, for measures that compare them with one another."""
+
+import math
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_layer_entropy.backend import of_all_replicas
+from keras_layer_entropy.measures.catalogue import MOST_SAMPLES
+
+MOST_STATE = 4 * 2**30  # bytes that statistics may take
+
+
+class KeptSamples(keras.metrics.Metric):
+    """A random subset of the samples that stream past: the same rows of several tensors.
+
+    Every sample has a priority, a hash of its number in the pass; those with the highest stay
+    (bottom-k sampling). Hence nothing is drawn, and every pass over the same data in the same
+    order keeps the same samples. Under a distribution strategy the samples of all replicas count.
+
+    Args:
+        widths: numbers of features of each tensor.
+        most: how many samples are kept.
+        seed: other hashes for another number; states that are to be merged need one each.
+
+    Source: Cohen & Kaplan, *Summarizing data using bottom-k sketches*, PODC 2007.
+    """
+
+    def __init__(self, widths, most=MOST_SAMPLES, seed=0, name="kept_samples"):
+        super().__init__(name=name, dtype="float32")
+        self.most = most
+        self.seed = seed
+        # Every replica holds the same, which must not be added up.
+        alone = {"aggregation": "only_first_replica"}
+        self._seen = self.add_variable((), "zeros", "int32", name="seen", **alone)
+        # 0 marks a row that is still free.
+        self._priority = self.add_variable((most,), "zeros", "int32", name="priority", **alone)
+        self._rows = [
+            self.add_variable((most, width), "zeros", "float32", name=f"rows_{i}", **alone)
+            for i, width in enumerate(widths)
+        ]
+
+    def update_state(self, tensors, counts):
+        """Adds a batch.
+
+        Args:
+            tensors: list of `[batch, ...]`, flattened to the widths.
+            counts: boolean `[batch]`, which samples count.
+        """
+        counts = of_all_replicas(ops.cast(counts, "int32")) > 0
+        tensors = [
+            # There is nothing to gather of no columns, and TensorFlow crashes where it tries.
+            of_all_replicas(tensor) if kept.shape[1] else ops.zeros((ops.shape(counts)[0], 0))
+            for tensor, kept in zip(tensors, self._rows, strict=True)
+        ]
+        number = self._seen + ops.arange(ops.shape(counts)[0], dtype="int32")
+        priority = ops.where(counts, _hash(number, self.seed), 0)
+        self._seen.assign(self._seen + ops.shape(counts)[0])
+        rows = [
+            # With the number of rows, because there may be no columns.
+            ops.reshape(ops.cast(tensor, "float32"), (ops.shape(tensor)[0], kept.shape[1]))
+            for tensor, kept in zip(tensors, self._rows, strict=True)
+        ]
+        self._keep(priority, rows)
+
+    def merge_state(self, statistics):
+        """Joins the samples that others, with another seed each, kept."""
+        for other in statistics:
+            self._keep(other._priority[:], [rows[:] for rows in other._rows])
+            self._seen.assign(self._seen + other._seen)
+
+    def result(self):
+        """The rows that were kept of each tensor, list of float32 `[kept, width]`."""
+        kept = ops.convert_to_numpy(self._priority) > 0
+        return [np.asarray(ops.convert_to_numpy(rows))[kept] for rows in self._rows]
+
+    @staticmethod
+    def size(widths, most=MOST_SAMPLES):
+        """Bytes that such a state takes while it is updated and read, copies included."""
+        return 4 * 4 * most * (1 + sum(widths))
+
+    def _keep(self, priority, rows):
+        priority = ops.concatenate([self._priority[:], priority])
+        highest, chosen = ops.top_k(priority, self.most)
+        self._priority.assign(highest)
+        for kept, new in zip(self._rows, rows, strict=True):
+            kept.assign(ops.take(ops.concatenate([kept[:], new]), chosen, axis=0))
+
+
+def width(tensor):
+    """Number of features of a sample of `[batch, ...]`."""
+    return math.prod(tensor.shape[1:])
+
+
+def _hash(number, seed):
+    """A positive int32 that looks random, different for different numbers up to some 2^31.
+
+    Source: Wellons, *Prospecting for Hash Functions*, 2018, its `lowbias32`.
+    """
+    x = ops.cast(number, "uint32") + np.uint32((1 + 0x9E3779B9 * seed) % 2**32)
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B), (16, 1)):
+        x = ops.bitwise_xor(x, ops.right_shift(x, np.uint32(shift)))
+        x = x * np.uint32(factor)
+    return ops.maximum(ops.cast(ops.right_shift(x, np.uint32(1)), "int32"), 1)

@@ -1,0 +1,189 @@
+"""Record inside the steps that `fit` runs anyway."""
+
+import contextlib
+import functools
+import inspect
+import sys
+import types
+import weakref
+
+import keras
+
+from keras_layer_entropy.backend import across_replicas, either
+from keras_layer_entropy.recording.passes import rehearsal
+from keras_layer_entropy.recording.recorder import build
+from keras_layer_entropy.recording.watching import replaced_attributes
+
+
+class RecordingFunction:
+    """Stands in for `model.train_function` or `test_function` and records when it is told to.
+
+    `fit` looks the function up at every step, so that no other attribute of the model is touched,
+    and what stood there comes back when training ends or a step fails. What other callbacks run
+    between the steps is not recorded: it comes with another iterator. Where something else in `fit`
+    fails no callback is told: then this gives way when it is called from outside of `fit`, or from
+    the next one, which brings a new History.
+    """
+
+    def __init__(self, model, kind, recorder, statistics, step_aside):
+        self._model = model
+        self._name = f"{kind}_function"
+        self._history = getattr(model, "history", None)
+        standing = getattr(model, self._name)
+        if isinstance(standing, RecordingFunction):
+            if standing._history is self._history:
+                raise ValueError(
+                    "Two EntropyMonitors without data in one fit: give all layers and measures to "
+                    "one of them, or data of its own to the other."
+                )
+            standing.remove()
+        make = getattr(model, f"make_{kind}_function")
+        make()  # if Keras has not made it yet
+        self._plain = getattr(model, self._name)
+        step = _recording_step(getattr(model, f"{kind}_step"), recorder, statistics, step_aside)
+        with replaced_attributes(model, {f"{kind}_step": step}):
+            make(force=True)
+        self._recorded = getattr(model, self._name)
+        setattr(model, self._name, self)
+        self._iterators = None if kind == "train" else _Iterators()
+        self.recording = False
+
+    def watch_validation(self):
+        """Tells the steps of the validation that begins from those of other passes.
+
+        False where it is not that of `fit`, but an `evaluate` that lists the same callback.
+        """
+        epoch_iterator = getattr(self._model, "_eval_epoch_iterator", None)
+        if epoch_iterator is not None:
+            self._iterators.watch(epoch_iterator)
+        return epoch_iterator is not None
+
+    def __call__(self, iterator):
+        known = getattr(self._model, "history", None) is self._history
+        if known and self._is_of_fit(iterator):
+            return self._record(iterator) if self.recording else self._plain(iterator)
+        if not known or _fit_frame() is None:
+            self.remove()
+        return self._plain(iterator)
+
+    def _record(self, iterator):
+        try:
+            return self._recorded(iterator)
+        except BaseException as error:
+            if type(error).__name__ not in ("StopIteration", "OutOfRangeError"):  # end of data
+                self.remove()
+            raise
+
+    def _is_of_fit(self, iterator):
+        """Whether a step is one of `fit`'s own; `train_on_batch` comes with a generator."""
+        if self._iterators is None:
+            return not isinstance(iterator, types.GeneratorType)
+        return self._iterators.made(iterator)
+
+    @property
+    def stands(self):
+        """Whether `fit` calls this."""
+        return getattr(self._model, self._name) is self
+
+    def remove(self):
+        if self.stands:
+            setattr(self._model, self._name, self._plain)
+
+
+class _Iterators:
+    """Knows the iterators that an epoch iterator of Keras makes, and keeps none of them alive."""
+
+    def __init__(self):
+        self._watched = None
+        self._latest = None
+
+    def watch(self, epoch_iterator):
+        if self._watched is not None and self._watched() is epoch_iterator:
+            return
+        watched = self._watched = weakref.ref(epoch_iterator)
+        datasets = type(epoch_iterator)._get_iterator
+        # An attribute of a helper that fit makes for itself and throws away; without a circle, so
+        # that it goes, with its iterators, when fit lets go of it.
+        epoch_iterator._get_iterator = lambda: _Noted(datasets(watched()), self)
+
+    def note(self, iterator):
+        self._latest = weakref.ref(iterator)
+
+    def made(self, iterator):
+        return self._latest is not None and self._latest() is iterator
+
+
+class _Noted:
+    """A data set whose iterators are noted."""
+
+    def __init__(self, dataset, iterators):
+        self._dataset = dataset
+        self._iterators = iterators
+
+    def __iter__(self):
+        iterator = iter(self._dataset)
+        self._iterators.note(iterator)
+        return iterator
+
+
+def _recording_step(step, recorder, statistics, step_aside):
+    """`step` of the model, with the statistics updated from what its layers do in it."""
+
+    def measure(recording, x, y, sample_weight):
+        if not statistics.built:
+            recorder.check(recording)
+            across_replicas(
+                functools.partial(statistics.build, recording.activations, recording.outputs, y, x)
+            )
+        features = [activation.features() for activation in recording.activations]
+        either(
+            statistics.agrees(features, y, sample_weight),
+            functools.partial(statistics.update, features, x, y, sample_weight),
+            statistics.leave_out,
+        )
+
+    def recording_step(data):
+        try:
+            x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+            if not statistics.built:
+                # Some models are only called in parts, by a step of their own.
+                with contextlib.suppress(Exception), rehearsal(recorder.model):
+                    build(recorder.model, x)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the training goes on
+            step_aside(f"the steps of this model take other data than (x, y, weights): {error}")
+            return step(data)
+        with recorder.recording() as recording:
+            logs = step(data)
+        try:
+            measure(recording, x, y, sample_weight)
+        except Exception as error:  # noqa: BLE001
+            step_aside(error)
+        return logs
+
+    return recording_step
+
+
+def fit_validates(model):
+    """Whether the running `fit` was given validation data; None where no `fit` of Keras is running.
+
+    Keras does not tell its callbacks before the first validation, which is too late: without
+    validation the training pass has to be recorded from the start. So this looks at `fit` itself,
+    once, and keeps nothing of it.
+    """
+    fit = _fit_frame()
+    if fit is None or fit.f_locals["self"] is not model:
+        return None
+    return fit.f_locals["validation_data"] is not None
+
+
+def _fit_frame():
+    """The frame of the innermost `fit` of Keras that is running, or None.
+
+    Nobody may look into it while a step runs: in `f_locals` stands whatever `fit` holds, iterators
+    with running threads among it, for as long as the frame lives.
+    """
+    code = inspect.unwrap(keras.Model.fit).__code__
+    frame = sys._getframe()
+    while frame is not None and frame.f_code is not code:
+        frame = frame.f_back
+    return frame

@@ -1,0 +1,141 @@
+"""What is measured on kept samples, against NumPy written from the formulas."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import mutual_info_score
+
+from keras_layer_entropy.measures.catalogue import DESCRIPTIONS, LAYER_DESCRIPTIONS
+from keras_layer_entropy.measures.mutual_information import binned_information
+from keras_layer_entropy.measures.sample_measures import (
+    SAMPLE_MEASURES,
+    Samples,
+    logdet,
+    mutual_information,
+)
+
+CLASSES = 3
+
+
+@pytest.fixture
+def samples(random):
+    """A narrow layer, and one with more features than there are samples; class 2 is rare."""
+    y = np.array([0, 1] * 25 + [2] * 4)[random.permutation(54)]
+    x = random.normal(size=(54, 5)) + np.eye(5)[y]
+    narrow = np.tanh(x @ random.normal(size=(5, 4)))
+    wide = np.maximum(narrow @ random.normal(size=(4, 80)), 0)
+    arrays = [np.float32(t) for t in (x, narrow, wide, np.eye(CLASSES)[y])]
+    return Samples(arrays[0], arrays[1:3], arrays[3])
+
+
+def entropy(*parts, beta=2.0):
+    """LogDet entropy from the eigenvalues of the covariance matrix."""
+    c = np.cov(np.hstack([np.float64(p) for p in parts]), rowvar=False, bias=True)
+    return 0.5 * np.log1p(beta * np.maximum(np.linalg.eigvalsh(c), 0)).sum()
+
+
+def information(x, y):
+    return entropy(x) + entropy(y) - entropy(x, y)
+
+
+def close(found, want):
+    # float32 samples; log-determinants of up to 54 directions (float32 ones on JAX).
+    np.testing.assert_allclose(found, want, rtol=2e-4, atol=2e-4)
+
+
+def test_logdet_is_the_formulas(samples):
+    found = logdet(samples, beta=2.0)
+    x, (a, b), y = samples.inputs, samples.layers, samples.membership
+    close(found["logdet"], [[entropy(t[y[:, c] > 0]) for c in range(CLASSES)] for t in (a, b)])
+    close(found["logdet_entropy"], [entropy(a), entropy(b)])
+    close(found["logdet_input"], [information(x, a), information(x, b)])
+    close(found["logdet_labels"], [information(a, y), information(b, y)])
+    close(found["logdet_previous"][1:], [information(a, b)])
+    assert np.isnan([found["logdet_previous"][0], found["logdet_previous_shuffled"][0]]).all()
+    total = entropy(a) + entropy(b) - entropy(a, b)
+    close(found["logdet_total_correlation"], [0, total])
+    other = np.roll(x, 1, axis=0), np.roll(y, 1, axis=0), np.roll(a, 1, axis=0)
+    close(found["logdet_input_shuffled"], [information(other[0], a), information(other[0], b)])
+    close(found["logdet_labels_shuffled"], [information(a, other[1]), information(b, other[1])])
+    close(found["logdet_previous_shuffled"][1:], [information(other[2], b)])
+
+
+def test_beta_is_a_hundred_for_each_input_feature(samples):
+    close(logdet(samples)["logdet_entropy"], logdet(samples, beta=500.0)["logdet_entropy"])
+
+
+def test_mutual_information_is_the_formula(samples):
+    found = mutual_information(samples, variance=0.3)
+
+    def kernel_entropy(t):
+        distance = ((np.float64(t)[:, None] - np.float64(t)[None]) ** 2).sum(axis=-1)
+        return -np.log2(np.exp(-distance / 0.6).mean(axis=1)).mean()
+
+    def about(t, y):
+        parts = [(t[y == c], (y == c).mean()) for c in np.unique(y)]
+        return kernel_entropy(t) - sum(share * kernel_entropy(part) for part, share in parts)
+
+    y = samples.membership.argmax(axis=1)
+    for row, t in enumerate(samples.layers):
+        want = [about(t, y == c) for c in range(CLASSES)]
+        # float32 distances.
+        np.testing.assert_allclose(found["mutual_information"][row], want, atol=2e-4)
+        for name, value in (("input", kernel_entropy(t)), ("labels", about(t, y)),
+                            ("labels_shuffled", about(t, np.roll(y, 1)))):  # fmt: skip
+            np.testing.assert_allclose(found[f"mutual_information_{name}"][row], value, atol=2e-4)
+
+
+@pytest.mark.parametrize("measure", SAMPLE_MEASURES)
+def test_contract(measure, samples):
+    """Every number is described, has its shape, and a class without samples is NaN."""
+    absent = np.pad(samples.membership, ((0, 0), (0, 1)))
+    found = SAMPLE_MEASURES[measure](Samples(samples.inputs, samples.layers, absent))
+    assert measure in DESCRIPTIONS
+    for name, values in found.items():
+        if name == measure:
+            assert np.shape(values) == (2, CLASSES + 1)
+            assert np.isnan(np.array(values)).tolist() == [[False] * CLASSES + [True]] * 2
+        else:
+            assert name.startswith(f"{measure}_")
+            assert name in LAYER_DESCRIPTIONS
+            assert np.shape(values) == (2,)
+            assert (np.nan_to_num(values) >= 0).all()
+
+
+@pytest.mark.parametrize("measure", SAMPLE_MEASURES)
+def test_activations_that_are_not_finite_give_nan(measure, samples):
+    samples.layers[1][samples.membership[:, 0].argmax(), 3] = np.nan
+    found = SAMPLE_MEASURES[measure](samples)
+    assert np.isfinite(found[measure][0]).all()
+    assert np.isnan(found[measure][1][0])
+    assert np.isnan(found[f"{measure}_labels"][1])
+
+
+def test_bins_in_place_of_kernels(samples):
+    found = mutual_information(samples, bins=4)
+    want = [binned_information(t, samples.membership, bins=4) for t in samples.layers]
+    np.testing.assert_allclose(found["mutual_information_labels"], [float(x.labels) for x in want])
+    np.testing.assert_allclose(found["mutual_information"], [np.asarray(x.per_class) for x in want])
+    y = samples.membership.argmax(axis=1)
+    low, high = samples.layers[0].min(), samples.layers[0].max()
+    codes = np.clip((samples.layers[0] - low) * 4 // (high - low), 0, 3)
+    symbols = np.unique(codes, axis=0, return_inverse=True)[1]
+    bits = mutual_info_score(symbols, y) / np.log(2)
+    assert found["mutual_information_labels"][0] == pytest.approx(bits, abs=1e-4)
+
+
+def test_samples_of_several_classes():
+    """Far apart samples of the classes {0, 1}, {0} and {1}: each tells all of both questions."""
+    membership = np.array([[1, 1], [1, 0], [0, 1]], "float32")
+    found = mutual_information(Samples(None, [100 * np.eye(3, dtype="float32")], membership))
+    share = 2 / 3  # of the samples that are of a class
+    bits = -share * np.log2(share) - (1 - share) * np.log2(1 - share)
+    np.testing.assert_allclose(found["mutual_information"], [[bits, bits]], atol=1e-5)
+    np.testing.assert_allclose(found["mutual_information_input"], [np.log2(3)], atol=1e-5)
+
+
+def test_a_class_of_one_sample_has_no_logdet(samples):
+    rows = np.sort(np.concatenate([np.flatnonzero(samples.membership[:, :2].any(axis=1)),
+                                   np.flatnonzero(samples.membership[:, 2])[:1]]))  # fmt: skip
+    layers = [layer[rows] for layer in samples.layers]
+    found = logdet(Samples(samples.inputs[rows], layers, samples.membership[rows]))["logdet"]
+    assert np.isnan(found).tolist() == [[False, False, True]] * 2

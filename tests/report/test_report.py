@@ -1,0 +1,121 @@
+"""The table, the files and the words."""
+
+import dataclasses
+import io
+import os
+
+import numpy as np
+import pytest
+import rich.console
+from profiles import make
+
+from keras_layer_entropy import EntropyProfile, report
+from keras_layer_entropy.pruning import Cost, PruningOptions, PruningResult
+
+pytestmark = pytest.mark.tensorflow  # no backend in it
+
+
+def rendered(table):
+    console = rich.console.Console(width=120, record=True, file=io.StringIO())
+    console.print(table)
+    return [line.split() for line in console.export_text().splitlines() if line.strip()]
+
+
+def test_table():
+    lines = rendered(report.table(make(baseline=make())))
+    rows = {line[0]: line for line in lines}
+    assert rows["a"] == "a 4 0.800 0.700 (z) 0.900 (x) - 0.800 0.500".split()
+    assert rows["b"] == "b 4 0.797 0.695 (z) 0.900 (x) +0.003 flat 0.797 0.500".split()
+    assert rows["c"] == "c 4 0.875 0.800 (z) 0.950 (x) -0.078 rises 0.875 0.500".split()
+    assert rows["out"] == "out 3 0.150 0.100 (x) 0.200 (z) +0.725 output 0.150 0.500".split()
+    assert rendered(report.table(make(), tolerance=0.001))[-3][8] == "falls"
+
+
+def test_table_of_unknown_values():
+    values = {"activation_entropy": np.full((4, 3), np.nan)}
+    lines = rendered(report.table(make(values=values)))
+    assert lines[-1] == "out 3 - - - - output".split()
+
+
+def test_files(tmp_path):
+    profile = make()
+    paths = report.save_profile(profile, tmp_path / "new" / "folder")
+    assert [path.name for path in paths] == list(report.FILES)
+    assert sorted(os.listdir(tmp_path / "new" / "folder")) == sorted(report.FILES)
+    np.testing.assert_array_equal(EntropyProfile.load(paths[0]).entropy, profile.entropy)
+    for path in paths[2:]:
+        assert path.read_bytes().startswith(b"\x89PNG")
+    before = paths[0].stat().st_mtime_ns
+    with pytest.raises(FileExistsError, match="would be overwritten"):
+        report.save_profile(profile, tmp_path / "new" / "folder")
+    assert paths[0].stat().st_mtime_ns == before
+    report.save_profile(profile, tmp_path / "new" / "folder", overwrite=True)
+
+
+def summary(entropy, baseline=None, **options):
+    """Of layers a, b, c, out with these means."""
+    profiles = [
+        make(values={"activation_entropy": np.repeat(np.reshape(x, (4, 1)), 3, axis=1)})
+        for x in (entropy, baseline or entropy)
+    ]
+    twin = profiles[1] if baseline else None
+    return report.summary(dataclasses.replace(profiles[0], baseline=twin), **options)
+
+
+def test_summary():
+    assert summary([0.9, 0.8, 0.7, 0.1]) == (
+        "Entropy never rises with depth: 0.900 in a, 0.100 in out. No layer is flat: entropy falls "
+        "by 0.01 or more over each."
+    )
+    assert summary([0.9, 0.895, 0.893, 0.1], [0.9, 0.9, 0.9, 0.7]) == (
+        "Entropy never rises with depth: 0.900 in a, 0.100 in out. It falls by 0.800 in all; in "
+        "the untrained network it falls by 0.200. b and c are candidates for removal: entropy "
+        "falls by less than 0.01 over each."
+    )
+    assert summary([0.9, 0.95, 0.7, 0.95], [0.9, 0.9, 0.9, 0.98]) == (
+        "Entropy rises over b and out: 0.900 in a, 0.950 in out. In the untrained network it rises "
+        "by 0.080. b is a candidate for removal: entropy falls by less than 0.01 or rises over it."
+    )
+    assert summary([0.9, np.nan, 0.7, 0.1]) == "No entropy of b: the activations are not finite."
+    assert summary([0.9, 0.9001, 0.7, 0.1], [0.9, 0.9, 0.9, 0.9001]) == (
+        "Entropy never rises with depth: 0.900 in a, 0.100 in out. It falls by 0.800 in all; in "
+        "the untrained network it stays the same. b is a candidate for removal: entropy falls by "
+        "less than 0.01 over it."  # 0.0001 is no rise
+    )
+    assert "untrained network's activations are not finite" in summary(
+        [0.9, 0.8, 0.7, 0.1], [0.9, 0.9, 0.9, np.nan]
+    )
+    assert report.summary(make(count=[0, 0, 0])) == "No class has samples."
+
+
+def test_summary_takes_the_tolerance_and_shortens_lists():
+    assert "No layer is flat: entropy falls by 0.001" in summary(
+        [0.9, 0.89, 0.8, 0.1], tolerance=0.001
+    )
+    names = [f"d{i}" for i in range(10)]
+    profile = EntropyProfile(
+        layers=names, units=[4] * 10, outputs=[False] * 10, classes=("x",), count=[1],
+        normalizer=np.ones(10), values={"activation_entropy": np.full((10, 1), 0.5)},
+    )  # fmt: skip
+    assert "d1, d2, d3, d4, d5, d6 and 3 more are candidates" in report.summary(profile)
+
+
+def test_a_history_of_another_model_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="history holds profiles of other layers"):
+        make().report(tmp_path / "r.html", history=[make(layers=("a", "b", "c", "end"))])
+    assert not list(tmp_path.iterdir())
+
+
+def test_names_that_are_no_text(tmp_path):
+    """Names of folders may hold bytes that are no UTF-8."""
+    profile = make(classes=("\udce9t", "y", "z"), layers=("\ud800", "b", "c\n", "out"))
+    assert "layers" in profile.report(tmp_path / "r.html").read_text()
+
+
+def test_pruning_where_the_profiles_hold_other_measures(tmp_path):
+    entropy = {"activation_entropy": make().entropy}
+    result = PruningResult(None, (), make(), make(), {}, PruningOptions())
+    costs = (Cost(4, 0, 0, {1: 0.0}), Cost(4, 0, 0, {1: 0.0}))
+    pruning = report.Pruning(result, costs, {"validation": (0.5, 0.5), "test": (0.5, 0.5)})
+    page = make(values=entropy).report(tmp_path / "r.html", pruning=pruning).read_text()
+    assert "<td>-</td>" in page  # no ratio of nothing to nothing
