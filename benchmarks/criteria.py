@@ -24,7 +24,7 @@ from ml_collections import config_flags
 
 from keras_layer_entropy import analyze_model
 from keras_layer_entropy.datasets import DatasetSpec, load_parts
-from keras_layer_entropy.pruning import CRITERIA, prune_model, remove_layer
+from keras_layer_entropy.pruning import CRITERIA, PruningOptions, prune_model, remove_layer
 from keras_layer_entropy.pruning.blocks import removable_blocks
 from keras_layer_entropy.pruning.criteria import Situation, rank
 from keras_layer_entropy.pruning.shuffling import Shuffled
@@ -101,7 +101,7 @@ def choose(criterion, student, teacher, data, config, seed):
         student, teacher, blocks, profile, data.calibration, data.validation,
         tolerance=math.inf, seed=seed,
     )  # fmt: skip
-    return rank(criterion, situation)[0].layer
+    return rank(criterion, situation)[0].part
 
 
 def without_training(criterion, model, data, config, seed):
@@ -144,13 +144,15 @@ def with_training(criterion, model, data, config, seed):
         model,
         data.train,
         data.validation,
-        criterion=criterion,
-        tolerance=1e9,
-        max_accuracy_drop=1.0,
-        max_removals=config.removals,
-        epochs=config.retraining,
-        batch_size=config.batch_size,
-        seed=seed,
+        PruningOptions(
+            criterion=criterion,
+            tolerance=1e9,
+            max_accuracy_drop=1.0,
+            max_removals=config.removals,
+            epochs=config.retraining,
+            batch_size=config.batch_size,
+            seed=seed,
+        ),
         on_step=lambda smaller, _: found.append(accuracy(smaller, data.test)),
     )
     return found

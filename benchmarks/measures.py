@@ -19,7 +19,7 @@ import numpy as np
 from absl import app, flags
 
 from keras_layer_entropy import EntropyAnalyzer
-from keras_layer_entropy.measures.catalogue import DESCRIPTIONS
+from keras_layer_entropy.measures import MEASURES
 
 _PAIRS = flags.DEFINE_integer("pairs", 5, "Pairs per comparison.", lower_bound=3)
 _ONLY = flags.DEFINE_list("only", None, "Some of time, topology, memory (default: all).")
@@ -63,7 +63,7 @@ def prepared(make):
 def measuring(model, x, y, measure):
     """A function that measures once."""
     layers = [keras.layers.Dense, keras.layers.Conv2D]
-    analyzer = EntropyAnalyzer(model, layers, measures=measure)
+    analyzer = EntropyAnalyzer(model, layers=layers, measures=measure)
     return lambda: analyzer.analyze((x, y), verbose=0)
 
 
@@ -93,7 +93,7 @@ def times():
         print(f"\n{name}, {SAMPLES} samples\n")
         print("| measure | time over that of a plain forward pass | ms more per 1,000 samples |")
         print("|---|---|---|")
-        for measure in DESCRIPTIONS:
+        for measure in MEASURES:
             if measure == "feature_entropy" and make is mlp:
                 continue  # there are no maps
             measured = measuring(model, x, y, measure)
@@ -109,7 +109,7 @@ def memory():
     print("\n| measure | peak memory of one pass over the CNN, MiB more than the forward pass |")
     print("|---|---|")
     plain = alone("none")
-    for measure in DESCRIPTIONS:
+    for measure in MEASURES:
         print(f"| {measure} | {alone(measure) - plain:.0f} |", flush=True)
 
 

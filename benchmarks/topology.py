@@ -21,7 +21,7 @@ import numpy as np
 import ripser
 import tensorflow as tf
 
-from keras_layer_entropy.measures.topology import birth_index
+from keras_layer_entropy.measures.births import birth_index
 
 SIZES = {14: 4096, 28: 1024, 56: 256}  # maps of each size
 ROUNDS = 9

@@ -11,6 +11,7 @@ import numpy as np
 import studies
 
 from keras_layer_entropy import ActivationProbe, analyze_model, load_model, plots
+from keras_layer_entropy.measures import ActivationEntropy
 
 MOST_IMAGES = 1000
 
@@ -35,12 +36,13 @@ def run(config, workdir, overwrite=False):
     studies.draw(folder, "probability_histograms.png", figure)
 
     profiles = {
-        pattern: analyze_model(model, data.arrays, pattern=pattern, verbose=0)
+        pattern: analyze_model(model, data.arrays, measures=ActivationEntropy(pattern), verbose=0)
         for pattern in ("per_sample", "softmax_then_mean")
     }
     studies.draw(folder, "stability.png", plots.stability(*profiles.values()))
+    measures = ActivationEntropy(keep_patterns=True)
     profile = analyze_model(
-        model, data.arrays, baseline=True, keep_patterns=True, seed=config.seed, verbose=0
+        model, data.arrays, measures=measures, baseline=True, seed=config.seed, verbose=0
     )
     profile = profile.with_classes(data.classes)
     classes = (config.class_name, config.other_class)

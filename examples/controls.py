@@ -13,9 +13,9 @@ import numpy as np
 import studies
 
 from keras_layer_entropy import analyze_model, plots
-from keras_layer_entropy.measures.catalogue import DESCRIPTIONS
+from keras_layer_entropy.measures import MEASURES
 
-MEASURES = ("activation_entropy", "state_entropy")
+SHOWN = ("activation_entropy", "state_entropy")
 
 
 def run(config, workdir, overwrite=False):
@@ -27,12 +27,12 @@ def run(config, workdir, overwrite=False):
         keras.backend.clear_session()
         profiles = measure(config, data, seed)
         for name, (accuracy, profile) in profiles.items():
-            means = {m: profile.mean_of(m).tolist() for m in MEASURES}
+            means = {m: profile[m].mean.tolist() for m in SHOWN}
             records.append({"seed": seed, "network": name, "accuracy": accuracy, **means})
             print(f"seed {seed}, {name}: {accuracy:.4f}", flush=True)
         if seed == 0:
             shown = {name: profile for name, (_, profile) in profiles.items()}
-            for measure_ in MEASURES:
+            for measure_ in SHOWN:
                 figure = plots.compared_curves(shown, measure_)
                 studies.draw(folder, f"controls_{measure_}.png", figure)
     studies.write(folder, records, tables(config, records))
@@ -44,7 +44,7 @@ def measure(config, data, seed):
     found = {}
 
     def add(name, model):
-        profile = analyze_model(model, data.test.arrays, measures=MEASURES, verbose=0)
+        profile = analyze_model(model, data.test.arrays, measures=SHOWN, verbose=0)
         found[name] = profile.metrics["accuracy"], profile
 
     keras.utils.set_random_seed(seed)
@@ -80,14 +80,14 @@ def tables(config, records):
     depth = len(config.hidden) + 1
     header = ["network", "test accuracy", *(f"layer {i}" for i in range(1, depth)), "output"]
     parts = [f"{config.dataset}, {config.seeds} seeds, mean ± s.d."]
-    for measure in MEASURES:
+    for measure in SHOWN:
         rows = []
         for name in dict.fromkeys(r["network"] for r in records):
             have = [r for r in records if r["network"] == name]
             means = [studies.mean_sd([r[measure][x] for r in have], 3) for x in range(depth)]
             rows.append([name, studies.mean_sd([r["accuracy"] for r in have]), *means])
-        unit = DESCRIPTIONS[measure].unit or "normalised"
-        parts.append(f"{DESCRIPTIONS[measure].title} ({unit}):")
+        described = MEASURES[measure]()
+        parts.append(f"{described.title} ({described.unit}):")
         parts.append(studies.markdown(header, rows))
     return "\n\n".join(parts)
 

@@ -12,7 +12,8 @@ import numpy as np
 import studies
 from scipy.stats import spearmanr
 
-from keras_layer_entropy import analyze_model, plots, prune_model
+from keras_layer_entropy import PruningOptions, analyze_model, plots, prune_model
+from keras_layer_entropy.measures import ActivationEntropy
 
 
 def run(config, workdir, overwrite=False):
@@ -40,8 +41,9 @@ def measure(config, data, seed, depth):
     keras.utils.set_random_seed(seed)
     model = studies.build(config, [config.units] * (depth - 1))
     monitor = studies.train(model, data, config, seed)
+    measures = ActivationEntropy(keep_patterns=True)
     profile = analyze_model(
-        model, data.test.arrays, baseline=True, keep_patterns=True, seed=seed, verbose=0
+        model, data.test.arrays, measures=measures, baseline=True, seed=seed, verbose=0
     )
     if data.test.classes is not None:
         profile = profile.with_classes(data.test.classes)
@@ -62,11 +64,11 @@ def without_flat(config, data, seed, model):
     """Test accuracy without the flat layers, refitted only and retrained; and its control."""
     record = {}
     for name, epochs in (("refitted", 0), ("retrained", config.epochs_after)):
-        result = prune_model(
-            model, data.train.arrays, data.validation.arrays, criterion="entropy_gradient",
-            tolerance=config.tolerance, max_accuracy_drop=1.0, epochs=epochs,
-            batch_size=config.batch_size, seed=seed,
+        options = PruningOptions(
+            criterion="entropy_gradient", tolerance=config.tolerance, max_accuracy_drop=1.0,
+            epochs=epochs, batch_size=config.batch_size, seed=seed,
         )  # fmt: skip
+        result = prune_model(model, data.train.arrays, data.validation.arrays, options)
         record[f"{name}_removed"] = result.removed
         record[f"{name}_accuracy"] = studies.accuracy(result.model, data.test.arrays)
     # As many epochs more, with every layer in place.

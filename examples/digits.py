@@ -9,6 +9,7 @@ import studies
 
 from keras_layer_entropy import EntropyMonitor, analyze_model, report, save_model
 from keras_layer_entropy.datasets import DatasetSpec, load_dataset
+from keras_layer_entropy.measures import ActivationEntropy
 
 
 def build(config):
@@ -53,9 +54,8 @@ def run(config, workdir, overwrite=False):
     profile = analyze_model(
         model,
         test.arrays,
-        measures=("activation_entropy", "instability", "state_entropy"),
+        measures=[ActivationEntropy(keep_patterns=True), "instability", "state_entropy"],
         baseline=True,
-        keep_patterns=True,
         seed=config.seed,
         verbose=0,
     )

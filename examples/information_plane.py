@@ -15,7 +15,7 @@ import numpy as np
 import studies
 
 from keras_layer_entropy import EntropyMonitor, analyze_model, plots
-from keras_layer_entropy.measures.catalogue import DESCRIPTIONS
+from keras_layer_entropy.measures import MEASURES
 from keras_layer_entropy.pruning.shuffling import Shuffled
 
 ESTIMATORS = {"logdet": "LogDet", "mutual_information": "kernel density"}
@@ -80,7 +80,11 @@ def record(network, profile, accuracy=None):
             "network": network,
             "accuracy": accuracy,
             "layer": layer,
-            **{name: float(values[row]) for name, values in profile.layer_values.items()},
+            **{
+                column: float(values[row])
+                for name, result in profile.results.items()
+                for column, values in result.columns(name).items()
+            },
         }
         for row, layer in enumerate(profile.layers)
     ]
@@ -98,7 +102,7 @@ def tables(config, records):
             accuracy = "-" if r["accuracy"] is None else f"{r['accuracy']:.4f}"
             cells = [cell(r, f"{estimator}_{column}") for column in columns]
             rows.append([r["network"], accuracy, r["layer"], *cells])
-        parts.append(f"By {words}, {DESCRIPTIONS[estimator].unit}:")
+        parts.append(f"By {words}, {MEASURES[estimator].unit}:")
         parts.append(studies.markdown(header, rows))
     return "\n\n".join(parts)
 

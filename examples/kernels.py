@@ -16,7 +16,13 @@ import keras
 import numpy as np
 import studies
 
-from keras_layer_entropy import ActivationProbe, EntropyMonitor, UnitAnalyzer, analyze_model, plots
+from keras_layer_entropy import (
+    ActivationProbe,
+    EntropyAnalyzer,
+    EntropyMonitor,
+    analyze_model,
+    plots,
+)
 
 CHOICES = ("redundant", "less effective", "least information", "highest feature entropy")
 LAYERS = {"layers": keras.layers.Conv2D, "measures": ("feature_entropy",)}
@@ -63,16 +69,17 @@ class Watch(keras.callbacks.Callback):
         self.history = {}
 
     def on_train_begin(self, logs=None):
-        self._analyzer = UnitAnalyzer(self.model)
+        measures = ["unit_information", "feature_entropy"]
+        self._analyzer = EntropyAnalyzer(self.model, layers=keras.layers.Conv2D, measures=measures)
         self._look(epoch=-1)
 
     def on_epoch_end(self, epoch, logs=None):
         self._look(epoch)
 
     def _look(self, epoch):
-        for profile in self._analyzer.analyze(self._data, verbose=0):
-            profile = dataclasses.replace(profile, epoch=epoch)
-            self.history.setdefault(profile.layer, []).append(profile)
+        profile = self._analyzer.analyze(self._data, verbose=0)
+        for layer, units in dataclasses.replace(profile, epoch=epoch).units.items():
+            self.history.setdefault(layer, []).append(units)
 
 
 def chosen(history):
@@ -83,7 +90,7 @@ def chosen(history):
     return {
         "redundant": np.flatnonzero(last.redundant().redundant),
         "less effective": np.flatnonzero(last.less_effective(trained)),
-        "least information": np.argsort(last.labels)[:quarter],
+        "least information": np.argsort(last.information_labels)[:quarter],
         "highest feature entropy": np.argsort(-last.mean_feature_entropy, kind="stable")[:quarter],
     }
 
@@ -105,11 +112,11 @@ def check(config, model, test, histories, seed):
                 "kernels": kernels.tolist(), "accuracy": accuracy,
                 "without": accuracy_without(model, layer, kernels, test),
                 "without_random": [accuracy_without(model, layer, d, test) for d in draws],
-                "labels": last.labels.tolist(),
-                "labels_untrained": first.labels.tolist(),
-                "labels_shuffled": last.labels_shuffled.tolist(),
-                "input": last.input.tolist(),
-                "input_untrained": first.input.tolist(),
+                "labels": last.information_labels.tolist(),
+                "labels_untrained": first.information_labels.tolist(),
+                "labels_shuffled": last.information_labels_shuffled.tolist(),
+                "input": last.information_input.tolist(),
+                "input_untrained": first.information_input.tolist(),
                 "feature_entropy": last.mean_feature_entropy.tolist(),
                 "feature_entropy_untrained": first.mean_feature_entropy.tolist(),
             })  # fmt: skip

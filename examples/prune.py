@@ -12,7 +12,7 @@ import keras
 import rich
 import studies
 
-from keras_layer_entropy import prune_model, report, save_model
+from keras_layer_entropy import PruningOptions, prune_model, report, save_model
 from keras_layer_entropy.pruning import compare_costs
 
 
@@ -24,11 +24,11 @@ def run(config, workdir, overwrite=False):
     model = studies.build(config, config.hidden)
     studies.train(model, data, config, config.seed)
     save_model(model, folder / "saved_model", dataset=data.test.spec, overwrite=overwrite)
-    result = prune_model(
-        model, data.train.arrays, data.validation.arrays, criterion=config.criterion,
-        max_accuracy_drop=config.max_accuracy_drop, epochs=config.epochs_after,
-        batch_size=config.batch_size, seed=config.seed,
+    options = PruningOptions(
+        criterion=config.criterion, max_accuracy_drop=config.max_accuracy_drop,
+        epochs=config.epochs_after, batch_size=config.batch_size, seed=config.seed,
     )  # fmt: skip
+    result = prune_model(model, data.train.arrays, data.validation.arrays, options)
     save_model(result.model, folder / "pruned", dataset=data.test.spec, overwrite=overwrite)
     accuracies = {
         name: [studies.accuracy(m, part.arrays) for m in (model, result.model)]

@@ -11,7 +11,8 @@ import keras
 import numpy as np
 import studies
 
-from keras_layer_entropy import analyze_model, plots, prune_model
+from keras_layer_entropy import PruningOptions, analyze_model, plots, prune_model
+from keras_layer_entropy.measures import ActivationEntropy
 
 
 def run(config, workdir, overwrite=False):
@@ -40,14 +41,15 @@ def repair(config, data, seed):
     def on_step(smaller, _):
         networks.append(smaller)
 
-    result = prune_model(
-        model, data.train.arrays, data.validation.arrays, criterion="entropy_gradient",
-        max_accuracy_drop=1.0, max_removals=config.removals, epochs=config.epochs_after,
-        batch_size=config.batch_size, seed=seed, on_step=on_step,
+    options = PruningOptions(
+        criterion="entropy_gradient", max_accuracy_drop=1.0, max_removals=config.removals,
+        epochs=config.epochs_after, batch_size=config.batch_size, seed=seed,
     )  # fmt: skip
+    result = prune_model(model, data.train.arrays, data.validation.arrays, options, on_step=on_step)
+    measures = ActivationEntropy(keep_patterns=True)
     profiles = [
         analyze_model(
-            network, data.test.arrays, baseline=True, keep_patterns=True, seed=seed, verbose=0
+            network, data.test.arrays, measures=measures, baseline=True, seed=seed, verbose=0
         )
         for network in networks
     ]

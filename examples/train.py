@@ -10,7 +10,7 @@ import keras
 import studies
 
 from keras_layer_entropy import analyze_model, plots, save_model
-from keras_layer_entropy.measures.catalogue import ENTROPIES
+from keras_layer_entropy.measures import ActivationEntropy
 
 
 def run(config, workdir, overwrite=False):
@@ -23,9 +23,13 @@ def run(config, workdir, overwrite=False):
     monitor = studies.train(model, data, config, config.seed, callbacks=[log])
     save_model(model, folder / "saved_model", dataset=data.test.spec, overwrite=overwrite)
     profile = analyze_model(
-        model, data.test.arrays, measures=ENTROPIES, baseline=True, keep_patterns=True,
-        seed=config.seed, verbose=0,
-    )  # fmt: skip
+        model,
+        data.test.arrays,
+        measures=[ActivationEntropy(keep_patterns=True), "instability", "state_entropy"],
+        baseline=True,
+        seed=config.seed,
+        verbose=0,
+    )
     profile.report(folder / "report.html", history=monitor.profiles, overwrite=overwrite)
     studies.draw(folder, "epochs.png", plots.entropy_over_epochs(monitor.profiles))
     print(f"Test accuracy {profile.metrics['accuracy']:.4f}. Now open {folder / 'report.html'}.")

@@ -1,12 +1,12 @@
 """See what the layers of a Keras network do, from the entropy of their activation patterns."""
 
 from keras_layer_entropy import measures, plots
-from keras_layer_entropy.analysis.analyzer import EntropyAnalyzer, analyze_model
+from keras_layer_entropy.analysis.analyzer import EntropyAnalyzer, analyze_model, analyze_units
 from keras_layer_entropy.analysis.monitor import EntropyMonitor
 from keras_layer_entropy.analysis.profile import EntropyProfile
-from keras_layer_entropy.analysis.units import UnitAnalyzer, UnitProfile, analyze_units
+from keras_layer_entropy.analysis.unit_profile import UnitProfile
 from keras_layer_entropy.model_files import load_model, save_model
-from keras_layer_entropy.pruning import PruningResult, prune_model, remove_layer
+from keras_layer_entropy.pruning import PruningOptions, PruningResult, prune_model, remove_layer
 from keras_layer_entropy.recording.probe import ActivationProbe
 from keras_layer_entropy.version import __version__
 
@@ -15,8 +15,8 @@ __all__ = [
     "EntropyAnalyzer",
     "EntropyMonitor",
     "EntropyProfile",
+    "PruningOptions",
     "PruningResult",
-    "UnitAnalyzer",
     "UnitProfile",
     "__version__",
     "analyze_model",

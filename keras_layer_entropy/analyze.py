@@ -15,18 +15,15 @@ from keras_layer_entropy import command_line, report
 from keras_layer_entropy.analysis.analyzer import analyze_model
 from keras_layer_entropy.command_line import FLAGS
 from keras_layer_entropy.datasets import load_dataset
-from keras_layer_entropy.measures.catalogue import DESCRIPTIONS, ENTROPIES
-from keras_layer_entropy.measures.entropy import NORMALIZATIONS, PATTERNS
+from keras_layer_entropy.measures.entropy import ActivationEntropy
+from keras_layer_entropy.measures.registry import MEASURES, get_measures, parse_measure
 
 flags.adopt_module_key_flags(command_line)
 _MEASURES = flags.DEFINE_list(
     "measures",
-    list(ENTROPIES),
-    f"Some of {', '.join(DESCRIPTIONS)}; the first is always measured.",
-)
-_PATTERN = flags.DEFINE_enum("pattern", PATTERNS[0], PATTERNS, "How a class is averaged.")
-_NORMALIZATION = flags.DEFINE_enum(
-    "normalization", NORMALIZATIONS[0], NORMALIZATIONS, "What entropies are divided by."
+    ["activation_entropy", "instability", "state_entropy"],
+    f"Some of {', '.join(MEASURES)}; the first is always measured. With options: "
+    "logdet:beta=1.0:samples=500, activation_entropy:pattern=per_sample:normalization=none.",
 )
 _NUM_CLASSES = flags.DEFINE_integer(
     "num_classes", None, "Number of classes (default: the model's outputs); 1 for all together."
@@ -38,17 +35,17 @@ _BASELINE = flags.DEFINE_boolean(
 
 def run():
     """Measures and writes what the flags say."""
-    model_path = command_line.model_path()
+    model_path, measures = command_line.model_path(), _measures()
     output, page = command_line.path_of("output"), command_line.path_of("report")
     if output is not None:
         report.check_new(output, FLAGS.overwrite)
     if page is not None:
         report.check_new_file(page, FLAGS.overwrite)
     with command_line.claimed_for_this_run(output, page):
-        _analyze(model_path, output, page)
+        _analyze(model_path, measures, output, page)
 
 
-def _analyze(model_path, output, page):
+def _analyze(model_path, measures, output, page):
     console = command_line.console()
     model = command_line.opened(model_path)
     dataset = load_dataset(command_line.dataset_spec(model))
@@ -58,10 +55,7 @@ def _analyze(model_path, output, page):
         dataset.batches(FLAGS.batch_size),
         layers=FLAGS.layers,
         num_classes=_NUM_CLASSES.value,
-        measures=tuple(dict.fromkeys(["activation_entropy", *_MEASURES.value])),
-        pattern=_PATTERN.value,
-        normalization=_NORMALIZATION.value,
-        keep_patterns=page is not None and _PATTERN.value != "per_sample",
+        measures=measures,
         batch_size=FLAGS.batch_size,
         baseline=_BASELINE.value,
         seed=FLAGS.seed,
@@ -82,6 +76,15 @@ def _analyze(model_path, output, page):
     if page is not None:
         profile.report(page, tolerance=FLAGS.tolerance, overwrite=FLAGS.overwrite)
         console.print(f"wrote {page}", highlight=False)
+
+
+def _measures():
+    """The measures that `--measures` names, with the entropy, and for a report its patterns."""
+    found = get_measures([parse_measure(text) for text in _MEASURES.value])
+    entropy = next((x for x in found if x.name == ActivationEntropy.key), ActivationEntropy())
+    if FLAGS.report is not None and entropy.options["pattern"] != "per_sample":
+        entropy = ActivationEntropy(**{**entropy.options, "keep_patterns": True})
+    return [entropy, *(x for x in found if x.name != entropy.name)]
 
 
 if __name__ == "__main__":

@@ -27,12 +27,11 @@ import rich.progress
 from absl import flags
 
 from keras_layer_entropy import command_line, report
-from keras_layer_entropy.analysis.analyzer import analyze_model
-from keras_layer_entropy.analysis.units import analyze_units
+from keras_layer_entropy.analysis.analyzer import analyze_model, analyze_units
 from keras_layer_entropy.command_line import FLAGS
 from keras_layer_entropy.datasets import load_parts
 from keras_layer_entropy.files import recover, replacing
-from keras_layer_entropy.measures.catalogue import ENTROPIES
+from keras_layer_entropy.measures.entropy import ActivationEntropy
 from keras_layer_entropy.model_files import FILE_SUFFIXES, model_format, model_parts, save_model
 from keras_layer_entropy.pruning import (
     CRITERIA,
@@ -45,13 +44,16 @@ from keras_layer_entropy.pruning import (
 )
 from keras_layer_entropy.pruning.accuracies import accuracy_metrics
 from keras_layer_entropy.pruning.checkpoint import (
+    FORMAT_VERSION,
     RECORD,
     Checkpoint,
     data_fingerprint,
     fingerprint,
 )
+from keras_layer_entropy.recording.layers import choose_layers
 from keras_layer_entropy.recording.passes import Source
 
+_SHOWN = (ActivationEntropy(keep_patterns=True), "instability", "state_entropy")
 _RECORDS = (RECORD, "before.json", "after.json", "pruning.png")
 
 flags.adopt_module_key_flags(command_line)
@@ -94,7 +96,7 @@ def run():
 def _dry_run(options, model_path):
     console, model = command_line.console(), command_line.opened(model_path)
     parts = _parts(console, model, options.seed)
-    _print_plan(console, *plan(model, *_searched(parts, options), **vars(options)))
+    _print_plan(console, *plan(model, *_searched(parts, options), options))
 
 
 def _searched(parts, options):
@@ -120,8 +122,8 @@ def _prune(options, model_path, output):
             progress.finish_step(step)
 
         result = prune_model(
-            model, *_searched(parts, options), on_step=on_step, resume=resume,
-            callbacks=[progress], **vars(options),
+            model, *_searched(parts, options), options, on_step=on_step, resume=resume,
+            callbacks=[progress],
         )  # fmt: skip
     for path, reason in result.reasons.items():
         console.print(f"{path} stays: {reason}", highlight=False)
@@ -259,10 +261,10 @@ def _record_paths(output):
 
 def _print_plan(console, candidates, reasons):
     for number, candidate in enumerate(candidates, start=1):
-        console.print(f"{number}. {candidate.layer}: {candidate.reason}", highlight=False)
+        console.print(f"{number}. {candidate.part}: {candidate.reason}", highlight=False)
     if not candidates:
         console.print("No layer would be taken out.")
-    tried = {candidate.layer for candidate in candidates}
+    tried = {candidate.part for candidate in candidates}
     for path, reason in reasons.items():
         if path not in tried:
             console.print(f"{path} stays: {reason}", highlight=False)
@@ -288,7 +290,7 @@ def _finish(console, model, result, parts, output, settings):
     result = dataclasses.replace(result, before=profiles[0], after=profiles[1])
     search = report.Pruning(result, costs, accuracies)
     record = {
-        "format_version": 1,
+        "format_version": FORMAT_VERSION,
         "settings": settings,
         "steps": [dataclasses.asdict(step) for step in result.steps],
         "reasons": result.reasons,
@@ -325,8 +327,8 @@ def _write_report(search, model, validation):
     for name, network in (("before", model), ("after", result.model)):
         known = getattr(result, name)
         profile = analyze_model(
-            network, validation, measures=ENTROPIES, batch_size=FLAGS.batch_size,
-            layers=FLAGS.layers, baseline=True, keep_patterns=True, seed=FLAGS.seed, verbose=0,
+            network, validation, measures=_SHOWN, batch_size=FLAGS.batch_size,
+            layers=FLAGS.layers, baseline=True, seed=FLAGS.seed, verbose=0,
         )  # fmt: skip
         profile = profile.with_classes(known.classes)
         settings = {**profile.settings, **known.settings}
@@ -346,10 +348,12 @@ def _write_report(search, model, validation):
 
 def _ranked_units(model, data):
     """The units of the model's convolutions; none, with a warning, where they have no maps."""
-    if not any(isinstance(x, keras.layers.Conv2D) for x in model._flatten_layers()):
+    try:
+        layers = list(choose_layers(model, keras.layers.Conv2D))
+    except ValueError:  # there are none
         return ()
     try:
-        profiles = analyze_units(model, data, batch_size=FLAGS.batch_size, verbose=0)
+        profiles = analyze_units(model, data, layers=layers, batch_size=FLAGS.batch_size, verbose=0)
     except ValueError as error:  # the search itself is done and written: the page is to be, too
         warnings.warn(f"Units of convolutions are left out of the report: {error}", stacklevel=2)
         return ()
@@ -401,9 +405,9 @@ class _Progress(keras.callbacks.Callback):
 
     def finish_step(self, step):
         """Prints what came of a step."""
-        verdict = "removed" if step.kept else "kept"
+        verdict = "removed" if step.accepted else "kept"
         self._bar.console.print(
-            f"step {self._step}: {verdict} {step.layer}: {step.reason}; validation accuracy "
+            f"step {self._step}: {verdict} {step.part}: {step.reason}; validation accuracy "
             f"{step.accuracy_before:.4f}, right after {step.accuracy_removed:.4f}, retrained "
             f"{step.accuracy_retrained:.4f} ({step.seconds:.1f} s)",
             highlight=False,

@@ -6,7 +6,7 @@ import keras
 
 from keras_layer_entropy import backend
 
-__version__ = "0.1.1"
+__version__ = "0.2.0"
 
 
 def versions():

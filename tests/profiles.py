@@ -1,20 +1,22 @@
 """A profile to test with."""
 
+import dataclasses
+
 import numpy as np
 
 from keras_layer_entropy import EntropyProfile
+from keras_layer_entropy.measures import ActivationEntropy
 
 
 def make(**changes):
     """Four layers, three classes, one of them without samples."""
     values = dict(
         layers=("a", "b", "c", "out"),
-        units=(4, 4, 4, 3),
-        outputs=(False, False, False, True),
+        widths=(4, 4, 4, 3),
+        is_output=(False, False, False, True),
         classes=("x", "y", "z"),
         count=[5, 0, 7],
-        normalizer=np.log([4, 4, 4, 3]),
-        values={
+        results={
             "activation_entropy": [
                 [0.9, np.nan, 0.7],
                 [0.9, np.nan, 0.695],
@@ -25,6 +27,16 @@ def make(**changes):
         },
         metrics={"loss": 0.5, "odd": float("nan")},
         epoch=3,
-        settings={"pattern": "mean_then_softmax", "normalization": "log"},
     )
     return EntropyProfile(**values | changes)
+
+
+def with_patterns(patterns, **changes):
+    """The same with activation patterns, layer -> `[classes, units]`."""
+    details = {layer: {"pattern": pattern} for layer, pattern in patterns.items()}
+    profile = make(**changes)
+    entropy = dataclasses.replace(profile["activation_entropy"], details=details)
+    results = {**profile.results, "activation_entropy": entropy}
+    measure = ActivationEntropy(keep_patterns=True)
+    measures = {**profile.measures, "activation_entropy": measure}
+    return dataclasses.replace(profile, results=results, measures=measures)

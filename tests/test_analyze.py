@@ -12,6 +12,7 @@ from command_lines import call, run
 from keras_layer_entropy import EntropyProfile, analyze_model, report, save_model
 from keras_layer_entropy.datasets import DatasetSpec, load_dataset
 from keras_layer_entropy.files import claimed
+from keras_layer_entropy.measures import ActivationEntropy
 
 pytestmark = pytest.mark.tensorflow
 
@@ -41,7 +42,7 @@ def test_the_model_alone_is_enough(saved, tmp_path):
     np.testing.assert_allclose(found.baseline.entropy, want.baseline.entropy, atol=1e-6)
     assert found.metrics == pytest.approx(want.metrics, rel=1e-5)
     assert found.classes == tuple("0123456789")
-    assert set(found.values) == {"activation_entropy", "instability", "state_entropy"}
+    assert set(found.results) == {"activation_entropy", "instability", "state_entropy"}
     assert "digits, split validation, inputs times 0.0625, as (64,)" in out
     assert f"{want.mean[0]:.3f}" in out
     assert "trained" in out
@@ -76,7 +77,8 @@ def test_report(saved, tmp_path):
     code, _, err = call(*arguments)
     assert code == 2
     assert "report.html exists: choose another name, or pass --overwrite" in err
-    code, out, err = call(*arguments, "--overwrite", "--pattern=per_sample")
+    entropy = "activation_entropy:pattern=per_sample"
+    code, out, err = call(*arguments, "--overwrite", f"--measures={entropy},logdet")
     assert code == 0, err
     assert "per_sample" in path.read_text()
     code, _, err = call("analyze", "--model", saved[1], "--report", tmp_path)
@@ -87,11 +89,12 @@ def test_report(saved, tmp_path):
 def test_options(saved, tmp_path):
     model, path = saved
     np.savez(tmp_path / "d.npz", x=np.ones((6, 8, 8)) / 3, y=[0, 1, 2, 3, 4, 5])
+    entropy = "activation_entropy:pattern=per_sample"
     code, out, err = call(
         "analyze",
         *("--model", path, "--dataset", tmp_path / "d.npz", "--scale=2", "--nobaseline"),
-        *("--layers=a", "--measures=state_entropy", "--pattern=per_sample"),
-        *("--normalization=none", "--batch_size=2", "--output", tmp_path / "result"),
+        *("--layers=a", f"--measures=state_entropy,{entropy}:normalization=none"),
+        *("--batch_size=2", "--output", tmp_path / "result"),
     )
     assert code == 0, err
     found = EntropyProfile.load(tmp_path / "result" / "profile.json")
@@ -100,8 +103,7 @@ def test_options(saved, tmp_path):
             model,
             (np.full((6, 64), 2 / 3), np.arange(6)),
             layers="a",
-            pattern="per_sample",
-            normalization="none",
+            measures=ActivationEntropy("per_sample", "none"),
             verbose=0,
         )
     np.testing.assert_allclose(found.entropy, want.entropy, atol=1e-6)
@@ -119,7 +121,10 @@ def test_options(saved, tmp_path):
         (["--model=MODEL", "--dataset=x.npz"], "There is no file x.npz"),
         (["--model=MODEL", "--split=dev"], "digits has no split 'dev'"),
         (["--model=MODEL", "--layers=b"], "There is no layer 'b'"),
-        (["--model=MODEL", "--measures=b"], "expected some of"),
+        (["--model=MODEL", "--measures=b"], "measures='b'; expected some of"),
+        (["--model=MODEL", "--measures=logdet:beta"], "each option once; found 'beta'"),
+        (["--model=MODEL", "--measures=logdet:gamma=1"], "logdet has the options ('beta', 'sam"),
+        (["--model=MODEL", "--measures=logdet:beta=x"], "beta='x' of logdet; expected a positive"),
         (["--model=MODEL", "surplus"], "Unknown arguments ['surplus']"),
         (["--model=MODEL", "--output=MODEL/config.json"], "config.json"),
         (["--model=gs://b/m.keras"], "--model: 'gs://b/m.keras' is a URL"),

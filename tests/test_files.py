@@ -17,18 +17,18 @@ pytestmark = pytest.mark.tensorflow  # files are the same on every backend
 
 PROFILE = EntropyProfile(
     layers=("dense", "logits"),
-    units=(8, 2),
-    outputs=(False, True),
+    widths=(8, 2),
+    is_output=(False, True),
     classes=("a", "b"),
     count=[5, 5],
-    normalizer=[2.1, 0.7],
-    values={"activation_entropy": [[0.9, 0.8], [0.1, 0.2]]},
+    results={"activation_entropy": [[0.9, 0.8], [0.1, 0.2]]},
 )
 
 # Everything that takes a path.
 TAKE_PATHS = {
     "files.local_path": files.local_path,
     "files.replacing": lambda path: files.replacing(path).__enter__(),
+    "files.claimed": lambda path: files.claimed(path).__enter__(),
     "files.recover": files.recover,
     "model_files.save_model": lambda path: model_files.save_model(
         models.sequential().model, path, overwrite=True

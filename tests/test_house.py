@@ -172,6 +172,17 @@ def test_backends_are_asked_in_one_place(files):
     assert asked == {"backend.py"}
 
 
+def test_what_is_made_once_cannot_be_changed(files):
+    """All dataclasses are frozen, but for what fills up while a forward pass is recorded."""
+    found = {}
+    for tree in files.values():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef):
+                ways = " ".join(map(ast.unparse, node.decorator_list))
+                found |= {node.name: ways} if "dataclass" in ways else {}
+    assert [name for name, ways in found.items() if "frozen=True" not in ways] == ["Activation"]
+
+
 def package(folder, **texts):
     """A package of these files, as `sources` gives it."""
     for name, text in texts.items():

@@ -82,7 +82,7 @@ def test_the_model_alone_is_enough(saved, tmp_path):
     output = tmp_path / "saved_model_pruned"
     assert sorted(os.listdir(tmp_path)) == ["saved_model", "saved_model_pruned"]
     record = json.loads((output / "pruning.json").read_text())
-    removed = [step["layer"] for step in record["steps"] if step["kept"]]
+    removed = [step["part"] for step in record["steps"] if step["accepted"]]
     assert removed
     model = load_model(output)
     assert [x.name for x in model.layers] == [
@@ -339,7 +339,7 @@ def test_a_killed_run_loses_nothing_and_goes_on(saved, tmp_path):
     assert "Resuming after step 2" in out
     assert [x.name for x in load_model(output).layers] == ["h32", "out"]
     steps = json.loads((output / "pruning.json").read_text())["steps"]
-    assert [step["layer"] for step in steps] == ["h16", "h24"]
+    assert [step["part"] for step in steps] == ["h16", "h24"]
     assert sorted(os.listdir(tmp_path)) == ["saved_model", "saved_model_pruned"]
 
 

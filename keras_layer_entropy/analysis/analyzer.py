@@ -3,20 +3,29 @@
 import dataclasses
 import warnings
 
-from keras_layer_entropy.analysis.measurement import ModelStatistics, usual_layers
+from keras_layer_entropy.analysis.measurement import Measurement, Request
 from keras_layer_entropy.backend import strategy, strategy_scope
-from keras_layer_entropy.recording.passes import (
-    Source,
-    StreamingPass,
-    rehearsal,
-)
+from keras_layer_entropy.measures.feature_entropy import FeatureEntropy
+from keras_layer_entropy.measures.measure import MOST_SAMPLES
+from keras_layer_entropy.measures.unit_information import UnitInformation
+from keras_layer_entropy.recording.passes import Source, StreamingPass, rehearsal
 from keras_layer_entropy.recording.probe import ActivationProbe
 from keras_layer_entropy.recording.untrained import untrained
 from keras_layer_entropy.recording.watching import alone_with
 
 
 def analyze_model(
-    model, data, *, batch_size=256, steps=None, baseline=False, seed=0, verbose="auto", **options
+    model,
+    data,
+    *,
+    layers=None,
+    num_classes=None,
+    measures=("activation_entropy",),
+    batch_size=256,
+    steps=None,
+    baseline=False,
+    seed=0,
+    verbose="auto",
 ):
     """Measures the layers of a model on data, class by class, in one forward pass.
 
@@ -25,14 +34,13 @@ def analyze_model(
             as by `model.evaluate`.
         data: `(x, y)` or `(x, y, sample_weight)` arrays, inputs alone, a `tf.data.Dataset`, a
             `keras.utils.PyDataset` or a generator of batches, as for `model.evaluate`.
+        layers, num_classes, measures: as for `EntropyAnalyzer`.
         batch_size: batch size for arrays.
         steps: number of batches, None for all.
         baseline: also measure the same network freshly initialised, into `profile.baseline`; the
             data are read twice.
         seed: seed of that initialisation.
         verbose: as in `model.evaluate`.
-        **options: `layers`, `num_classes`, `measures`, `pattern`, `normalization`,
-            `keep_patterns`, as for `EntropyAnalyzer`.
 
     Returns:
         `EntropyProfile`.
@@ -51,10 +59,62 @@ def analyze_model(
     >>> profile.layers, profile.entropy.shape, profile.count.tolist()
     (('hidden', 'logits'), (2, 3), [30, 30, 30])
     """
-    analyzer = EntropyAnalyzer(model, **options)
+    analyzer = EntropyAnalyzer(model, layers=layers, num_classes=num_classes, measures=measures)
     return analyzer.analyze(
         data, batch_size=batch_size, steps=steps, baseline=baseline, seed=seed, verbose=verbose
     )
+
+
+def analyze_units(
+    model,
+    data,
+    *,
+    layers=None,
+    num_classes=None,
+    estimator="quantile",
+    samples=MOST_SAMPLES,
+    variance=0.1,
+    batch_size=256,
+    steps=None,
+    verbose="auto",
+):
+    """Measures every unit of the layers of a model on data, in one forward pass.
+
+    The same as `analyze_model` with the measures `unit_information` and, where there are maps,
+    `feature_entropy`, and `units` of the profile.
+
+    Args:
+        model, data, num_classes, batch_size, steps, verbose: as for `analyze_model`.
+        layers: as for `ActivationProbe`; None for every Dense layer and convolution.
+        estimator, samples, variance: as for `measures.UnitInformation`.
+
+    Returns:
+        Tuple of `UnitProfile`, one per layer in the order of the forward pass.
+
+    Raises:
+        ValueError: as `analyze_model`; no labels, or labels that stand for positions.
+
+    Source: Fang et al. 2018; Zhao & Zhang 2022.
+
+    Example:
+
+    >>> import keras
+    >>> import numpy as np
+    >>> model = keras.Sequential([
+    ...     keras.layers.Conv2D(4, 3, activation="relu", name="conv"),
+    ...     keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(3, name="output")])
+    >>> x, y = np.random.normal(size=(90, 8, 8, 1)), np.arange(90) % 3
+    >>> conv, output = analyze_units(model, (x, y), verbose=0)
+    >>> conv.layer, conv.information_labels.shape, conv.information_per_class.shape
+    ('conv', (4,), (4, 3))
+    """
+    measures = [UnitInformation(estimator, samples, variance), FeatureEntropy()]
+    analyzer = EntropyAnalyzer(model, layers=layers, num_classes=num_classes, measures=measures)
+    analyzer.measures_model = False
+    with warnings.catch_warnings():  # there may be no maps
+        warnings.filterwarnings("ignore", "None of the layers .* has a feature_entropy")
+        profile = analyzer.analyze(data, batch_size=batch_size, steps=steps, verbose=verbose)
+    return tuple(profile.units.values())
 
 
 class EntropyAnalyzer:
@@ -62,55 +122,42 @@ class EntropyAnalyzer:
 
     Args:
         model: any Keras model.
-        layers: as for `ActivationProbe`; None for every `Dense`, and every `Conv2D` where
-            feature_entropy is among the measures (these without activation, instability and state
-            entropy, unless there is no Dense layer).
+        layers: as for `ActivationProbe`; None for those that the measures are of: every `Dense`,
+            and every `Conv2D` where feature_entropy is among the measures (these without entropies
+            of their own, unless there is no Dense layer).
         num_classes: number of classes, None to take it from the model's output; 1 for one class
             of everything; `{key: number or None}` to choose whose labels count where there are
             several outputs.
-        measures: names out of `measures.catalogue.DESCRIPTIONS`, or name -> options, such as
-            `{"activation_entropy": None, "logdet": {"beta": 1.0}}`.
-        pattern, normalization: as for `measures.entropy.activation_entropy`.
-        keep_patterns: keep the activation pattern of every class in `profile.patterns`; it takes
-            classes x units numbers for each layer.
+        measures: names out of `measures.MEASURES`, objects such as `measures.LogDet(beta=1.0)`, or
+            a list of these; or name -> options, such as `{"logdet": {"beta": 1.0}}`.
+
+    Attributes:
+        measures_model: whether the model's own loss and metrics are measured, too, where it is
+            compiled.
 
     Raises:
-        ValueError: no such layer, measure, pattern or normalization.
+        ValueError: no such layer or measure, or two measures of one name.
 
     Example:
 
     >>> import keras
     >>> import numpy as np
+    >>> from keras_layer_entropy.measures import ActivationEntropy
     >>> model = keras.Sequential([keras.layers.Dense(8, "relu"), keras.layers.Dense(3)])
-    >>> analyzer = EntropyAnalyzer(model, measures=("activation_entropy", "state_entropy"))
+    >>> per_sample = ActivationEntropy(pattern="per_sample", name="per_sample")
+    >>> analyzer = EntropyAnalyzer(model, measures=["state_entropy", per_sample])
     >>> x, y = np.random.normal(size=(90, 4)), np.arange(90) % 3
     >>> before, after = (analyzer.analyze((scale * x, y), verbose=0) for scale in (1.0, 3.0))
-    >>> sorted(after.values)
-    ['activation_entropy', 'state_entropy']
+    >>> sorted(after.results), after["state_entropy"].unit
+    (['per_sample', 'state_entropy'], 'bits')
     """
 
-    def __init__(
-        self,
-        model,
-        layers=None,
-        num_classes=None,
-        measures=("activation_entropy",),
-        pattern="mean_then_softmax",
-        normalization="log",
-        keep_patterns=False,
-    ):
+    def __init__(self, model, *, layers=None, num_classes=None, measures=("activation_entropy",)):
         self.model = model
-        self._statistics = ModelStatistics(
-            model,
-            num_classes,
-            measures,
-            pattern,
-            normalization,
-            keep_patterns,
-            layers_chosen=layers is not None,
-        )
+        self.measures_model = True
+        self._request = Request(model, layers, num_classes, measures)
         with strategy_scope(model):
-            self._probe = ActivationProbe(model, usual_layers(layers, measures))
+            self._probe = ActivationProbe(model, self._request.recorded)
         self._pass = None
 
     def analyze(self, data, *, batch_size=256, steps=None, baseline=False, seed=0, verbose="auto"):
@@ -136,9 +183,10 @@ class EntropyAnalyzer:
         return profile
 
     def _measure(self, source, verbose, again=False):
-        self._statistics.reset()
+        measurement = self._pass.measurement
+        measurement.reset()
         metrics = self._pass.run(source, verbose)
-        return self._statistics.profile(metrics if self._pass.measures_model else {}, again=again)
+        return measurement.profile(metrics if self._pass.measures_model else {}, again=again)
 
     def _prepare(self, x, y, sample_weight):
         """Builds everything on a batch, so that the pass itself only compiles and runs."""
@@ -146,17 +194,16 @@ class EntropyAnalyzer:
             outputs, activations = self._probe.record(x)
             measurable = self._model_can_be_measured(x, y, outputs, sample_weight)
         with strategy_scope(self.model):
-            self._statistics.build(activations, outputs, y, x)
-            runner = _LayerPass(self._probe, self._statistics)
+            measurement = Measurement(self._request, activations, outputs, y, x)
+            runner = _LayerPass(self._probe, measurement, measurable)
         if strategy(self.model) is None:  # a first try, whose errors are easier to read
-            self._statistics.update([a.features() for a in activations], x, y, sample_weight)
-            self._statistics.check_labels()
-        runner.measures_model = measurable
+            measurement.update([a.features() for a in activations], x, y, sample_weight)
+            measurement.check_labels()
         return runner
 
     def _model_can_be_measured(self, x, y, outputs, sample_weight):
         """Whether the model's own loss and metrics can be computed from these data."""
-        if not self.model.compiled or y is None:
+        if not self.measures_model or not self.model.compiled or y is None:
             return False
         given = dict(x=x, y=y, y_pred=outputs, sample_weight=sample_weight)
         try:
@@ -173,13 +220,13 @@ class EntropyAnalyzer:
 
 
 class _LayerPass(StreamingPass):
-    """One forward pass for the statistics of the layers and the model's own loss and metrics."""
+    """One forward pass for a measurement and the model's own loss and metrics."""
 
-    def __init__(self, probe, statistics):
-        super().__init__(probe.model, statistics.metrics, name="entropy_analyzer")
+    def __init__(self, probe, measurement, measures_model):
+        super().__init__(probe.model, measurement.metrics, name="entropy_analyzer")
         self.probe = probe
-        self._model_statistics = statistics
-        self.measures_model = False
+        self.measurement = measurement
+        self.measures_model = measures_model
 
     @property
     def metrics(self):
@@ -191,7 +238,7 @@ class _LayerPass(StreamingPass):
         return {"outputs": outputs, "features": features, "inputs": inputs}
 
     def update(self, seen, y, sample_weight):
-        self._model_statistics.update(seen["features"], seen["inputs"], y, sample_weight)
+        self.measurement.update(seen["features"], seen["inputs"], y, sample_weight)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=False):
         if not self.measures_model:

@@ -1,164 +1,135 @@
-"""The statistics of all layers of a model together: batches in, an EntropyProfile out."""
+"""One measurement of a model: batches in, an EntropyProfile out."""
 
 import dataclasses
 import datetime
 import functools
 import warnings
+from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
+from keras import ops, tree
 
 from keras_layer_entropy.analysis.profile import EntropyProfile
-from keras_layer_entropy.measures.catalogue import ENTROPIES, check_measures
-from keras_layer_entropy.measures.entropy import check_pattern, maximum_entropy
-from keras_layer_entropy.measures.kept_samples import MOST_STATE
-from keras_layer_entropy.measures.sample_measures import SAMPLE_MEASURES, SampleComparison
-from keras_layer_entropy.measures.statistics import MEASURES, HeadStatistic
+from keras_layer_entropy.measures.entropy import Undecided
+from keras_layer_entropy.measures.kept_samples import KeptSamples, width
+from keras_layer_entropy.measures.measure import (
+    LayerInfo,
+    Measure,
+    MeasureResult,
+    Samples,
+    listed,
+)
+from keras_layer_entropy.measures.registry import get_measures
 from keras_layer_entropy.recording.labels import LabelStatistic, find_labels
 from keras_layer_entropy.version import versions
 
+MOST_STATE = 4 * 2**30  # bytes that the state of a measurement may take
+
 
 @dataclasses.dataclass(frozen=True)
-class _Layer:
-    path: str
-    units: int
-    is_output: bool
-    statistics: dict  # measure -> its statistic, of those that the layer has
+class Request:
+    """What is to be measured of a model.
 
-
-class ModelStatistics:
-    """The statistics of every chosen layer of a model, and of the labels.
-
-    Args:
+    Attributes:
         model: the model whose loss and output names tell what its labels are.
-        num_classes, measures, pattern, normalization, keep_patterns: as for
-            `analyzer.EntropyAnalyzer`.
-        layers_chosen: whether somebody chose the layers. Convolutions that come along because
-            feature_entropy is asked for have no activation entropies: beside those of Dense layers
-            they would say of these that they are flat or rise.
+        layers: which layers, as for `analyzer.EntropyAnalyzer`.
+        num_classes: likewise.
+        measures: likewise; a tuple of `Measure` once this is made.
     """
 
-    def __init__(
-        self,
-        model,
-        num_classes=None,
-        measures=("activation_entropy",),
-        pattern="mean_then_softmax",
-        normalization="log",
-        keep_patterns=False,
-        layers_chosen=True,
-    ):
-        check_pattern(pattern)
-        maximum_entropy(2, normalization)
-        self._model = model
-        self._num_classes = num_classes
-        self._measures = check_measures(measures)
-        self._own_options = {
-            m: {"pattern": pattern, "normalization": normalization} if m in ENTROPIES else options
-            for m, options in self._measures.items()
-        }
-        self._keep_patterns = keep_patterns
-        if keep_patterns and (
-            pattern == "per_sample" or "activation_entropy" not in self._measures
-        ):
-            raise ValueError(
-                f"keep_patterns=True with pattern={pattern!r}, measures={tuple(self._measures)}: "
-                "patterns of classes come with 'activation_entropy' and the pattern "
-                "'mean_then_softmax' or 'softmax_then_mean'."
-            )
-        self._layers_chosen = layers_chosen
-        self._pattern = pattern
-        self._normalization = normalization
-        self._labels = None
-        self._labelled = None
-        self._label_statistic = None
-        self._comparison = None  # of single samples, where a measure needs it
-        self._layers = []
+    model: Any
+    layers: Any
+    num_classes: Any
+    measures: Any
+
+    def __post_init__(self):
+        object.__setattr__(self, "measures", tuple(get_measures(self.measures)))
 
     @property
-    def built(self):
-        """Whether the layers and classes are known."""
-        return self._labels is not None
+    def recorded(self):
+        """The layers to record: where nobody chose some, Dense ones and those of the measures."""
+        if self.layers is not None:
+            return self.layers
+        kinds = {kind: None for measure in self.measures for kind in measure.layers}
+        kinds.pop(keras.layers.Dense, None)
+        return [keras.layers.Dense, *kinds] if kinds else None
 
-    @property
-    def metrics(self):
-        """All statistics, as Keras metrics."""
-        return [
-            self._label_statistic,
-            self._left_out,
-            *([self._comparison.metric] if self._comparison else []),
-            *(s for row in self._layers for s in row.statistics.values()),
-        ]
+    def rows_of(self, measure, activations, infos):
+        """In which rows there are layers that a measure is of.
 
-    def build(self, activations, outputs, y, inputs):
-        """Makes the state for layers and classes as seen in a first batch."""
+        Layers that come along because another measure is of them are left out: beside Dense layers
+        convolutions would say of these that they are flat or rise.
+        """
+        fitting = [row for row, info in enumerate(infos) if measure.fits(info)]
+        if self.layers is not None:
+            return fitting
+        kinds = (keras.layers.Dense, *measure.layers)
+        usual = [row for row in fitting if issubclass(activations[row].kind, kinds)]
+        return usual or fitting
+
+
+@dataclasses.dataclass(frozen=True)
+class _Measuring:
+    """One measure, the rows of the layers that it is of, and the state of each of them."""
+
+    measure: Measure
+    rows: list
+    states: list
+
+
+class Measurement:
+    """The states of all measures in all chosen layers of a model, and of the labels.
+
+    Args:
+        request: `Request`.
+        activations, outputs, y, inputs: a first batch, which is not counted: `following.Activation`
+            of each layer, and what the model gave and was given.
+
+    Raises:
+        ValueError: labels that cannot be read, or more state than memory should be taken for.
+    """
+
+    def __init__(self, request, activations, outputs, y, inputs):
+        self._request = request
         self._labelled = y is not None
         self._labels = find_labels(
             y,
             outputs,
-            self._num_classes,
-            loss=self._model.loss if self._model.compiled else None,
-            output_names=getattr(self._model, "output_names", None),
+            request.num_classes,
+            loss=request.model.loss if request.model.compiled else None,
+            output_names=getattr(request.model, "output_names", None),
         )
-        classes = self._labels.num_classes
-        of_dense_alone = not self._layers_chosen and not all(a.is_convolution for a in activations)
-        fitting = [(a, self._fitting(a, of_dense_alone)) for a in activations]
-        numbers = [
-            MEASURES[m].numbers(a.units, **self._own_options[m])
-            for a, measures in fitting
-            for m in measures
+        self._check_labels_are_there()
+        self._infos = [
+            LayerInfo(a.path, a.units, {k: tuple(x.shape) for k, x in a.features().items()})
+            for a in activations
         ]
-        size = 8 * classes * sum(numbers)  # two float32 for each
-        comparing = {m: o for m, o in self._measures.items() if m in SAMPLE_MEASURES}
-        if comparing:
-            self._comparison = SampleComparison(comparing, activations, inputs, classes)
-            size += self._comparison.size
-        if size > MOST_STATE:
-            raise ValueError(
-                f"{classes} classes and {sum(a.units for a in activations)} units "
-                f"need {size / 2**30:.1f} GiB: choose fewer layers with layers=, or pass "
-                "num_classes=1 to take all samples for one class"
-                + (f", or keep fewer samples for {', '.join(comparing)}." if comparing else ".")
-            )
-        self._label_statistic = LabelStatistic(classes, rows=self._labels.kind == "one_hot")
+        self._is_output = [activation.is_output for activation in activations]
+        rows = [request.rows_of(x, activations, self._infos) for x in request.measures]
+        kept = _Kept.of(request.measures, rows, self._infos, inputs, self._labels.num_classes)
+        self._check_memory(rows, kept)
+        self._counts = LabelStatistic(self._labels.num_classes, rows=self._labels.kind == "one_hot")
         self._left_out = keras.metrics.Sum(name="left_out")
-        if comparing:
-            self._comparison.build()
-        self._layers = [
-            _Layer(a.path, a.units, a.is_output, self._new(a, measures)) for a, measures in fitting
+        self._kept = kept and kept.built()
+        self._measuring = [
+            _Measuring(
+                measure, own, [self._new_state(measure, activations[row], row) for row in own]
+            )
+            for measure, own in zip(request.measures, rows, strict=True)
         ]
 
-    def _fitting(self, activation, of_dense_alone):
-        """The measures by sums that there are of a layer."""
-        features = activation.features()
-        left_out = ENTROPIES if of_dense_alone and activation.is_convolution else ()
-        return [
-            m
-            for m in self._measures
-            if m in MEASURES
-            and m not in left_out
-            and MEASURES[m].dimensions in (None, len(features[MEASURES[m].reads].shape))
-        ]
-
-    def _new(self, activation, measures):
-        return {m: self._new_statistic(activation, m) for m in measures}
-
-    def _new_statistic(self, activation, measure):
-        # Paths make no names of variables: they may hold "#" or "@".
-        def make(name):
-            classes = self._labels.num_classes
-            options = self._own_options[measure]
-            return MEASURES[measure](activation.units, classes, name=name, **options)
-
-        undecided = activation.may_be_distribution and MEASURES[measure].reads == "pattern"
-        return HeadStatistic(make, name=measure) if undecided else make(measure)
+    @property
+    def metrics(self):
+        """All state, as Keras metrics."""
+        states = [state for x in self._measuring for state in x.states if state is not None]
+        return [self._counts, self._left_out, *([self._kept.metric] if self._kept else []), *states]
 
     def update(self, features, inputs, y, sample_weight):
         """Adds a batch: `features` is `Activation.features()` of each layer."""
-        if len(features) != len(self._layers):
+        if len(features) != len(self._infos):
             raise ValueError(
-                f"{len(features)} layer calls were recorded in this batch and {len(self._layers)} "
+                f"{len(features)} layer calls were recorded in this batch and {len(self._infos)} "
                 "in the first: a model whose layers change from batch to batch cannot be measured."
             )
         if (y is None) == self._labelled:
@@ -172,14 +143,18 @@ class ModelStatistics:
         found = found._replace(weights=whole)
         if (counted := _counted(features, whole)) is not None:
             found = found.only(counted)
-        self._label_statistic.update_state(*found)
-        for tensors, layer in zip(features, self._layers, strict=True):
-            samples = _all_samples(tensors) if membership is None else membership
-            _check_positions(layer.path, tensors["pattern"].shape, samples.shape)
-            for statistic in layer.statistics.values():
-                statistic.update_state(tensors[statistic.reads], samples, tensors.get("mask"))
-        if self._comparison:
-            self._comparison.update(features, inputs, found.weights)
+        self._counts.update_state(*found)
+        of_layers = [_all_samples(x) if membership is None else membership for x in features]
+        for info, tensors, weights in zip(self._infos, features, of_layers, strict=True):
+            _check_positions(info.path, tensors["pattern"].shape, weights.shape)
+        for x in self._measuring:
+            for row, state in zip(x.rows, x.states, strict=True):
+                if state is not None:
+                    tensors = features[row]
+                    values, mask = tensors[x.measure.reads], tensors.get("mask")
+                    state.update_state(values, of_layers[row], mask)
+        if self._kept:
+            self._kept.update(features, inputs, found.weights)
 
     def agrees(self, features, y, sample_weight):
         """Whether a batch can be added: layers have the samples and positions of the labels.
@@ -188,7 +163,7 @@ class ModelStatistics:
         that would be an error.
         """
         membership = self._labels.membership(y, sample_weight).weights
-        if membership is None and not self._comparison:
+        if membership is None and not self._kept:
             return True
         if membership is None:
             membership = _all_samples(features[0])
@@ -204,12 +179,12 @@ class ModelStatistics:
 
     def check_labels(self):
         """Raises ValueError where labels that were accumulated are no class."""
-        self._label_statistic.check()
+        self._counts.check()
 
     def reset(self):
         """Forgets what was accumulated."""
-        for statistic in self.metrics:
-            statistic.reset_state()
+        for metric in self.metrics:
+            metric.reset_state()
 
     def profile(self, metrics=None, epoch=None, again=False):
         """What was accumulated, as an `EntropyProfile`; errors and warnings.
@@ -222,32 +197,22 @@ class ModelStatistics:
                 "choose other layers with layers=, or pass num_classes=1 to take all samples for "
                 "one class."
             )
-        count = self._label_statistic.counts()
+        count = self._counts.counts()
         names = ("all",) if self._labels.kind == "none" else tuple(map(str, range(len(count))))
-        values, layer_values = self._results()
         profile = EntropyProfile(
-            layers=[layer.path for layer in self._layers],
-            units=[layer.units for layer in self._layers],
-            outputs=[layer.is_output for layer in self._layers],
+            layers=[info.path for info in self._infos],
+            widths=[info.units for info in self._infos],
+            is_output=self._is_output,
             classes=names,
             count=count,
-            normalizer=[maximum_entropy(x.units, self._normalization) for x in self._layers],
-            values=values,
-            layer_values=layer_values,
+            results={x.measure.name: self._result(x) for x in self._measuring},
+            measures={x.measure.name: x.measure for x in self._measuring},
             metrics=dict(metrics or {}),
             epoch=epoch,
-            patterns={
-                x.path: self._patterns(x) for x in (self._layers if self._keep_patterns else ())
-            },
             settings={
-                "model": self._model.name,
+                "model": self._request.model.name,
                 "versions": versions(),
                 "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                "pattern": self._pattern,
-                "normalization": self._normalization
-                if isinstance(self._normalization, str)
-                else getattr(self._normalization, "__name__", type(self._normalization).__name__),
-                "measures": {m: options for m, options in self._measures.items() if options},
             },
         )
         if not again:
@@ -255,76 +220,192 @@ class ModelStatistics:
         self._warn_of_what_is_not_finite(profile)
         return profile
 
-    def _results(self):
-        """The values of each measure, `[layers, classes]`, and what comes with them, `[layers]`."""
-        values, layer_values = {}, {}
-        for measure in self._measures:
-            if measure in SAMPLE_MEASURES:
-                found = self._comparison.results(measure)
-                values[measure] = found.pop(measure)
-                layer_values |= found
-            else:
-                statistics = [layer.statistics.get(measure) for layer in self._layers]
-                values[measure] = [self._none if s is None else s.result() for s in statistics]
-                rows = [{} if s is None else s.layer_values() for s in statistics]
-                for name in dict.fromkeys(name for row in rows for name in row):
-                    layer_values[name] = [row.get(name, np.nan) for row in rows]
-        return values, layer_values
+    def _new_state(self, measure, activation, row):
+        # Paths make no names of variables: they may hold "#" or "@".
+        make = functools.partial(measure.new_state, self._infos[row], self._labels.num_classes)
+        state = make()
+        undecided = activation.may_be_distribution and measure.reads == "pattern"
+        return Undecided(state, make()) if undecided and state is not None else state
 
-    def _patterns(self, layer):
-        if (statistic := layer.statistics.get("activation_entropy")) is not None:
-            return statistic.patterns()
-        return np.full((self._labels.num_classes, max(layer.units, 2)), np.nan)
+    def _result(self, measuring):
+        """The `MeasureResult` of a measure, with NaN for the layers that it is not of."""
+        measure, rows, layers = measuring.measure, measuring.rows, len(self._infos)
+        if not rows:
+            nothing = np.full((layers, self._labels.num_classes), np.nan)
+            whole = dict.fromkeys(measure.whole, nothing[:, 0])
+            return MeasureResult(nothing, whole, unit=measure.unit, normalizer=nothing[:, 0])
+        states = [getattr(state, "decided", state) for state in measuring.states]
+        samples = self._kept.samples(measure) if measure.samples else None
+        infos = [self._infos[row] for row in rows]
+        found = measure.result(infos, states, samples)
+        return found.of_layers(rows, [info.path for info in infos], count=layers)
 
-    @property
-    def _none(self):
-        return np.full(self._labels.num_classes, np.nan)
+    def _check_labels_are_there(self):
+        needing = [x.name for x in self._request.measures if x.needs_classes]
+        if needing and self._labels.kind == "none":
+            raise ValueError(
+                f"What {listed(needing)} says of the classes needs labels: pass data as (x, y) "
+                "and, where the model's outputs do not say it, num_classes= the number of "
+                "classes, above 1."
+            )
+
+    def _check_memory(self, rows, kept):
+        classes = self._labels.num_classes
+        size = kept.size if kept else 0
+        for measure, own in zip(self._request.measures, rows, strict=True):
+            size += sum(measure.state_size(self._infos[row], classes) for row in own)
+        if size > MOST_STATE:
+            keeping = [x.name for x in self._request.measures if x.samples]
+            raise ValueError(
+                f"{classes} classes and {sum(info.units for info in self._infos)} units "
+                f"need {size / 2**30:.1f} GiB: choose fewer layers with layers=, or pass "
+                "num_classes=1 to take all samples for one class"
+                + (f", or keep fewer samples for {', '.join(keeping)}." if keeping else ".")
+            )
 
     def _warn_of_what_is_missing(self, profile):
         absent = [name for name, n in zip(profile.classes, profile.count, strict=True) if not n]
         if absent:
             warnings.warn(
                 f"No sample belongs to {len(absent)} of {len(profile.classes)} classes "
-                f"({_some(absent)}): their entropies are NaN.",
+                f"({_some(absent)}): what is measured of them is NaN.",
                 stacklevel=4,
             )
-        if unclear := self._labels.doubt(self._label_statistic.several):
+        if unclear := self._labels.doubt(self._counts.several):
             warnings.warn(unclear, stacklevel=4)
-        for measure in profile.values:
-            if measure in MEASURES and not any(measure in x.statistics for x in self._layers):
+        for x in self._measuring:
+            if not x.rows:
                 warnings.warn(
-                    f"None of the layers {_some(profile.layers)} has a {measure}, which needs maps "
-                    "[height, width, units]: choose convolutions with layers=.",
+                    f"None of the layers {_some(profile.layers)} has a {x.measure.name}, which "
+                    f"needs {x.measure.needs}.",
                     stacklevel=4,
                 )
 
     def _warn_of_what_is_not_finite(self, profile):
-        for measure in profile.values:
-            unknown = (np.isnan(profile.values[measure]) & (profile.count > 0)).any(axis=0)
-            if measure in SAMPLE_MEASURES and unknown.any():
+        for x in self._measuring:
+            found = profile[x.measure.name].per_class[x.rows]
+            unknown = (np.isnan(found) & (profile.count > 0)).any(axis=0)
+            if x.measure.samples and unknown.any():
                 names = [profile.classes[i] for i in np.flatnonzero(unknown)]
                 warnings.warn(
-                    f"The {measure} of class {_some(names)} is not known: activations are NaN or "
-                    "infinite, or none of its samples is among those that are compared.",
+                    f"The {x.measure.name} of class {_some(names)} is not known: activations are "
+                    "NaN or infinite, or none of its samples is among those that are compared.",
                     stacklevel=4,
                 )
-        for layer in self._layers:
-            bad = np.any([s.not_finite() for s in layer.statistics.values()], axis=0)
+        for row, info in enumerate(self._infos):
+            states = [s for x in self._measuring for r, s in zip(x.rows, x.states, strict=True)
+                      if r == row and s is not None]  # fmt: skip
+            bad = np.any([state.not_finite() for state in states], axis=0)
             if bad.any():
                 names = [profile.classes[i] for i in np.flatnonzero(bad)]
                 warnings.warn(
-                    f"Layer {layer.path!r} has NaN or infinite activations for class "
+                    f"Layer {info.path!r} has NaN or infinite activations for class "
                     f"{_some(names)}: their entropies are NaN. Look at the weights and inputs of "
                     "this layer and of those before it.",
                     stacklevel=4,
                 )
 
 
-def usual_layers(layers, measures):
-    """`layers`, or where they are None the kinds of layers that the measures are of."""
-    if layers is None and "feature_entropy" in check_measures(measures):
-        return [keras.layers.Dense, keras.layers.Conv2D]
-    return layers
+class _Kept:
+    """The samples that a pass keeps for the measures that compare them with one another.
+
+    Args:
+        columns: (measure, row) of what is kept of each layer, for measures that keep the same the
+            first of them.
+        places: measure -> where in `columns` its layers are.
+        widths: how many numbers that is for each of the columns.
+        inputs: tensors that the model is given in a first batch.
+        classes: number of classes.
+        most: how many samples.
+    """
+
+    @classmethod
+    def of(cls, measures, rows, infos, inputs, classes):
+        """What has to be kept for measures, each of layers in some rows; None where nothing has."""
+        columns, places = {}, {}
+        for measure, own in zip(measures, rows, strict=True):
+            if not measure.samples:
+                continue
+            alike = Measure if type(measure).row is Measure.row else measure
+            for row in own:
+                columns.setdefault((alike, row), (measure, row))
+            order = list(columns)
+            places[measure] = [order.index((alike, row)) for row in own]
+        if not places:
+            return None
+        reading = [x.name for x in places if x.reads_inputs]
+        return cls(list(columns.values()), places, infos, inputs, classes, reading)
+
+    def __init__(self, columns, places, infos, inputs, classes, reading):
+        self._columns, self._places = columns, places
+        self._names = ", ".join(measure.name for measure in places)
+        self._needs_classes = any(measure.needs_classes for measure in places)
+        self._reading = bool(reading)  # the inputs may be large
+        given = self._inputs(inputs)
+        if reading and not given:
+            raise ValueError(
+                f"{listed(reading)} looks at the input of the model, which holds no numbers here: "
+                "leave that measure out."
+            )
+        widths = [measure.row_width(infos[row]) for measure, row in columns]
+        self._expected = [tuple(x.shape)[1:] for x in given]
+        if None in widths or any(None in shape for shape in self._expected):
+            shapes = [infos[row].shapes["output"] for _, row in columns]
+            self._complain([*(tuple(x.shape) for x in given), *shapes])
+        self._widths = [sum(map(width, given)), *widths, classes]
+        self._most = max(measure.samples for measure in places)
+        self.metric = None
+
+    @property
+    def size(self):
+        """Bytes of what is kept."""
+        return KeptSamples.size(self._widths, self._most)
+
+    def built(self):
+        """Itself, once its state is made."""
+        self.metric = KeptSamples(self._widths, self._most)
+        return self
+
+    def update(self, features, inputs, membership):
+        """Adds a batch: `Activation.features()` of each layer, and weights `[batch, classes]`."""
+        if len(membership.shape) != 2:
+            way = "pass one label for each sample" if self._needs_classes else "pass num_classes=1"
+            raise ValueError(
+                f"There are labels or weights for every position, {tuple(membership.shape[:-1])}, "
+                f"but {self._names} compares whole samples: {way}, or leave that measure out."
+            )
+        inputs = self._inputs(inputs)
+        layers = [measure.row(features[row]) for measure, row in self._columns]
+        shapes = [tuple(x.shape) for x in (*inputs, *layers)]
+        same = [shape[1:] for shape in shapes[: len(inputs)]] == self._expected
+        if (
+            any(None in shape[1:] for shape in shapes)
+            or not same
+            or [width(x) for x in layers] != self._widths[1:-1]
+        ):
+            self._complain(shapes)
+        flat = [ops.reshape(ops.cast(x, "float32"), (-1, width(x))) for x in inputs]
+        counts = ops.any(membership > 0, axis=-1)
+        flat = ops.concatenate(flat, axis=-1) if flat else ops.zeros_like(membership[:, :0])
+        self.metric.update_state([flat, *layers, membership], counts)
+
+    def samples(self, measure):
+        """The `Samples` of a measure."""
+        inputs, *layers, membership = (rows[: measure.samples] for rows in self.metric.result())
+        return Samples(inputs, [layers[place] for place in self._places[measure]], membership)
+
+    def _inputs(self, inputs):
+        """The tensors that the model is given, without texts."""
+        given = tree.flatten(inputs) if self._reading else []
+        tensors = [ops.convert_to_tensor(x) for x in given if x is not None]
+        return [x for x in tensors if "string" not in str(x.dtype)]
+
+    def _complain(self, shapes):
+        raise ValueError(
+            f"{self._names} compares samples with one another, which have to be of one size; there "
+            f"are tensors of shape {shapes}: pad the samples to one length, or leave that measure "
+            "out."
+        )
 
 
 def _all_samples(tensors):

@@ -9,9 +9,9 @@ import keras
 
 from keras_layer_entropy import backend
 from keras_layer_entropy.analysis.analyzer import EntropyAnalyzer
-from keras_layer_entropy.analysis.measurement import ModelStatistics, usual_layers
+from keras_layer_entropy.analysis.measurement import Measurement, Request
 from keras_layer_entropy.analysis.summaries import Summaries
-from keras_layer_entropy.measures.catalogue import check_measures
+from keras_layer_entropy.measures.registry import get_measures
 from keras_layer_entropy.recording.fit_steps import RecordingFunction, fit_validates
 from keras_layer_entropy.recording.passes import Source, unmoved
 from keras_layer_entropy.recording.recorder import Recorder
@@ -97,8 +97,9 @@ class EntropyMonitor(keras.callbacks.Callback):
             raise ValueError(f"steps={steps!r} without data: fit has steps of its own.")
         self._data = data
         self._steps = steps
-        self._layers = layers
-        self._options = {"num_classes": num_classes, "measures": check_measures(measures)}
+        self._chosen = {
+            "layers": layers, "num_classes": num_classes, "measures": get_measures(measures),
+        }  # fmt: skip
         self._every = every
         self._log_dir = log_dir
         self._source = None
@@ -118,7 +119,7 @@ class EntropyMonitor(keras.callbacks.Callback):
             source = functools.partial(_InsideFit, validates, self._step_aside)
         else:
             source = functools.partial(_OwnData, self._data, self._steps)
-        self._source = source(self.model, self._layers, self._options)
+        self._source = source(self.model, self._chosen)
         if self._log_dir is not None:
             self._summaries = Summaries(self._log_dir)
 
@@ -149,13 +150,11 @@ class EntropyMonitor(keras.callbacks.Callback):
 
     def _publish(self, profile, logs):
         self.profiles.append(profile)
-        for measure in profile.values:
-            name = measure.removeprefix("activation_")
-            for layer, value in zip(profile.layers, profile.mean_of(measure), strict=True):
-                logs[f"{self._source.prefix}{layer}_{name}"] = float(value)
-        for name, values in profile.layer_values.items():
-            for layer, value in zip(profile.layers, values, strict=True):
-                logs[f"{self._source.prefix}{layer}_{name}"] = float(value)
+        for name, result in profile.results.items():
+            found = {profile.measures[name].log_name: result.mean, **result.columns(name)}
+            for key, values in found.items():
+                for layer, value in zip(profile.layers, values, strict=True):
+                    logs[f"{self._source.prefix}{layer}_{key}"] = float(value)
         if self._summaries is not None:
             self._summaries.write(profile)
 
@@ -188,11 +187,11 @@ class _OwnData:
 
     prefix = "val_"
 
-    def __init__(self, data, steps, model, layers, options):
+    def __init__(self, data, steps, model, chosen):
         Source(data, steps=steps)  # what cannot be read is said before the training
         self._data = data
         self._steps = steps
-        self._analyzer = EntropyAnalyzer(model, layers, **options)
+        self._analyzer = EntropyAnalyzer(model, **chosen)
         self._measured = False
 
     def begin_epoch(self, measured):
@@ -218,16 +217,15 @@ class _OwnData:
 class _InsideFit:
     """Records inside the validation pass of `fit` or, if it has none, inside the training pass."""
 
-    def __init__(self, validates, step_aside, model, layers, options):
-        self._model = model
+    def __init__(self, validates, step_aside, model, chosen):
         self._validates = validates
         self.prefix = "val_" if validates else ""
-        self._statistics = ModelStatistics(model, **options, layers_chosen=layers is not None)
+        request = Request(model, **chosen)
         self._function = RecordingFunction(
             model,
             "test" if validates else "train",
-            Recorder(model, usual_layers(layers, options["measures"])),
-            self._statistics,
+            Recorder(model, request.recorded),
+            functools.partial(Measurement, request),
             step_aside,
         )
         self._measured = False
@@ -256,20 +254,21 @@ class _InsideFit:
             self._metrics = {k: v for k, v in logs.items() if not k.startswith("val_")}
         if not self._measured or self._metrics is None:  # validation_freq left this epoch out
             return None
-        if not (self._statistics.built and self._function.stands):
+        measurement = self._function.measurement
+        if measurement is None or not self._function.stands:
             raise ValueError(
                 "its steps could not be recorded (another fit of the model, or a compile, inside "
                 "this one?)."
             )
-        return self._statistics.profile(self._metrics, epoch)
+        return measurement.profile(self._metrics, epoch)
 
     def close(self):
         self._function.remove()
 
     def _begin(self):
         self._function.recording = True
-        if self._statistics.built:
-            self._statistics.reset()
+        if self._function.measurement is not None:
+            self._function.measurement.reset()
 
 
 def _are_layers(data):

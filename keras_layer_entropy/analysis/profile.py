@@ -7,99 +7,112 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from keras_layer_entropy.analysis.saved import FORMAT_VERSION, from_json, plain, to_json
+from keras_layer_entropy.analysis.unit_profile import UnitProfile
 from keras_layer_entropy.files import local_path, replacing
-from keras_layer_entropy.measures.catalogue import ENTROPIES
-from keras_layer_entropy.measures.entropy import FLAT_TOLERANCE
+from keras_layer_entropy.measures.entropy import FLAT_TOLERANCE, NOISE
+from keras_layer_entropy.measures.measure import MeasureResult, frozen
+from keras_layer_entropy.measures.registry import get_measure
 from keras_layer_entropy.report import write_report
 
-FORMAT_VERSION = 1
+_ENTROPY = "activation_entropy"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EntropyProfile:
-    """The entropies of the layers of one model on one data set, class by class.
+    """What was measured in the layers of one model on one data set, class by class.
 
-    Every array is float64 and read-only. A class without samples, or with activations that are
-    not finite, is NaN and left out of means.
+    `profile["logdet"]` is the `MeasureResult` of the measure of that name. Every array is float64
+    and read-only. A class without samples, or with activations that are not finite, is NaN and
+    left out of means.
 
     Attributes:
         layers: path of each layer, in the order of the forward pass. A nested layer reads
             `block/dense`, the second call of a shared one `dense#2`.
-        units: number of units of each layer.
-        outputs: whether each layer is an output of the model.
+        widths: number of units of each layer.
+        is_output: whether each layer is an output of the model.
         classes: name of each class; `("all",)` for data without labels.
         count: `[classes]`, number of samples of each class.
-        values: measure name -> `[layers, classes]`. `activation_entropy` and `instability` are
-            normalised (see `normalizer`), `state_entropy` is in bits.
-        layer_values: name -> `[layers]`, numbers of a layer as a whole that come with a measure
-            (`logdet_input` with `logdet`, say).
-        normalizer: `[layers]`, what entropies in nats were divided by: ln(units), unless another
-            normalization was asked for.
+        results: name of a measure -> `MeasureResult`; the array `per_class` alone will do.
+        measures: the same names -> `Measure`; those not given are as their names say.
         metrics: the model's own loss and metrics, measured in the same pass when it is compiled.
         baseline: the profile of the same network freshly initialised, or None.
         epoch: the epoch (counted from 0, as in Keras) that a monitor measured, or None.
-        settings: what was asked for (pattern, normalization, seed, ...), as plain JSON values.
-        patterns: layer -> `[classes, units]`, the activation pattern of each class (two states for
-            a layer of one unit); empty unless it was measured with `keep_patterns=True`.
+        settings: what it was measured on and with (versions, seed, ...), as plain JSON values.
+
+    Raises:
+        ValueError: shapes that do not fit, or a measure that is not known by its name.
 
     Example:
 
     >>> profile = EntropyProfile(
-    ...     layers=("dense", "dense_1", "logits"), units=(64, 64, 2), outputs=(False, False, True),
-    ...     classes=("cat", "dog"), count=[10, 12], normalizer=np.log([64, 64, 2]),
-    ...     values={"activation_entropy": [[0.9, 0.8], [0.9, 0.799], [0.1, 0.3]]})
+    ...     layers=("dense", "dense_1", "logits"), widths=(64, 64, 2),
+    ...     is_output=(False, False, True), classes=("cat", "dog"), count=[10, 12],
+    ...     results={"activation_entropy": [[0.9, 0.8], [0.9, 0.799], [0.1, 0.3]]})
     >>> profile.mean.round(4).tolist(), profile.gradient.round(4).tolist()
     ([0.85, 0.8495, 0.2], [nan, 0.0005, 0.6495])
-    >>> profile.flat(tolerance=0.01), profile.is_monotone()
-    (('dense_1',), True)
+    >>> profile.flat(tolerance=0.01), profile.trend(), profile.is_monotone()
+    (('dense_1',), ('', 'flat', 'output'), True)
     """
 
     layers: tuple
-    units: tuple
-    outputs: tuple
+    widths: tuple
+    is_output: tuple
     classes: tuple
     count: np.ndarray
-    normalizer: np.ndarray
-    values: Mapping
+    results: Mapping
+    measures: Mapping = dataclasses.field(default_factory=dict)
     metrics: Mapping = dataclasses.field(default_factory=dict)
     baseline: "EntropyProfile | None" = None
     epoch: int | None = None
     settings: Mapping = dataclasses.field(default_factory=dict)
-    patterns: Mapping = dataclasses.field(default_factory=dict)
-    layer_values: Mapping = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         shape = (len(self.layers), len(self.classes))
-        for name in ("layers", "units", "outputs", "classes"):
+        for name in ("layers", "widths", "is_output", "classes"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        object.__setattr__(self, "count", _array("count", self.count, shape[1:], np.int64))
-        object.__setattr__(self, "normalizer", _array("normalizer", self.normalizer, shape[:1]))
-        object.__setattr__(
-            self,
-            "values",
-            {name: _array(f"values[{name!r}]", v, shape) for name, v in self.values.items()},
-        )
-        object.__setattr__(
-            self,
-            "layer_values",
-            {
-                name: _array(f"layer_values[{name!r}]", v, shape[:1])
-                for name, v in self.layer_values.items()
-            },
-        )
-        if self.patterns:
-            shapes = {
-                x: (shape[1], max(n, 2)) for x, n in zip(self.layers, self.units, strict=True)
-            }
-            patterns = {
-                x: _array(f"patterns[{x!r}]", self.patterns.get(x, ()), shapes[x]) for x in shapes
-            }
-            object.__setattr__(self, "patterns", patterns)
-        for name in ("units", "outputs"):
+        for name in ("widths", "is_output"):
             if len(getattr(self, name)) != shape[0]:
                 raise ValueError(
                     f"{name} has {len(getattr(self, name))} entries for {shape[0]} layers."
                 )
+        object.__setattr__(self, "count", frozen("count", self.count, shape[1:], np.int64))
+        measures = {name: self.measures.get(name) or get_measure(name) for name in self.results}
+        object.__setattr__(self, "measures", measures)
+        results = {name: self._checked(name, found) for name, found in self.results.items()}
+        object.__setattr__(self, "results", results)
+
+    def _checked(self, name, result):
+        measure, shape = self.measures[name], (len(self.layers), len(self.classes))
+        if not isinstance(result, MeasureResult):
+            result = MeasureResult(result)
+        if result.per_class.shape != shape:
+            raise ValueError(
+                f"results[{name!r}] has shape {result.per_class.shape}; expected {shape}."
+            )
+        widths = dict(zip(self.layers, self.widths, strict=True))
+        for layer, found in result.details.items():
+            wanted = (shape[1], max(widths[layer], 2))
+            if "pattern" in found and found["pattern"].shape != wanted:
+                raise ValueError(
+                    f"The pattern of {layer!r} has shape {found['pattern'].shape}; expected "
+                    f"{wanted}."
+                )
+        normalizer = result.normalizer
+        return dataclasses.replace(
+            result,
+            unit=result.unit or measure.unit,
+            normalizer=measure.normalizer(self.widths) if normalizer is None else normalizer,
+        )
+
+    def __getitem__(self, name):
+        """The `MeasureResult` of the measure of that name."""
+        if name not in self.results:
+            raise ValueError(
+                f"This profile holds no {name}, only {sorted(self.results)}: measure again with "
+                f"{name!r} among measures."
+            )
+        return self.results[name]
 
     @property
     def entropy(self):
@@ -107,47 +120,68 @@ class EntropyProfile:
 
         Raises ValueError when the profile was made without this measure.
         """
-        if "activation_entropy" not in self.values:
-            raise ValueError(
-                "This profile holds no activation_entropy, only "
-                f"{sorted(self.values)}: measure again with 'activation_entropy' among measures."
-            )
-        return self.values["activation_entropy"]
+        return self[_ENTROPY].per_class
 
     @property
-    def unit(self):
+    def entropy_unit(self):
         """The unit of `entropy`, in words."""
-        known = {"log": "normalised, 0 to 1", "none": "nats"}
-        return known.get(self.settings.get("normalization", "log"), "normalised")
+        return self[_ENTROPY].unit
 
     @property
     def entropy_nats(self):
         """Activation entropy `[layers, classes]`, in nats."""
-        return self.entropy * self.normalizer[:, None]
+        return self.entropy * self[_ENTROPY].normalizer[:, None]
 
     @property
     def mean(self):
         """Activation entropy `[layers]`: the mean over the classes that have samples."""
-        return self.mean_of("activation_entropy")
+        return self[_ENTROPY].mean
 
-    def mean_of(self, measure):
-        """`[layers]`: the mean of `values[measure]` over the classes that have samples."""
-        return mean_of_known(
-            self.entropy if measure == "activation_entropy" else self.values[measure]
-        )
+    @property
+    def patterns(self):
+        """Layer -> `[classes, units]`, the activation pattern of each class.
+
+        Two states for a layer of one unit; empty unless the entropy was measured with
+        `ActivationEntropy(keep_patterns=True)`.
+        """
+        details = self.results[_ENTROPY].details if _ENTROPY in self.results else {}
+        shapes = [(len(self.classes), max(width, 2)) for width in self.widths] if details else []
+        return {
+            layer: details[layer]["pattern"] if layer in details else np.full(shape, np.nan)
+            for layer, shape in zip(self.layers, shapes, strict=False)
+        }
+
+    @property
+    def units(self):
+        """Layer -> `UnitProfile`, of the layers whose units `unit_information` looked at.
+
+        With the feature entropy of each unit where `feature_entropy` was measured, too.
+        """
+        name = "unit_information"
+        if name not in self.results:
+            return {}
+        other = self.results.get("feature_entropy")
+        return {
+            layer: UnitProfile(
+                layer=layer,
+                classes=self.classes,
+                count=self.count,
+                estimator=self.measures[name].options["estimator"],
+                epoch=self.epoch,
+                **{f"information_{k}" if k != "pairwise" else k: v for k, v in found.items()},
+                **(other.details.get(layer, {}) if other else {}),
+            )
+            for layer, found in self.results[name].details.items()
+        }
 
     @property
     def judged(self):
-        """Boolean `[layers]`: False where measures of another kind alone are known.
+        """Boolean `[layers]`: of which layers the activation entropy was measured.
 
-        So it is with convolutions that come along for their feature entropy: what is said of depth
+        It was not of convolutions that come along for their feature entropy: what is said of depth
         is said of the other layers.
         """
-        none = np.zeros(len(self.layers), bool)
-        known = {name: np.isfinite(v).any(axis=1) for name, v in self.values.items()}
-        entropy = sum((known[name] for name in known if name in ENTROPIES), none)
-        other = sum((known[name] for name in known if name not in ENTROPIES), none)
-        return entropy | ~other
+        return np.isfinite(self[_ENTROPY].normalizer)
 
     @property
     def gradient(self):
@@ -160,6 +194,22 @@ class EntropyProfile:
         gradient[judged[1:]] = mean[:-1] - mean[1:]
         return gradient
 
+    def trend(self, tolerance=FLAT_TOLERANCE):
+        """What the entropy does over each layer: `"falls"`, `"flat"`, `"rises"` or `"output"`.
+
+        It is flat where it falls by less than `tolerance`, and rises from the third digit on; `""`
+        where there is no gradient.
+        """
+
+        def word(gradient, output):
+            if output or np.isnan(gradient):
+                return "output" if output else ""
+            if gradient < -NOISE:
+                return "rises"
+            return "flat" if gradient < tolerance else "falls"
+
+        return tuple(map(word, self.gradient, self.is_output))
+
     def flat(self, tolerance=FLAT_TOLERANCE):
         """Paths of the layers over which the entropy falls by less than `tolerance` or rises.
 
@@ -168,7 +218,7 @@ class EntropyProfile:
         return tuple(
             layer
             for layer, gradient, output in zip(
-                self.layers, self.gradient, self.outputs, strict=True
+                self.layers, self.gradient, self.is_output, strict=True
             )
             if gradient < tolerance and not output
         )
@@ -189,11 +239,12 @@ class EntropyProfile:
             self,
             **{
                 name: [getattr(self, name)[row] for row in rows]
-                for name in ("layers", "units", "outputs", "normalizer")
+                for name in ("layers", "widths", "is_output")
             },
-            values={name: values[rows] for name, values in self.values.items()},
-            layer_values={name: values[rows] for name, values in self.layer_values.items()},
-            patterns={layer: p for layer, p in self.patterns.items() if layer in layers},
+            results={
+                name: x.of_layers(rows, [self.layers[row] for row in rows])
+                for name, x in self.results.items()
+            },
             baseline=self.baseline and self.baseline.of_layers(layers),
         )
 
@@ -205,17 +256,18 @@ class EntropyProfile:
     def to_records(self):
         """One dict per layer and class: layer, units, output, class, count, every measure.
 
-        What holds for the layer as a whole (`layer_values`) stands in each of its rows.
+        What holds for the layer as a whole (`MeasureResult.columns`) stands in each of its rows.
         """
+        whole = {k: v for name, x in self.results.items() for k, v in x.columns(name).items()}
         return [
             {
                 "layer": layer,
-                "units": self.units[row],
-                "output": self.outputs[row],
+                "units": self.widths[row],
+                "output": self.is_output[row],
                 "class": name,
                 "count": int(self.count[column]),
-                **{measure: float(v[row, column]) for measure, v in self.values.items()},
-                **{name: float(v[row]) for name, v in self.layer_values.items()},
+                **{k: float(x.per_class[row, column]) for k, x in self.results.items()},
+                **{k: float(v[row]) for k, v in whole.items()},
             }
             for row, layer in enumerate(self.layers)
             for column, name in enumerate(self.classes)
@@ -228,15 +280,14 @@ class EntropyProfile:
             writer = csv.DictWriter(file, fieldnames=list(records[0]))
             writer.writeheader()
             for record in records:
-                writer.writerow({k: "" if _plain(v) is None else v for k, v in record.items()})
+                writer.writerow({k: "" if plain(v) is None else v for k, v in record.items()})
 
-    def report(self, path, **options):
+    def report(self, path, *, history=(), pruning=None, tolerance=FLAT_TOLERANCE, overwrite=False):
         """Writes one self-contained HTML page: curve, heat map, layers, patterns, caveats.
 
         Args:
             path: the file.
-            **options: `history`, `pruning`, `tolerance`, `overwrite`, as for
-                `report.write_report`.
+            history, pruning, tolerance, overwrite: as for `report.write_report`.
 
         Returns:
             The path.
@@ -244,17 +295,19 @@ class EntropyProfile:
         Raises:
             FileExistsError: it exists and `overwrite` is not given.
         """
-        return write_report(path, self, **options)
+        return write_report(
+            path, self, history=history, pruning=pruning, tolerance=tolerance, overwrite=overwrite
+        )
 
     def save(self, path):
         """Writes the profile, its baseline included, as JSON (NaN as null)."""
-        text = json.dumps(self._to_json(), indent=1, allow_nan=False)
+        text = json.dumps(to_json(self), indent=1, allow_nan=False)
         with replacing(path) as temporary:
             temporary.write_text(text + "\n")
 
     @classmethod
     def load(cls, path):
-        """Reads what `save` wrote.
+        """Reads what `save` wrote, in this version of the format or an earlier one.
 
         Raises ValueError for a file that is no profile or of a newer format.
         """
@@ -265,64 +318,12 @@ class EntropyProfile:
         version = data.get("format_version") if isinstance(data, dict) else None
         if version is None:
             raise ValueError(f"{path} is JSON but no profile: it has no format_version.")
-        if version != FORMAT_VERSION:
+        if version not in range(1, FORMAT_VERSION + 1):
             raise ValueError(
-                f"{path} has format version {version}; this library reads version "
+                f"{path} has format version {version}; this library reads versions up to "
                 f"{FORMAT_VERSION}: use the library version that wrote it, or measure again."
             )
         try:
-            return cls._from_json(data)
+            return from_json(cls, data)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{path} is a damaged profile: {error!r}.") from error
-
-    def _to_json(self):
-        data = {"format_version": FORMAT_VERSION}
-        data |= {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        data["baseline"] = self.baseline and self.baseline._to_json()
-        # Six digits are enough for a picture, and a third of the file.
-        data["patterns"] = {
-            layer: [[float(f"{p:.6g}") for p in row] for row in pattern.tolist()]
-            for layer, pattern in self.patterns.items()
-        }
-        return _plain(data)
-
-    @classmethod
-    def _from_json(cls, data):
-        data = {key: value for key, value in data.items() if key != "format_version"}
-        data["values"] = {k: np.array(v, np.float64) for k, v in data["values"].items()}
-        layer_values = data.get("layer_values", {})
-        data["layer_values"] = {k: np.array(v, np.float64) for k, v in layer_values.items()}
-        data["metrics"] = {k: np.nan if v is None else v for k, v in data["metrics"].items()}
-        data["patterns"] = {k: np.array(v, np.float64) for k, v in data.get("patterns", {}).items()}
-        data["baseline"] = data["baseline"] and cls._from_json(data["baseline"])
-        return cls(**data)
-
-
-def mean_of_known(values):
-    """Mean over the last axis of `[rows, columns]`; NaN is left out, and stands where all are."""
-    known = np.isfinite(values)
-    total = np.where(known, values, 0.0).sum(axis=1)
-    return np.divide(
-        total, known.sum(axis=1), out=np.full(len(values), np.nan), where=known.any(axis=1)
-    )
-
-
-def _array(name, value, shape, dtype=np.float64):
-    array = np.array(value, dtype)
-    if array.shape != shape:
-        raise ValueError(f"{name} has shape {array.shape}; expected {shape}.")
-    array.flags.writeable = False
-    return array
-
-
-def _plain(value):
-    """Arrays to lists, tuples to lists, NaN and infinities to None."""
-    if isinstance(value, np.ndarray):
-        value = value.tolist()
-    if isinstance(value, Mapping):
-        return {key: _plain(v) for key, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not np.isfinite(value) else value

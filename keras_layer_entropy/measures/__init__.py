@@ -1,7 +1,16 @@
-"""Pure formulas: tensors in, numbers out."""
+"""What is measured: one file for each measure, with its formulas, words, options and state."""
 
-from keras_layer_entropy.measures import logdet, mutual_information, topology
+from keras_layer_entropy.measures import (
+    births,
+    feature_entropy,
+    logdet,
+    mutual_information,
+    unit_information,
+)
 from keras_layer_entropy.measures.entropy import (
+    ActivationEntropy,
+    Instability,
+    StateEntropy,
     activation_entropy,
     activation_pattern,
     binary_entropy,
@@ -11,11 +20,29 @@ from keras_layer_entropy.measures.entropy import (
     softmax_entropy,
     state_entropy,
 )
+from keras_layer_entropy.measures.feature_entropy import FeatureEntropy
+from keras_layer_entropy.measures.logdet import LogDet
+from keras_layer_entropy.measures.measure import Measure, MeasureResult
+from keras_layer_entropy.measures.mutual_information import MutualInformation
+from keras_layer_entropy.measures.registry import MEASURES
+from keras_layer_entropy.measures.unit_information import UnitInformation
 
 __all__ = [
+    "MEASURES",
+    "ActivationEntropy",
+    "FeatureEntropy",
+    "Instability",
+    "LogDet",
+    "Measure",
+    "MeasureResult",
+    "MutualInformation",
+    "StateEntropy",
+    "UnitInformation",
     "activation_entropy",
     "activation_pattern",
     "binary_entropy",
+    "births",
+    "feature_entropy",
     "instability",
     "logdet",
     "maximum_entropy",
@@ -23,5 +50,5 @@ __all__ = [
     "shannon_entropy",
     "softmax_entropy",
     "state_entropy",
-    "topology",
+    "unit_information",
 ]

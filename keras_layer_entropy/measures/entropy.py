@@ -10,13 +10,17 @@ precision is computed in float32; every other floating dtype is kept.
 import math
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_layer_entropy.backend import at_least_float32
+from keras_layer_entropy.measures.class_sums import ClassMeans, any_per_class, like_positions
+from keras_layer_entropy.measures.measure import Measure, MeasureResult, listed
 
 PATTERNS = ("mean_then_softmax", "softmax_then_mean", "per_sample")
 NORMALIZATIONS = ("log", "none")
 FLAT_TOLERANCE = 0.01  # a layer over which the activation entropy falls by less is flat
+NOISE = 5e-4  # less than the third digit shows is no rise
 _TINY = 2.0**-126  # the smallest number that float32 holds with all its digits
 
 
@@ -309,3 +313,398 @@ def _checked(activations):
 def _x_log_x(p):
     positive = p > 0
     return ops.where(positive, p * ops.log(ops.where(positive, p, 1.0)), 0.0)
+
+
+class Undecided(keras.metrics.Metric):
+    """The state of a measure of the patterns of an output layer whose function nobody knows.
+
+    Where every row of its outputs, over the whole pass, turns out to be a distribution, the layer
+    ends in a softmax by another name, and what counts is ln p, in place of the logits; else the
+    outputs (`log_pattern`).
+
+    Args:
+        given, logs: two states of the measure.
+    """
+
+    def __init__(self, given, logs, name=None):
+        super().__init__(name=name, dtype="float32")
+        self._given, self._logs = given, logs
+        self._misfits = self.add_variable((), "zeros", "float32", name="misfits")
+
+    def update_state(self, values, membership, mask=None):
+        """Adds a batch, as to each of the two."""
+        logs, fits = log_pattern(values)
+        misfit = ops.logical_not(fits)
+        if mask is not None:
+            misfit = ops.logical_and(misfit, like_positions(mask, values) > 0)
+        misfits = ops.sum(ops.cast(any_per_class(misfit, membership), "float32"))
+        self._misfits.assign(self._misfits + misfits)
+        self._given.update_state(values, membership, mask)
+        self._logs.update_state(logs, membership, mask)
+
+    def merge_state(self, statistics):
+        """Adds the states of others."""
+        for other in statistics:
+            self._given.merge_state([other._given])
+            self._logs.merge_state([other._logs])
+            self._misfits.assign(self._misfits + other._misfits)
+
+    def not_finite(self):
+        """As of each of the two."""
+        return self._given.not_finite()
+
+    @property
+    def decided(self):
+        """The state that counts."""
+        return self._given if float(self._misfits) else self._logs
+
+
+class _Normalized(Measure):
+    """A measure of patterns that is divided by the largest it could be."""
+
+    reads = "pattern"
+
+    def __init__(self, normalization, name, **options):
+        if callable(normalization) and not isinstance(normalization, _Function):
+            normalization = _Function(normalization)
+        if not isinstance(normalization, _Function) or normalization.can_compute:
+            maximum_entropy(2, normalization)
+        super().__init__(name, **options, normalization=normalization)
+
+    @property
+    def unit(self):
+        known = {"log": "normalised, 0 to 1", "none": "nats"}
+        return known.get(self._word, "normalised")
+
+    @property
+    def largest(self):
+        return 1.0 if self._word == "log" else None
+
+    @property
+    def _word(self):
+        normalization = self.options["normalization"]
+        return normalization if isinstance(normalization, str) else None
+
+    def normalizer(self, widths):
+        return [maximum_entropy(width, self.options["normalization"]) for width in widths]
+
+    @classmethod
+    def from_saved(cls, name, options, result, widths):
+        if options["normalization"] not in NORMALIZATIONS:  # the name of a function
+            normalizer = [] if result.normalizer is None else result.normalizer.tolist()
+            pairs = zip(widths, normalizer, strict=False)
+            known = {max(width, 2): value for width, value in pairs if np.isfinite(value)}
+            normalization = _Function(None, options["normalization"], known)
+            options = {**options, "normalization": normalization}
+        return cls(name=name, **options)
+
+
+class _Function:
+    """A normalization of one's own that knows its name and what it gave.
+
+    That is all that is left of it where it was saved or pickled.
+    """
+
+    def __init__(self, function, name=None, known=()):
+        self._function = function
+        self.__name__ = name or getattr(function, "__name__", type(function).__name__)
+        self._known = dict(known)
+
+    @property
+    def can_compute(self):
+        """Whether the function itself is there."""
+        return self._function is not None
+
+    def __call__(self, units):
+        if units not in self._known:
+            if not self.can_compute:
+                raise ValueError(
+                    f"Of the normalization {self.__name__!r} of a saved profile nobody knows what "
+                    f"it is for {units} units: pass the function itself."
+                )
+            self._known[units] = self._function(units)
+        return self._known[units]
+
+    def __repr__(self):
+        return self.__name__
+
+    def __getstate__(self):
+        return {**vars(self), "_function": None}
+
+
+class ActivationEntropy(_Normalized):
+    """Activation entropy of the samples of each class (`activation_entropy`).
+
+    Args:
+        pattern, normalization: as for the function `activation_entropy`.
+        keep_patterns: keep the activation pattern of every class in `profile.patterns`, not for
+            `per_sample`, which averages entropies; it takes classes x units numbers for each layer.
+        name: as for every `Measure`.
+
+    Raises:
+        ValueError: unknown `pattern` or `normalization`, or `keep_patterns` with `per_sample`.
+
+    Example:
+
+    >>> ActivationEntropy(pattern="per_sample", name="of_samples")
+    ActivationEntropy(pattern='per_sample', name='of_samples')
+    """
+
+    key = "activation_entropy"
+    title = "Activation entropy"
+    caveat = (
+        "It depends on the scale of activations: the same pattern, three times as large, has a "
+        "much lower entropy. A falling curve can be plain growth of magnitudes: compare it "
+        "with the untrained network and with the state entropy. A layer over which entropy "
+        "does not fall is a suspect, not a verdict: take it out and measure the accuracy."
+    )
+    _READINGS = {
+        "mean_then_softmax": (
+            "All samples of one class are fed in and each neuron's output is averaged; the softmax "
+            "over the layer's neurons is the activation pattern, and this is its entropy"
+        ),
+        "softmax_then_mean": (
+            "All samples of one class are fed in; the softmax over the layer's neurons, averaged "
+            "over these samples, is the activation pattern, and this is its entropy"
+        ),
+        "per_sample": (
+            "The softmax over the layer's neurons is the activation pattern of a sample; this is "
+            "the mean of the entropies of the samples of one class"
+        ),
+    }
+    _SCALES = {
+        "log": (
+            ", divided by the largest it could be: near 1 when all neurons answer alike, near 0 "
+            "when a few neurons answer for the class."
+        ),
+        "none": (
+            ", in nats: the logarithm of the number of neurons when all answer alike, near 0 when "
+            "a few neurons answer for the class."
+        ),
+        None: ", divided by a number for each layer: low when a few neurons answer for the class.",
+    }
+
+    def __init__(
+        self, pattern="mean_then_softmax", normalization="log", keep_patterns=False, *, name=None
+    ):
+        check_pattern(pattern)
+        if not isinstance(keep_patterns, bool):
+            raise ValueError(f"keep_patterns={keep_patterns!r}; expected True or False.")
+        if keep_patterns and pattern == "per_sample":
+            raise ValueError(
+                "keep_patterns=True with pattern='per_sample': patterns of classes come with "
+                "'mean_then_softmax' or 'softmax_then_mean'."
+            )
+        super().__init__(normalization, name, pattern=pattern, keep_patterns=keep_patterns)
+
+    @property
+    def meaning(self):
+        return self._READINGS[self.options["pattern"]] + self._SCALES[self._word]
+
+    @property
+    def log_name(self):
+        return "entropy" if self.name == self.key else self.name
+
+    def new_state(self, layer, classes):
+        mean_first = self.options["pattern"] == "mean_then_softmax"
+        return ClassMeans(classes, self._width(layer), self._features, two_way, mean_first)
+
+    def state_size(self, layer, classes):
+        return ClassMeans.size(classes, 1 + self._width(layer))
+
+    def _width(self, layer):
+        return 1 if self.options["pattern"] == "per_sample" else max(layer.units, 2)
+
+    def _features(self, values, centred):
+        if self.options["pattern"] == "mean_then_softmax":
+            return centred
+        if self.options["pattern"] == "softmax_then_mean":
+            return ops.softmax(centred, axis=-1)
+        return ops.expand_dims(softmax_entropy(centred), axis=-1)
+
+    def result(self, layers, states, samples):
+        normalizer, found = (
+            self.normalizer([x.units for x in layers]),
+            [state.means() for state in states],
+        )
+        rows = [self._nats(mean) / n for (_, mean), n in zip(found, normalizer, strict=True)]
+        details = {
+            layer.path: {"pattern": _where_known(known, self._pattern(mean))}
+            for layer, (known, mean) in zip(layers, found, strict=True)
+            if self.options["keep_patterns"]
+        }
+        rows = [_where_known(known, row) for (known, _), row in zip(found, rows, strict=True)]
+        return MeasureResult(rows, unit=self.unit, normalizer=normalizer, details=details)
+
+    def _nats(self, mean):
+        if self.options["pattern"] == "mean_then_softmax":
+            return ops.convert_to_numpy(softmax_entropy(_shifted(mean)))
+        if self.options["pattern"] == "softmax_then_mean":
+            return ops.convert_to_numpy(shannon_entropy(mean))
+        return mean[:, 0]
+
+    def _pattern(self, mean):
+        if self.options["pattern"] == "softmax_then_mean":
+            return mean
+        return ops.convert_to_numpy(ops.softmax(_shifted(mean), axis=-1))
+
+    def verdict(self, profile, tolerance):
+        """How entropy goes with depth, and what to try."""
+        if self.name != self.key:
+            return None
+        profile = profile.of_layers(
+            [x for x, judged in zip(profile.layers, profile.judged, strict=True) if judged]
+        )
+        if not profile.layers:
+            return None
+        means = zip(profile.layers, profile.mean, strict=True)
+        if unknown := [layer for layer, mean in means if not np.isfinite(mean)]:
+            return f"No entropy of {listed(unknown)}: the activations are not finite."
+        if len(profile.layers) == 1:
+            return f"The one layer, {profile.layers[0]}, has entropy {profile.mean[0]:.3f}."
+        sentences = (_course(profile), _untrained(profile), _candidates(profile, tolerance))
+        return " ".join(filter(None, sentences))
+
+
+def _course(profile):
+    ends = (
+        f"{profile.mean[0]:.3f} in {profile.layers[0]}, "
+        f"{profile.mean[-1]:.3f} in {profile.layers[-1]}"
+    )
+    risen = [x for x, g in zip(profile.layers, profile.gradient, strict=True) if g < -NOISE]
+    if risen:
+        return f"Entropy rises over {listed(risen)}: {ends}."
+    return f"Entropy never rises with depth: {ends}."
+
+
+def _untrained(profile):
+    """How much of the fall was there before training."""
+    if profile.baseline is None:
+        return ""
+    fall, untrained = (p.mean[0] - p.mean[-1] for p in (profile, profile.baseline))
+    if not np.isfinite(untrained):
+        return "The untrained network's activations are not finite."
+    if abs(untrained) < NOISE:
+        how = "stays the same"
+    else:
+        how = f"falls by {untrained:.3f}" if untrained > 0 else f"rises by {-untrained:.3f}"
+    if fall < NOISE:
+        return f"In the untrained network it {how}."
+    return f"It falls by {fall:.3f} in all; in the untrained network it {how}."
+
+
+def _candidates(profile, tolerance):
+    flat = profile.flat(tolerance)
+    if not flat:
+        return f"No layer is flat: entropy falls by {tolerance:g} or more over each."
+    what = "is a candidate" if len(flat) == 1 else "are candidates"
+    over = "it" if len(flat) == 1 else "each"
+    how = f"falls by less than {tolerance:g}"
+    how += " or rises" if "rises" in profile.trend(tolerance) else ""
+    return f"{listed(flat)} {what} for removal: entropy {how} over {over}."
+
+
+class Instability(_Normalized):
+    """How much patterns vary within each class (`instability`).
+
+    Args:
+        normalization: as for the function `instability`.
+        name: as for every `Measure`.
+
+    Raises:
+        ValueError: unknown `normalization`.
+
+    Example:
+
+    >>> Instability().unit
+    'normalised, 0 to 1'
+    """
+
+    key = "instability"
+    title = "Instability within a class"
+    meaning = (
+        "How much the pattern varies from sample to sample inside a class: the entropy of the "
+        "mean of the samples' patterns minus the mean of their entropies. 0 when all samples "
+        "of the class share one pattern."
+    )
+    caveat = "Like the activation entropy, it depends on the scale of activations."
+
+    def __init__(self, normalization="log", *, name=None):
+        super().__init__(normalization, name)
+
+    def new_state(self, layer, classes):
+        return ClassMeans(classes, max(layer.units, 2) + 1, self._features, two_way)
+
+    def state_size(self, layer, classes):
+        return ClassMeans.size(classes, max(layer.units, 2) + 2)
+
+    def _features(self, values, centred):
+        own = ops.expand_dims(softmax_entropy(centred), axis=-1)
+        return ops.concatenate([ops.softmax(centred, axis=-1), own], axis=-1)
+
+    def result(self, layers, states, samples):
+        normalizer, rows = self.normalizer([x.units for x in layers]), []
+        for state, most in zip(states, normalizer, strict=True):
+            known, mean = state.means()
+            pooled = ops.convert_to_numpy(shannon_entropy(mean[:, :-1]))
+            rows.append(_where_known(known, np.maximum(pooled - mean[:, -1], 0.0) / most))
+        return MeasureResult(rows, unit=self.unit, normalizer=normalizer)
+
+
+class StateEntropy(Measure):
+    """Entropy of on/off states (`state_entropy`).
+
+    Args:
+        name: as for every `Measure`.
+
+    Example:
+
+    >>> StateEntropy().unit
+    'bits'
+    """
+
+    key = "state_entropy"
+    title = "On/off state entropy"
+    unit = "bits"
+    largest = 1.0
+    meaning = (
+        "A neuron is on for a sample when what goes into its activation function is positive. "
+        "This is the mean over neurons of the binary entropy of the share of samples for which "
+        "it is on: 0 when each is always on or always off for the class, 1 when each is on for "
+        "half of the samples."
+    )
+    caveat = (
+        "It does not change with the scale of weights, but says nothing of how far a neuron is on."
+    )
+    reads = "pre_activation"
+
+    def __init__(self, *, name=None):
+        super().__init__(name)
+
+    def new_state(self, layer, classes):
+        return ClassMeans(classes, layer.units, self._features)
+
+    def state_size(self, layer, classes):
+        return ClassMeans.size(classes, layer.units + 1)
+
+    def _features(self, values, centred):
+        return ops.cast(values > 0, "float32")
+
+    def result(self, layers, states, samples):
+        rows = []
+        for state in states:
+            known, mean = state.means()
+            bits = ops.convert_to_numpy(binary_entropy(mean)).mean(axis=-1)
+            rows.append(_where_known(known, bits))
+        return MeasureResult(rows, unit=self.unit)
+
+
+def _where_known(known, values):
+    """Values `[classes, ...]`, NaN for classes that are not known."""
+    known = known.reshape(-1, *[1] * (values.ndim - 1))
+    return np.where(known, np.asarray(values, np.float64), np.nan)
+
+
+def _shifted(mean):
+    """The same softmax; shifted in float64, because some backends go on in float32."""
+    return mean - mean.max(axis=-1, keepdims=True)

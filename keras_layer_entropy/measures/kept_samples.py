@@ -7,9 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_layer_entropy.backend import of_all_replicas
-from keras_layer_entropy.measures.catalogue import MOST_SAMPLES
-
-MOST_STATE = 4 * 2**30  # bytes that statistics may take
+from keras_layer_entropy.measures.measure import MOST_SAMPLES
 
 
 class KeptSamples(keras.metrics.Metric):
@@ -86,6 +84,11 @@ class KeptSamples(keras.metrics.Metric):
         self._priority.assign(highest)
         for kept, new in zip(self._rows, rows, strict=True):
             kept.assign(ops.take(ops.concatenate([kept[:], new]), chosen, axis=0))
+
+
+def one_hot(membership):
+    """Each sample counts once, shared out where it has several classes: `[samples, classes]`."""
+    return membership / membership.sum(axis=1, keepdims=True)
 
 
 def width(tensor):

@@ -9,9 +9,23 @@ added to each direction: all quantities that are compared need the same. Half pr
 in float32; every other floating dtype is kept.
 """
 
+import copy
+import functools
+
+import numpy as np
 from keras import ops
 
 from keras_layer_entropy.backend import at_least_float32
+from keras_layer_entropy.measures.kept_samples import one_hot
+from keras_layer_entropy.measures.measure import (
+    MOST_SAMPLES,
+    Measure,
+    MeasureResult,
+    Panel,
+    Words,
+    is_int,
+    is_positive,
+)
 
 MODES = ("covariance", "correlation")
 
@@ -268,3 +282,167 @@ def _checked(x):
     if len(x.shape) < 2 or 0 in x.shape[-2:]:
         raise ValueError(f"x has shape {tuple(x.shape)}; expected [..., samples, features].")
     return x
+
+
+_SHUFFLED = (
+    "Shuffled is the same for samples that are paired at random: what the estimate shows where "
+    "nothing is known. Only what lies above it is information. From few samples of many neurons "
+    "both are far too large."
+)
+
+
+class LogDet(Measure):
+    """LogDet entropies and informations of layers.
+
+    `per_class` is the entropy within each class, NaN for a class with fewer than two samples;
+    `whole` holds `entropy` H(T), `input` I(X; T), `labels` I(T; Y), `previous` I(T_before; T), NaN
+    for the first layer, and `total_correlation` of all layers up to this one; the three
+    informations are in `shuffled`, too.
+
+    Args:
+        beta: how much a variance counts; None for 100 times the number of input features.
+        samples: how many samples are compared.
+        name: as for every `Measure`.
+
+    Raises:
+        ValueError: `beta` not positive, `samples` no int of at least 2.
+
+    Source: Zhouyin & Liu 2021.
+
+    Example:
+
+    >>> LogDet(beta=1.0)
+    LogDet(beta=1.0)
+    """
+
+    key = "logdet"
+    title = "LogDet entropy within a class"
+    unit = "nats"
+    meaning = (
+        "How many directions the samples of a class fill in the layer, and how far: half the "
+        "sum over these directions of the logarithm of 1 + beta times the variance. 0 when all "
+        "samples of the class give the same."
+    )
+    caveat = (
+        "It grows with the scale of activations, with the number of neurons and, where they "
+        "are few, with the number of samples of the class, and depends on beta: compare "
+        "networks of one architecture on the same data, measured with one beta, and look at "
+        "the untrained one. No differential entropy."
+    )
+    whole = {
+        "entropy": Words("LogDet entropy", "nats", "H(T), of the layer over all samples."),
+        "input": Words(
+            "I(input; layer)",
+            "nats",
+            "I(X; T): how much of the input's variation shows in the layer's.",
+            _SHUFFLED,
+        ),
+        "labels": Words(
+            "I(layer; labels)",
+            "nats",
+            "I(T; Y): how much of the labels, taken as one-hot columns, shows in the layer.",
+            _SHUFFLED,
+        ),
+        "previous": Words(
+            "I(layer before; layer)",
+            "nats",
+            "How much of the variation of the layer before, in the order of the forward pass, "
+            "shows in this one.",
+            _SHUFFLED,
+        ),
+        "total_correlation": Words(
+            "Total correlation",
+            "nats",
+            "The sum of the LogDet entropies of the layers up to this one, minus their joint "
+            "entropy: how much the layers repeat one another.",
+            "From few samples of many neurons far too large.",
+        ),
+    }
+    panels = (
+        *Measure.panels,
+        Panel("whole"),
+        Panel("plane", {"title": "Information plane, LogDet"}),
+    )
+    reads_inputs = True
+
+    def __init__(self, beta=None, samples=MOST_SAMPLES, *, name=None):
+        super().__init__(name, beta=beta, samples=samples)
+        self.check(
+            beta=("a positive number, or None", beta is None or is_positive(beta)),
+            samples=("an int of at least 2", is_int(samples, 2)),
+        )
+        self.samples = samples
+
+    def result(self, layers, states, samples):
+        beta, membership = self.options["beta"], samples.membership
+        beta = 100.0 * samples.inputs.shape[1] if beta is None else beta
+        inputs, labels = _View(samples.inputs, beta), _View(one_hot(membership), beta)
+        views = [_View(rows, beta) for rows in samples.layers]
+        entropies = [view.entropy for view in views]
+        per_class = [[v.entropy_within(weight > 0) for weight in membership.T] for v in views]
+        whole, shuffled = {"entropy": entropies}, {}
+        others = {
+            "input": [inputs] * len(views),
+            "labels": [labels] * len(views),
+            "previous": [None, *views[:-1]],
+        }
+        for name, row in others.items():
+            pairs = list(zip(row, views, strict=True))
+            whole[name] = [_information(*pair) for pair in pairs]
+            mixed = [(other and other.shuffled(), view) for other, view in pairs]
+            shuffled[name] = [_information(*pair) for pair in mixed]
+        joint = [_joint_entropy(views[: i + 1]) for i in range(len(views))]
+        whole["total_correlation"] = np.maximum(np.cumsum(entropies) - joint, 0.0)
+        return MeasureResult(per_class, whole, shuffled, self.unit)
+
+
+class _View:
+    """One tensor of the samples: as columns where these are few, else as products of samples."""
+
+    def __init__(self, rows, beta):
+        self.beta = beta
+        self.samples, self.width = rows.shape
+        self.columns = np.asarray(rows, np.float64) if self.width <= self.samples else None
+        if self.columns is None:  # the rows themselves may be large
+            self.gram = np.asarray(sample_gram(np.asarray(rows, np.float64)))
+
+    @functools.cached_property
+    def gram(self):
+        return np.asarray(sample_gram(self.columns))
+
+    @functools.cached_property
+    def entropy(self):
+        return _joint_entropy([self])
+
+    def shuffled(self):
+        """The same, every sample with the values of another."""
+        other = copy.copy(self)
+        if self.columns is not None:
+            other.columns = np.roll(self.columns, 1, axis=0)
+        if "gram" in vars(self):
+            other.gram = np.roll(self.gram, 1, axis=(0, 1))
+        return other
+
+    def entropy_within(self, some):
+        """The entropy of some of the samples, which are centred on their own mean."""
+        if some.sum() < 2:
+            return np.nan  # one sample has no variance, whatever its class has
+        if self.columns is not None:
+            return float(logdet_entropy(self.columns[some], self.beta))
+        gram = self.gram[np.ix_(some, some)] * (self.samples / some.sum())
+        gram = gram - gram.mean(axis=0) - gram.mean(axis=1, keepdims=True) + gram.mean()
+        return float(logdet_entropy_of_gram(gram, self.beta))
+
+
+def _joint_entropy(views):
+    beta = views[0].beta
+    if sum(view.width for view in views) <= views[0].samples:
+        columns = np.concatenate([view.columns for view in views], axis=1)
+        return float(logdet_entropy(columns, beta))
+    return float(logdet_entropy_of_gram(sum(view.gram for view in views), beta))
+
+
+def _information(one, other):
+    if one is None:
+        return np.nan
+    return max(one.entropy + other.entropy - _joint_entropy([one, other]), 0.0)

@@ -1,4 +1,4 @@
-"""Mutual information of layers and of convolution kernels, with the input and with the labels.
+"""Mutual information of whole layers, with the input and with the labels.
 
 Sources: Fang, Wang & Yamaguchi, *Dissecting Deep Learning Networks - Visualizing Mutual
 Information*, Entropy 2018, 20(11), 823, doi 10.3390/e20110823; the kernel density estimate is that
@@ -16,6 +16,7 @@ informations of the layer plus a little noise (`kernel_information`) or of its r
 (the others), and they depend on how much.
 """
 
+import functools
 import math
 import numbers
 from typing import NamedTuple
@@ -24,6 +25,16 @@ import numpy as np
 from keras import ops
 
 from keras_layer_entropy.backend import at_least_float32
+from keras_layer_entropy.measures.kept_samples import one_hot
+from keras_layer_entropy.measures.measure import (
+    MOST_SAMPLES,
+    Measure,
+    MeasureResult,
+    Panel,
+    Words,
+    is_int,
+    is_positive,
+)
 
 # Numbers of a pairwise table that are held at a time: 8 MiB of float32, a few times over.
 BLOCK = 2**21
@@ -45,33 +56,6 @@ class Information(NamedTuple):
     input: object
     labels: object
     per_class: object
-
-
-class UnitInformation(NamedTuple):
-    """What each unit tells by itself, in bits.
-
-    Attributes:
-        entropy: `[units]`, of the binned unit, H(T_k).
-        labels: `[units]`, about the class, I(T_k; Y).
-        per_class: `[units, classes]`, about one class against all others; NaN for a class without
-            samples.
-    """
-
-    entropy: object
-    labels: object
-    per_class: object
-
-
-class Redundancy(NamedTuple):
-    """Which units only repeat others.
-
-    Attributes:
-        redundant: bool `[units]`.
-        kept: int `[units]`, the unit that says the same; its own index for a unit that stays.
-    """
-
-    redundant: np.ndarray
-    kept: np.ndarray
 
 
 def kernel_information(t, membership, variance=0.1):
@@ -122,14 +106,14 @@ def kernel_information(t, membership, variance=0.1):
     """
     if not 0 < variance < math.inf:
         raise ValueError(f"variance={variance}; expected a positive number.")
-    t, membership = _checked(t, membership)
+    t, membership = checked_samples(t, membership)
     if None in t.shape[:-1]:
         raise ValueError(
             f"t has shape {tuple(t.shape)}; expected a static number of samples: give the "
             "tf.function an input signature without None in that place."
         )
     t = _centred(t, membership)  # under the same name: the memory of the other is free again
-    return _information(membership, _kernel_sums(t, membership, variance))
+    return information_of(membership, _kernel_sums(t, membership, variance))
 
 
 def binned_information(t, membership, bins=30, limits=None):
@@ -172,10 +156,10 @@ def binned_information(t, membership, bins=30, limits=None):
     >>> [round(float(value), 4) for value in (found.input, found.labels)]
     [1.0, 1.0]
     """
-    _check_bins(bins)
+    check_bins(bins)
     if limits is not None and not limits[0] < limits[1]:
         raise ValueError(f"limits={limits}; expected two numbers, the smaller one first.")
-    t, membership = (ops.convert_to_numpy(x) for x in _checked(t, membership))
+    t, membership = (ops.convert_to_numpy(x) for x in checked_samples(t, membership))
     counts = (membership > 0).any(axis=-1)
     if not counts.any():
         raise ValueError("All of membership is 0; expected a sample that belongs to a class.")
@@ -184,234 +168,9 @@ def binned_information(t, membership, bins=30, limits=None):
         _symbol_table(rows, membership, bins, limits) for rows in t.reshape(-1, *t.shape[-2:])
     ]
     tables = [ops.convert_to_tensor(table) for table in tables]
-    found = zip(*(_information(table, table) for table in tables), strict=True)
+    found = zip(*(information_of(table, table) for table in tables), strict=True)
     stacked = (ops.stack(list(part)) for part in found)
     return Information(*(ops.reshape(x, (*t.shape[:-2], *x.shape[1:])) for x in stacked))
-
-
-def quantile_information(values, membership, bins=10):
-    """Information of each unit by itself, from bins that hold about equally many samples.
-
-    The fast mode for convolution kernels: a value per sample and kernel, such as the mean of its
-    map. Equal values share a bin, so that a unit may have fewer bins than asked for (a constant one
-    has 1, an entropy of 0 and no information), and nothing changes when a unit passes through an
-    increasing function. With q_tc the weight of class c in bin t, over the whole,
-
-    I(T; Y) = sum_tc q_tc log2(q_tc / (q_t q_c)) + (m_T + m_Y - m_TY - 1) / (2 N ln 2)
-
-    where m are the numbers of bins, classes and pairs of the two that are not empty, and
-    N = (sum_i w_i)^2 / sum_i w_i^2, the number of samples where all weights w_i are equal. The
-    second term is the correction of Miller and Madow for few samples. H(T) gets
-    + (m_T - 1) / (2 N ln 2). So corrected, an entropy may exceed log2(bins), and an information may
-    come out below 0 by a few times sqrt((bins - 1)(classes - 1) / 2) / (N ln 2), the spread that is
-    left for labels that mean nothing.
-
-    Args:
-        values: `[samples, units]`.
-        membership: `[samples, classes]`.
-        bins: number of bins, a positive int.
-
-    Returns:
-        `UnitInformation`; NaN for a unit that is NaN in a sample that counts, and if none counts.
-        (Infinite values are the largest or smallest ones.)
-
-    Raises:
-        ValueError: other shapes, no samples, `bins` no positive int.
-
-    Source: Fang et al. 2018 for kernels; Miller, *Note on the bias of information estimates*, 1955.
-
-    Example:
-
-    >>> import numpy as np
-    >>> labels = np.eye(2)[np.arange(1000) % 2]
-    >>> values = np.stack([labels[:, 0], np.ones(1000)], axis=1)  # the class; always the same
-    >>> [round(float(value), 3) for value in quantile_information(values, labels).labels]
-    [1.001, 0.0]
-    """
-    values, membership = _checked(_units(values, bins), membership)
-    weight = ops.sum(membership, axis=-1)
-    codes = _quantile_codes(values, weight, bins)
-    in_bin = (ops.cast(codes == k, values.dtype) for k in range(bins))
-    tables = ops.stack([ops.matmul(ops.transpose(on), membership) for on in in_bin], axis=1)
-    plain = _information(tables, tables)  # [units, bins, classes]
-
-    rest = _of_the_others(tables)
-    samples = ops.square(ops.sum(weight)) / ops.sum(ops.square(weight))
-    of_bins = _occupied(ops.sum(tables, axis=-1))  # [units]
-    inside, outside = (_occupied(ops.swapaxes(x, 1, 2)) for x in (tables, rest))  # [units, classes]
-    some, others = (ops.cast(x > 0, values.dtype) for x in (inside, outside))
-    entropy = plain.input + _miller_madow(of_bins, of_bins, of_bins, samples)
-    labels = plain.labels + _miller_madow(
-        of_bins, ops.sum(some, axis=-1), ops.sum(inside, axis=-1), samples
-    )
-    per_class = plain.per_class + _miller_madow(
-        of_bins[:, None], some + others, inside + outside, samples
-    )
-    unknown = _unknown(values, weight)
-    return UnitInformation(
-        ops.where(unknown, np.nan, entropy),
-        ops.where(unknown, np.nan, labels),
-        ops.where(unknown[:, None], np.nan, per_class),
-    )
-
-
-def pairwise_information(values, bins=10):
-    """Information between each two units, from the same bins as `quantile_information`.
-
-    I(T_k; T_l), with the other unit's bins in place of the classes and the same correction; on the
-    diagonal the entropy H(T_k). Every sample counts.
-
-    Memory is that of `bins` copies of `values`, beside the result.
-
-    Args:
-        values: `[samples, units]`.
-        bins: number of bins, a positive int.
-
-    Returns:
-        Tensor `[units, units]`, symmetric; NaN in the rows and columns of units that hold NaN.
-
-    Raises:
-        ValueError: other shapes, no samples, `bins` no positive int.
-
-    Source: as `quantile_information`.
-
-    Example:
-
-    >>> import numpy as np
-    >>> unit = np.linspace(-1, 1, 1000)
-    >>> found = pairwise_information(np.stack([unit, -unit, unit**2], axis=1))
-    >>> [round(float(value), 2) for value in found[0]]  # the same up to a sign; without the sign
-    [3.33, 3.33, 2.32]
-    """
-    values = _units(values, bins)
-    weight = ops.ones_like(values[:, 0])
-    samples, units = ops.shape(values)
-    number = ops.sum(weight)
-    codes = _quantile_codes(values, weight, bins)
-    one_hot = ops.cast(codes[..., None] == ops.arange(bins), values.dtype)
-    one_hot = ops.reshape(one_hot, (samples, units * bins))
-    of_bins = _occupied(ops.sum(ops.reshape(one_hot, (samples, units, bins)), axis=0))
-
-    def rows(index):
-        columns = ops.reshape(index[:, None] * bins + ops.arange(bins), (-1,))
-        some = ops.take(one_hot, columns, axis=1)
-        tables = ops.reshape(ops.matmul(ops.transpose(some), one_hot), (-1, bins, units, bins))
-        tables = ops.transpose(tables, (0, 2, 1, 3))  # [rows, units, bins, bins]
-        total = ops.sum(tables, axis=-1, keepdims=True)
-        plain = ops.sum(_gain(tables, tables, total, number), axis=-1)
-        pairs = _occupied(ops.reshape(tables, (-1, units, bins * bins)))
-        of_rows = ops.take(of_bins, index)[:, None]
-        return plain + _miller_madow(of_rows, of_bins, pairs, number)
-
-    found = _in_blocks(rows, values.shape[1], values.shape[1] * bins * bins)
-    unknown = _unknown(values, weight)
-    return ops.where(ops.logical_or(unknown[:, None], unknown), np.nan, found)
-
-
-def redundant_units(pairwise, information=None, threshold=0.6):
-    """Units of which another one says enough.
-
-    Units are visited from the most informative to the least, of equal ones the earlier first. A
-    unit k is redundant if a unit i that stays has I(T_i; T_k) / H(T_k) >= `threshold`: so much of
-    what k says is said by i. (It is the unit k's own entropy that divides: a unit that tells less
-    than another is covered by it, not the other way round.) Else it stays. So of a group that
-    says the same, the most informative stays.
-
-    A unit without entropy is not redundant but says nothing (`less_effective_units`); one that is
-    NaN stays and covers none.
-
-    Args:
-        pairwise: `[units, units]`, from `pairwise_information`.
-        information: `[units]`, what makes a unit worth keeping, such as the `labels` of
-            `quantile_information`; None for its entropy.
-        threshold: share of the entropy, over 0 and at most 1. With 10 bins, 0.6 is reached by
-            normal units with a correlation of 0.99, 0.3 by 0.9; 1 by copies only, up to an
-            increasing or decreasing function.
-
-    Returns:
-        `Redundancy`, NumPy arrays.
-
-    Raises:
-        ValueError: other shapes, `threshold` outside its range.
-
-    Source: Fang et al. 2018, who compare kernels by their mutual information.
-
-    Example:
-
-    >>> values = np.random.default_rng(0).normal(size=(1000, 3))
-    >>> values[:, 2] = values[:, 0] ** 3
-    >>> redundant_units(pairwise_information(values)).kept.tolist()
-    [0, 1, 0]
-    """
-    if not 0 < threshold <= 1:
-        raise ValueError(f"threshold={threshold}; expected a number over 0 and at most 1.")
-    pairwise = np.asarray(ops.convert_to_numpy(pairwise), np.float64)
-    if pairwise.ndim != 2 or pairwise.shape[0] != pairwise.shape[1]:
-        raise ValueError(f"pairwise has shape {pairwise.shape}; expected [units, units].")
-    entropy = np.diag(pairwise)
-    if information is None:
-        information = entropy
-    information = np.asarray(ops.convert_to_numpy(information), np.float64)
-    if information.shape != entropy.shape:
-        raise ValueError(
-            f"information has shape {information.shape} and pairwise {pairwise.shape}; expected "
-            "[units] and [units, units]."
-        )
-    # Rounding may tell copies apart, by less than this.
-    needed = np.where(entropy > 0, (threshold - 1e-5) * entropy, np.inf)
-    kept, stays = np.arange(len(entropy)), []
-    for unit in np.argsort(-information, kind="stable"):
-        covering = [other for other in stays if pairwise[other, unit] >= needed[unit]]
-        if covering:
-            kept[unit] = max(covering, key=lambda other: pairwise[other, unit])
-        else:
-            stays.append(unit)
-    return Redundancy(kept != np.arange(len(entropy)), kept)
-
-
-def less_effective_units(information, threshold=0.1, flatness=0.1):
-    """Units that say little of the class and, where the past is known, never said anything else.
-
-    With M the largest information of the layer (of the last epoch; 0 if that is negative), a unit
-    is flagged if its own is at most `threshold` M and, given several epochs, its largest and
-    smallest over the epochs are at most `flatness` M apart. If no unit says anything, M is 0 and
-    all that have always said nothing are flagged.
-
-    Args:
-        information: `[units]`, or `[epochs, units]` with the last epoch last: I(T_k; Y), such as
-            the `labels` of `quantile_information`.
-        threshold: share of M, in 0..1.
-        flatness: share of M, not negative.
-
-    Returns:
-        bool NumPy array `[units]`; False for a unit that is NaN in any epoch.
-
-    Raises:
-        ValueError: other shapes, no epochs or units, shares outside their ranges.
-
-    Source: Fang et al. 2018, who look for kernels whose information stays low.
-
-    Example:
-
-    >>> epochs = [[0.0, 0.02, 0.5], [0.6, 0.02, 0.05], [1.0, 0.03, 0.05]]
-    >>> less_effective_units(epochs[-1]).tolist()
-    [False, True, True]
-    >>> less_effective_units(epochs).tolist()  # the last one has seen better days
-    [False, True, False]
-    """
-    if not 0 <= threshold <= 1:
-        raise ValueError(f"threshold={threshold}; expected a number in 0..1.")
-    if not flatness >= 0:
-        raise ValueError(f"flatness={flatness}; expected a number that is not negative.")
-    epochs = np.asarray(ops.convert_to_numpy(information), np.float64)
-    if epochs.ndim not in (1, 2) or 0 in epochs.shape:
-        raise ValueError(
-            f"information has shape {epochs.shape}; expected [units] or [epochs, units]."
-        )
-    epochs = np.atleast_2d(epochs)
-    last = epochs[-1]
-    largest = np.max(last, initial=0.0, where=~np.isnan(last))
-    return (last <= threshold * largest) & (np.ptp(epochs, axis=0) <= flatness * largest)
 
 
 def _centred(t, membership):
@@ -451,7 +210,7 @@ def _kernel_sums(t, membership, variance):
         sums = ops.matmul(ops.exp(exponent * distance), membership)
         return ops.moveaxis(sums, -2, 0)
 
-    return ops.moveaxis(_in_blocks(rows, t.shape[-2], math.prod(t.shape[:-1])), 0, -2)
+    return ops.moveaxis(in_blocks(rows, t.shape[-2], math.prod(t.shape[:-1])), 0, -2)
 
 
 def _row_products(a, b):
@@ -466,7 +225,7 @@ def _sums(a, b):
     return a[..., :, None] + b[..., None, :]
 
 
-def _in_blocks(function, number, row):
+def in_blocks(function, number, row):
     """`function(indices)` of 0..`number` in blocks, `[number, ...]`, for rows of `row` numbers."""
     blocks = -(-number // max(1, BLOCK // row))
     if blocks == 1:  # JAX would compile the loop anew in every call
@@ -478,7 +237,7 @@ def _in_blocks(function, number, row):
     return ops.reshape(found, (blocks * size, *found.shape[2:]))[:number]
 
 
-def _information(weights, sums):
+def information_of(weights, sums):
     """`Information` from what stands in each place.
 
     Args:
@@ -488,8 +247,8 @@ def _information(weights, sums):
     total = ops.sum(sums, axis=-1, keepdims=True)
     weight = ops.sum(weights, axis=-1, keepdims=True)
     number = ops.sum(weights, axis=(-2, -1))[..., None, None]
-    gains = _gain(weights, sums, total, number)
-    rest = _gain(_of_the_others(weights), _of_the_others(sums), total, number)
+    gains = gain_of_classes(weights, sums, total, number)
+    rest = gain_of_classes(of_the_others(weights), of_the_others(sums), total, number)
     some = ops.sum(weights, axis=-2) > 0
     # H(T) is what is gained by knowing the place. Rounding may leave less than nothing.
     surprise = ops.where(weight > 0, weight * ops.log2(total / number), 0.0)
@@ -500,14 +259,14 @@ def _information(weights, sums):
     )
 
 
-def _gain(weights, sums, total, number):
+def gain_of_classes(weights, sums, total, number):
     """sum_i w_ic / n log2(p(t_i | c) / p(t_i)), `[..., classes]`."""
     ratio = (sums / ops.sum(weights, axis=-2, keepdims=True)) / (total / number)
     terms = ops.where(weights > 0, weights * ops.log2(ratio), 0.0)
     return ops.sum(terms / number, axis=-2)
 
 
-def _of_the_others(weights):
+def of_the_others(weights):
     """The sum over all other classes, for each class: without a difference that might cancel."""
     classes = weights.shape[-1]
     return ops.matmul(weights, 1.0 - ops.eye(classes, dtype=weights.dtype))
@@ -529,41 +288,8 @@ def _symbol_table(rows, membership, bins, limits):
     return table
 
 
-def _quantile_codes(values, weight, bins):
-    """Bin 0..bins - 1 of every value, int `[samples, units]`.
-
-    The lower edge of bin k is the first value, in order, below and at which more than the share
-    k / bins of the weight lies.
-    """
-    counts = (weight > 0)[:, None]
-    last = ops.where(counts, values, np.inf)
-    order = ops.argsort(last, axis=0)
-    ordered = ops.take_along_axis(last, order, axis=0)
-    up_to = ops.cumsum(ops.take(weight, order), axis=0)
-    codes = ops.zeros_like(order)
-    for k in range(1, bins):
-        # Multiplied, not divided: exact for whole weights.
-        below = ops.cast(up_to * bins <= k * ops.sum(weight), "int32")
-        first = ops.minimum(ops.sum(below, axis=0, keepdims=True), ops.shape(order)[0] - 1)
-        edge = ops.take_along_axis(ordered, first, axis=0)
-        codes = codes + ops.cast(values >= edge, codes.dtype)
-    return codes
-
-
-def _miller_madow(first, second, pairs, samples):
-    return (first + second - pairs - 1.0) / (2.0 * math.log(2.0) * samples)
-
-
-def _occupied(tables):
-    """How many cells of the last axis are not empty."""
-    return ops.sum(ops.cast(tables > 0, tables.dtype), axis=-1)
-
-
-def _unknown(values, weight):
-    return ops.any(ops.logical_and(ops.isnan(values), (weight > 0)[:, None]), axis=0)
-
-
-def _checked(t, membership):
+def checked_samples(t, membership):
+    """Samples and their classes as tensors of one dtype; ValueError where shapes do not fit."""
     t = at_least_float32(t)
     membership = ops.cast(membership, t.dtype)
     fits = len(t.shape) > 1 and len(membership.shape) == 2 and membership.shape[1] != 0
@@ -575,17 +301,108 @@ def _checked(t, membership):
     return t, membership
 
 
-def _units(values, bins):
-    _check_bins(bins)
-    values = at_least_float32(values)
-    if len(values.shape) != 2 or 0 in values.shape:
-        raise ValueError(
-            f"values have shape {tuple(values.shape)}; expected [samples, units], none of them 0: "
-            "reduce each kernel's map to a number, such as its mean."
-        )
-    return values
-
-
-def _check_bins(bins):
+def check_bins(bins):
+    """Raises ValueError where `bins` is no positive int."""
     if not isinstance(bins, numbers.Integral) or bins < 1:
         raise ValueError(f"bins={bins!r}; expected a positive int.")
+
+
+class MutualInformation(Measure):
+    """Mutual information of layers, by kernel density or by rounding to bins.
+
+    `per_class` is the information between the layer and whether a sample is of the class; `whole`
+    holds `input` I(X; T) and `labels` I(T; Y), and `shuffled` the latter with the labels of other
+    samples.
+
+    Args:
+        variance: of the noise that is thought to be added to each unit: by kernel density.
+        bins: number of bins that values are rounded to instead; None for kernel density.
+        samples: how many samples are compared.
+        name: as for every `Measure`.
+
+    Raises:
+        ValueError: `variance` or `bins` not positive, `samples` no int of at least 2.
+
+    Source: Fang et al. 2018; Kolchinsky & Tracey 2017.
+
+    Example:
+
+    >>> MutualInformation(bins=30)
+    MutualInformation(bins=30)
+    """
+
+    key = "mutual_information"
+    title = "Information on a class"
+    unit = "bits"
+    meaning = (
+        "What the layer tells of whether a sample is of the class: the mutual information of "
+        "the layer's output, with a little noise added, and that yes or no. With ten classes "
+        "of one size it is 0.469 bits at most."
+    )
+    caveat = (
+        "Estimated by kernel density, or by rounding to bins, from at most some thousand "
+        "samples: where no two samples lie near one another it says that everything is known, "
+        "even of random labels. It depends on the scale of activations and on the variance of "
+        "the noise or the number of bins."
+    )
+    whole = {
+        "input": Words(
+            "I(input; layer)",
+            "bits",
+            "I(X; T): how well the layer's output, with a little noise added or rounded, tells "
+            "samples apart; the binary logarithm of their number when it tells all.",
+            "At its largest it says that the noise is small against the distances, and no more.",
+        ),
+        "labels": Words(
+            "I(layer; labels)",
+            "bits",
+            "I(T; Y): what the layer tells of the class; with ten classes of one size 3.32 bits at "
+            "most. Shuffled is the same with the labels of other samples: only what lies above it "
+            "is information.",
+            "Where the layer tells all samples apart it is the largest possible whatever the "
+            "labels: look at it beside that of shuffled labels.",
+        ),
+    }
+    panels = (
+        *Measure.panels,
+        Panel("whole"),
+        Panel("plane", {"title": "Information plane, mutual information", "bounded": True}),
+    )
+
+    def __init__(self, variance=0.1, bins=None, samples=MOST_SAMPLES, *, name=None):
+        super().__init__(name, variance=variance, bins=bins, samples=samples)
+        self.check(
+            variance=("a positive number", is_positive(variance)),
+            bins=("a positive int, or None", bins is None or is_int(bins)),
+            samples=("an int of at least 2", is_int(samples, 2)),
+        )
+        self.samples = samples
+
+    def result(self, layers, states, samples):
+        estimate = self._estimate()
+        membership = one_hot(samples.membership)
+        # Kept samples come in random order: the label of a neighbour is that of any sample.
+        others = np.roll(membership, 1, axis=0)
+        found = [estimate(rows, membership) for rows in samples.layers]
+        chance = [float(estimate(rows, others).labels) for rows in samples.layers]
+        several = (samples.membership > 0).sum(axis=1).max() > 1
+        per_class = [
+            _of_each_class(estimate, rows, samples.membership)
+            if several
+            else np.asarray(information.per_class)
+            for rows, information in zip(samples.layers, found, strict=True)
+        ]
+        whole = {name: [float(getattr(x, name)) for x in found] for name in ("input", "labels")}
+        return MeasureResult(per_class, whole, {"labels": chance}, self.unit)
+
+    def _estimate(self):
+        if self.options["bins"] is None:
+            return functools.partial(kernel_information, variance=self.options["variance"])
+        return functools.partial(binned_information, bins=self.options["bins"])
+
+
+def _of_each_class(estimate, rows, membership):
+    """I(T; 1[c is among the sample's classes]) where samples have several."""
+    inside = (membership > 0).T
+    found = [estimate(rows, np.stack([x, ~x], axis=1)) for x in inside]
+    return np.where(inside.any(axis=1), [float(x.labels) for x in found], np.nan)

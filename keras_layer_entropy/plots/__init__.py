@@ -15,6 +15,7 @@ from keras_layer_entropy.plots.information import (
     layer_to_layer_plane,
     layer_values,
 )
+from keras_layer_entropy.plots.panels import panel
 from keras_layer_entropy.plots.profiles import (
     compared_curves,
     entropy_curve,
@@ -47,6 +48,7 @@ __all__ = [
     "information_plane",
     "layer_to_layer_plane",
     "layer_values",
+    "panel",
     "pixels",
     "probability_histograms",
     "pruning_curves",

@@ -69,7 +69,7 @@ def activation_probabilities(profile, classes=None, title=None):
     """For each layer, the probability of each neuron in the patterns of two classes.
 
     Args:
-        profile: `EntropyProfile` measured with `keep_patterns=True`.
+        profile: `EntropyProfile` measured with `ActivationEntropy(keep_patterns=True)`.
         classes: names of two classes (or one); None for the first two that have samples.
         title: title of the figure.
 
@@ -82,10 +82,11 @@ def activation_probabilities(profile, classes=None, title=None):
     Example:
 
     >>> from keras_layer_entropy import EntropyProfile
+    >>> from keras_layer_entropy.measures import MeasureResult
     >>> profile = EntropyProfile(
-    ...     layers=("dense",), units=(3,), outputs=(False,), classes=("a", "b"), count=[5, 5],
-    ...     normalizer=[1.1], values={"activation_entropy": [[0.9, 0.8]]},
-    ...     patterns={"dense": [[0.2, 0.3, 0.5], [0.1, 0.4, 0.5]]})
+    ...     layers=("dense",), widths=(3,), is_output=(False,), classes=("a", "b"), count=[5, 5],
+    ...     results={"activation_entropy": MeasureResult([[0.9, 0.8]], details={
+    ...         "dense": {"pattern": [[0.2, 0.3, 0.5], [0.1, 0.4, 0.5]]}})})
     >>> [line.get_label() for line in activation_probabilities(profile).axes[0].lines]
     ['class a', 'class b', 'uniform']
     """
@@ -169,8 +170,8 @@ def entropy_and_patterns(profile, class_name=None, title=None):
     """Entropy against depth, and beside it the pattern of each layer, for one class.
 
     Args:
-        profile: `EntropyProfile` measured with `keep_patterns=True`; its untrained twin, if there
-            is one, is drawn dashed.
+        profile: `EntropyProfile` measured with `ActivationEntropy(keep_patterns=True)`; its
+            untrained twin, if there is one, is drawn dashed.
         class_name: name of the class; None for the first that has samples.
         title: title of the figure.
 
@@ -183,10 +184,11 @@ def entropy_and_patterns(profile, class_name=None, title=None):
     Example:
 
     >>> from keras_layer_entropy import EntropyProfile
+    >>> from keras_layer_entropy.measures import MeasureResult
     >>> profile = EntropyProfile(
-    ...     layers=("dense",), units=(3,), outputs=(False,), classes=("a", "b"), count=[5, 5],
-    ...     normalizer=[1.1], values={"activation_entropy": [[0.9, 0.8]]},
-    ...     patterns={"dense": [[0.2, 0.3, 0.5], [0.1, 0.4, 0.5]]})
+    ...     layers=("dense",), widths=(3,), is_output=(False,), classes=("a", "b"), count=[5, 5],
+    ...     results={"activation_entropy": MeasureResult([[0.9, 0.8]], details={
+    ...         "dense": {"pattern": [[0.2, 0.3, 0.5], [0.1, 0.4, 0.5]]}})})
     >>> len(entropy_and_patterns(profile, "b").axes)
     2
     """
@@ -232,7 +234,10 @@ def _steps(axes, pattern, color, label):
 
 def _patterns(profile):
     if not profile.patterns:
-        raise ValueError("This profile holds no patterns: measure again with keep_patterns=True.")
+        raise ValueError(
+            "This profile holds no patterns: measure again with "
+            "ActivationEntropy(keep_patterns=True)."
+        )
     return profile.patterns
 
 

@@ -4,33 +4,30 @@ import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from keras_layer_entropy.measures.catalogue import (
-    DESCRIPTIONS,
-    LAYER_DESCRIPTIONS,
-    layer_value_names,
-)
 from keras_layer_entropy.plots.style import (
     CYCLE,
     GRID,
     MARKERS,
     ORDER,
     bare,
+    canvas,
     check_one_model,
+    epochs_of,
     from_zero,
     layer_labels,
     layer_ticks,
     layers_width,
+    legend,
     plain,
     spread_out,
+    whole_steps,
 )
 
-_ESTIMATORS = {"mutual_information": "mutual information", "logdet": "LogDet"}
-_AXES = {"input": "I(input; layer)", "previous": "I(layer before; layer)"}
 
-
-def information_plane(profiles, measure="mutual_information", title=None):
+def information_plane(
+    profiles, measure="mutual_information", title=None, across="input", bounded=None, *, ax=None
+):
     """I(T; Y) against I(X; T) of every layer, a point per epoch: the information plane.
 
     Layers of an epoch are joined by a thin line; epochs go from dark to light. What
@@ -39,8 +36,12 @@ def information_plane(profiles, measure="mutual_information", title=None):
     Args:
         profiles: an `EntropyProfile`, or those of the epochs of one model
             (`EntropyMonitor.profiles`), with `measure` among their measures.
-        measure: `"mutual_information"` (bits) or `"logdet"` (nats).
+        measure: a measure that brings `labels` and what stands `across` for layers as a whole.
         title: title of the figure.
+        across: what goes from left to right, `"input"` or, with LogDet, `"previous"`: the layer
+            before, in place of the input. (The first layer has none before it and is left out.)
+        bounded: whether the border is shaded; None where the measure is in bits.
+        ax: as for `entropy_curve`.
 
     Returns:
         `matplotlib.figure.Figure`.
@@ -61,12 +62,47 @@ def information_plane(profiles, measure="mutual_information", title=None):
     >>> information_plane(profile).axes[0].get_xlabel()
     'I(input; layer), bits'
     """
-    if measure not in _ESTIMATORS:
-        raise ValueError(f"measure={measure!r}; expected one of {tuple(_ESTIMATORS)}.")
-    return _plane(profiles, measure, "input", title or f"Information plane, {_ESTIMATORS[measure]}")
+    profiles = list(profiles) if isinstance(profiles, list | tuple) else [profiles]
+    check_one_model(profiles)
+    for profile in profiles:
+        whole = profile[measure].whole
+        if missing := [name for name in (across, "labels") if name not in whole]:
+            raise ValueError(
+                f"The measure {measure!r} says nothing of {missing}, only of {sorted(whole)}."
+            )
+    x, y = (np.array([p[measure].whole[name] for p in profiles]) for name in (across, "labels"))
+    shown = np.flatnonzero(np.isfinite(x).any(axis=0) & np.isfinite(y).any(axis=0))
+    labels, epochs = layer_labels(profiles[0]), epochs_of(profiles)
+    axes = canvas(ax, (7.0, 4.6))
+    norm = Normalize(epochs[0], max(epochs[-1], epochs[0] + 1))
+    colors = ORDER(norm(epochs))
+    for row, color in enumerate(colors):
+        axes.plot(x[row, shown], y[row, shown], "-", color=color, lw=0.6, alpha=0.5, zorder=2)
+    for layer in shown:
+        style = {"s": 34, "marker": MARKERS[layer % len(MARKERS)]}
+        axes.scatter(x[:, layer], y[:, layer], c=colors, zorder=3, ec="white", lw=0.4, **style)
+        axes.scatter([], [], color="0.35", label=labels[layer], **style)
+    described = profiles[0].measures[measure]
+    unit = described.words(across).unit
+    axes.set_xlabel(f"{described.words(across).title}, {unit}")
+    axes.set_ylabel(f"{described.words('labels').title}, {unit}")
+    if spread_out(x):  # a wide layer among narrow ones
+        axes.set_xscale("log")
+    else:
+        axes.set_xlim(0, 1.05 * np.nanmax(x, initial=1e-3))
+    axes.set_ylim(0, 1.08 * np.nanmax(y, initial=1e-3))
+    if bounded or (bounded is None and unit == "bits"):
+        _bound(axes, profiles[0])
+    bare(axes)
+    axes.set_title(plain(title or f"Information plane: {described.title}"), loc="left")
+    if len(profiles) > 1:
+        bar = axes.figure.colorbar(ScalarMappable(norm, ORDER), ax=axes, label="epoch")
+        whole_steps(bar.ax.yaxis)
+    legend(axes, ax, ncols=3)
+    return axes.figure
 
 
-def layer_to_layer_plane(profiles, title=None):
+def layer_to_layer_plane(profiles, title=None, *, ax=None):
     """I(T; Y) against I(T_before; T) by LogDet: what a layer takes over, and what it knows.
 
     Args, returns, errors: as for `information_plane`, with `logdet` among the measures. The first
@@ -84,7 +120,8 @@ def layer_to_layer_plane(profiles, title=None):
     >>> layer_to_layer_plane(profile).axes[0].get_xlabel()
     'I(layer before; layer), nats'
     """
-    return _plane(profiles, "logdet", "previous", title or "From layer to layer, LogDet")
+    title = title or "From layer to layer, LogDet"
+    return information_plane(profiles, "logdet", title, "previous", ax=ax)
 
 
 def layer_values(profile, measure, title=None):
@@ -111,88 +148,38 @@ def layer_values(profile, measure, title=None):
     >>> [line.get_label() for line in layer_values(profile, "mutual_information").axes[0].lines]
     ['input', 'labels', 'labels, shuffled']
     """
-    names = layer_value_names(profile, measure)
-    if not names:
-        raise ValueError(
-            f"{measure!r} brought no numbers of layers as a whole; there are "
-            f"{sorted(profile.layer_values)}."
-        )
+    result, described = profile[measure], profile.measures[measure]
+    if not result.whole:
+        raise ValueError(f"{measure!r} brings no numbers of layers as a whole.")
     labels, depth = layer_labels(profile), np.arange(len(profile.layers))
-    units = list(dict.fromkeys(LAYER_DESCRIPTIONS[name].unit for name in names))
+    unit_of = {name: described.words(name).unit for name in result.whole}
+    units = list(dict.fromkeys(unit_of.values()))
     width = max(7.0, layers_width(labels, 2.2, 0.6))
     figure = Figure(figsize=(width, 3.4 + 0.04 * max(map(len, labels))), layout="constrained")
     panels = np.atleast_1d(figure.subplots(1, len(units)))
-    plain_names = [name for name in names if not name.endswith("_shuffled")]
-    for name in names:
-        place = plain_names.index(name.removesuffix("_shuffled"))
-        axes = panels[units.index(LAYER_DESCRIPTIONS[name].unit)]
-        shuffled = name.endswith("_shuffled")
-        words = name.removeprefix(f"{measure}_").removesuffix("_shuffled").replace("_", " ")
-        axes.plot(
-            depth,
-            profile.layer_values[name],
-            "--" if shuffled else "-",
-            marker=MARKERS[place % len(MARKERS)],
-            markersize=4.5,
-            markerfacecolor="none" if shuffled else None,
-            color=CYCLE[place % len(CYCLE)],
-            linewidth=1.3 if shuffled else 2.0,
-            label=f"{words}, shuffled" if shuffled else words,
-        )
+    for place, (name, found) in enumerate(result.whole.items()):
+        axes, words = panels[units.index(unit_of[name])], name.replace("_", " ")
+        style = {
+            "marker": MARKERS[place % len(MARKERS)],
+            "markersize": 4.5,
+            "color": CYCLE[place % len(CYCLE)],
+        }
+        axes.plot(depth, found, "-", linewidth=2.0, label=words, **style)
+        if name in result.shuffled:
+            axes.plot(depth, result.shuffled[name], "--", linewidth=1.3, markerfacecolor="none",
+                      label=f"{words}, shuffled", **style)  # fmt: skip
     for axes, unit in zip(panels, units, strict=True):
         layer_ticks(axes, labels)
         axes.set_ylabel(unit)
-        shown = [n for n in names if LAYER_DESCRIPTIONS[n].unit == unit]
-        if spread_out(np.concatenate([profile.layer_values[name] for name in shown])):
+        shown = [x for k, x in (*result.whole.items(), *result.shuffled.items())
+                 if unit_of[k] == unit]  # fmt: skip
+        if spread_out(np.concatenate(shown)):
             axes.set_yscale("log")
         else:
             from_zero(axes)
         bare(axes)
-    panels[0].set_title(title or f"{DESCRIPTIONS[measure].title}: layers as a whole", loc="left")
+    panels[0].set_title(title or f"{described.title}: layers as a whole", loc="left")
     figure.legend(loc="outside lower center", ncols=4, frameon=False)
-    return figure
-
-
-def _plane(profiles, measure, across, title):
-    profiles = list(profiles) if isinstance(profiles, list | tuple) else [profiles]
-    names = (f"{measure}_{across}", f"{measure}_labels")
-    check_one_model(profiles)
-    for profile in profiles:
-        if missing := [name for name in names if name not in profile.layer_values]:
-            raise ValueError(
-                f"The profile holds no {missing}, only {sorted(profile.layer_values)}: measure "
-                f"again with {measure!r} among measures."
-            )
-    x, y = (np.array([profile.layer_values[name] for profile in profiles]) for name in names)
-    shown = np.flatnonzero(np.isfinite(x).any(axis=0) & np.isfinite(y).any(axis=0))
-    labels = layer_labels(profiles[0])
-    epochs = np.array([i if p.epoch is None else p.epoch for i, p in enumerate(profiles)]) + 1
-    figure = Figure(figsize=(7.0, 4.6), layout="constrained")
-    axes = figure.add_subplot()
-    norm = Normalize(epochs[0], max(epochs[-1], epochs[0] + 1))
-    colors = ORDER(norm(epochs))
-    for row, color in enumerate(colors):
-        axes.plot(x[row, shown], y[row, shown], "-", color=color, lw=0.6, alpha=0.5, zorder=2)
-    for layer in shown:
-        style = {"s": 34, "marker": MARKERS[layer % len(MARKERS)]}
-        axes.scatter(x[:, layer], y[:, layer], c=colors, zorder=3, ec="white", lw=0.4, **style)
-        axes.scatter([], [], color="0.35", label=labels[layer], **style)
-    unit = DESCRIPTIONS[measure].unit
-    axes.set_xlabel(f"{_AXES[across]}, {unit}")
-    axes.set_ylabel(f"I(layer; labels), {unit}")
-    if spread_out(x):  # a wide layer among narrow ones
-        axes.set_xscale("log")
-    else:
-        axes.set_xlim(0, 1.05 * np.nanmax(x, initial=1e-3))
-    axes.set_ylim(0, 1.08 * np.nanmax(y, initial=1e-3))
-    if measure == "mutual_information":
-        _bound(axes, profiles[0])
-    bare(axes)
-    axes.set_title(plain(title), loc="left")
-    if len(profiles) > 1:
-        bar = figure.colorbar(ScalarMappable(norm, ORDER), ax=axes, label="epoch")
-        bar.ax.yaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 

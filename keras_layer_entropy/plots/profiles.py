@@ -5,9 +5,7 @@ import itertools
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from keras_layer_entropy.measures.catalogue import DESCRIPTIONS
 from keras_layer_entropy.plots.style import (
     BLUE,
     CYCLE,
@@ -16,26 +14,31 @@ from keras_layer_entropy.plots.style import (
     VERMILION,
     axis_label,
     bare,
+    canvas,
     check_one_model,
+    epochs_of,
     layer_labels,
     layer_ticks,
     layers_width,
+    legend,
     limits,
     plain,
     set_limits,
     short,
     shortened,
     slanted,
+    whole_steps,
 )
 
 
-def entropy_curve(profile, measure="activation_entropy", title=None):
+def entropy_curve(profile, measure="activation_entropy", title=None, *, ax=None):
     """Entropy against depth: every class thin, their mean thick, the untrained twin dashed.
 
     Args:
         profile: `EntropyProfile`; its `baseline`, if there is one, is the twin.
-        measure: a name in `profile.values`.
+        measure: a name in `profile.results`.
         title: title of the figure.
+        ax: matplotlib axes to draw into; None for a figure of its own.
 
     Returns:
         `matplotlib.figure.Figure`.
@@ -44,18 +47,18 @@ def entropy_curve(profile, measure="activation_entropy", title=None):
 
     >>> from keras_layer_entropy import EntropyProfile
     >>> profile = EntropyProfile(
-    ...     layers=("dense", "logits"), units=(8, 2), outputs=(False, True), classes=("a", "b"),
-    ...     count=[5, 5], normalizer=[2.1, 0.7],
-    ...     values={"activation_entropy": [[0.9, 0.8], [0.1, 0.2]]})
+    ...     layers=("dense", "logits"), widths=(8, 2), is_output=(False, True),
+    ...     classes=("a", "b"), count=[5, 5],
+    ...     results={"activation_entropy": [[0.9, 0.8], [0.1, 0.2]]})
     >>> [line.get_label() for line in entropy_curve(profile).axes[0].lines]
     ['each class', '_class b', 'mean of the classes']
     """
-    values, depth = profile.values[measure], np.arange(len(profile.layers))
+    result, depth = profile[measure], np.arange(len(profile.layers))
+    values = result.per_class
     labels = layer_labels(profile)
     height = 3.7 + 0.04 * max(map(len, labels))  # the labels are slanted
     width = max(7.0, layers_width(labels, 2.2, 0.6))
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.add_subplot()
+    axes = canvas(ax, (width, height))
     for index, name in enumerate(profile.classes if len(profile.classes) > 1 else ()):
         label = "each class" if index == 0 else f"_class {plain(name)}"
         faint = min(1.0, 30 / len(profile.classes))
@@ -69,13 +72,11 @@ def entropy_curve(profile, measure="activation_entropy", title=None):
             zorder=2,
         )
     mean = "mean of the classes" if len(profile.classes) > 1 else "all samples"
-    axes.plot(
-        depth, profile.mean_of(measure), "o-", color=BLUE, linewidth=2.6, label=mean, zorder=4
-    )
+    axes.plot(depth, result.mean, "o-", color=BLUE, linewidth=2.6, label=mean, zorder=4)
     if profile.baseline is not None:
         axes.plot(
             depth,
-            profile.baseline.mean_of(measure),
+            profile.baseline[measure].mean,
             "s--",
             color=VERMILION,
             linewidth=1.8,
@@ -83,19 +84,21 @@ def entropy_curve(profile, measure="activation_entropy", title=None):
             label="same network, untrained (mean)",
             zorder=3,
         )
-    if (noise := profile.layer_values.get(f"{measure}_noise")) is not None:
-        axes.plot(depth, noise, "^:", color="0.4", lw=1.6, markersize=4.5, label="noise", zorder=3)
+    reference = profile.measures[measure].reference
+    if reference in result.whole:
+        known = result.whole[reference]
+        axes.plot(depth, known, "^:", color="0.4", lw=1.6, ms=4.5, label=reference, zorder=3)
     layer_ticks(axes, labels)
     axes.set_xlabel("layer (units), in the order of the forward pass")
     axes.set_ylabel(axis_label(profile, measure))
     set_limits(axes, profile, measure)
     bare(axes)
-    axes.set_title(title or f"{DESCRIPTIONS[measure].title} against depth", loc="left")
-    figure.legend(loc="outside lower center", ncols=3, frameon=False)
-    return figure
+    axes.set_title(title or f"{profile.measures[measure].title} against depth", loc="left")
+    legend(axes, ax, ncols=3)
+    return axes.figure
 
 
-def heatmap(profile, measure="activation_entropy", title=None):
+def heatmap(profile, measure="activation_entropy", title=None, *, ax=None):
     """Layers x classes: one cell per layer and class, the value written in it.
 
     Args, returns: as for `entropy_curve`.
@@ -104,24 +107,18 @@ def heatmap(profile, measure="activation_entropy", title=None):
 
     >>> from keras_layer_entropy import EntropyProfile
     >>> profile = EntropyProfile(
-    ...     layers=("dense", "logits"), units=(8, 2), outputs=(False, True), classes=("a", "b"),
-    ...     count=[5, 5], normalizer=[2.1, 0.7],
-    ...     values={"activation_entropy": [[0.9, 0.8], [0.1, 0.2]]})
+    ...     layers=("dense", "logits"), widths=(8, 2), is_output=(False, True),
+    ...     classes=("a", "b"), count=[5, 5],
+    ...     results={"activation_entropy": [[0.9, 0.8], [0.1, 0.2]]})
     >>> [text.get_text() for text in heatmap(profile).axes[0].texts]
     ['.90', '.80', '.10', '.20']
     """
-    values = profile.values[measure]
+    values = profile[measure].per_class
     rows, columns = values.shape
     names = [plain(name) for name in shortened(profile.classes, longest=18)]
     longest = max(map(len, names))
-    figure = Figure(
-        figsize=(
-            min(max(4.6, 3.2 + 0.55 * columns), 16.0),
-            max(3.4, 1.6 + 0.36 * rows) + 0.04 * longest,
-        ),
-        layout="constrained",
-    )
-    axes = figure.add_subplot()
+    width = min(max(4.6, 3.2 + 0.55 * columns), 16.0)
+    axes = canvas(ax, (width, max(3.4, 1.6 + 0.36 * rows) + 0.04 * longest))
     lowest, highest = limits(profile, measure) or (None, None)
     image = axes.imshow(values, aspect="auto", cmap="cividis", vmin=lowest, vmax=highest)
     if columns <= 20:
@@ -144,9 +141,9 @@ def heatmap(profile, measure="activation_entropy", title=None):
         axes.set_xticks(shown, [names[i] for i in shown])
     axes.set_xlabel("class")
     axes.set_ylabel("layer (units)")
-    axes.set_title(title or f"{DESCRIPTIONS[measure].title}, class by class", loc="left")
-    figure.colorbar(image, label=DESCRIPTIONS[measure].unit or profile.unit)
-    return figure
+    axes.set_title(title or f"{profile.measures[measure].title}, class by class", loc="left")
+    axes.figure.colorbar(image, ax=axes, label=profile[measure].unit)
+    return axes.figure
 
 
 def pruning_curves(before, after, accuracies, limit):
@@ -166,9 +163,9 @@ def pruning_curves(before, after, accuracies, limit):
 
     >>> from keras_layer_entropy import EntropyProfile
     >>> profile = EntropyProfile(
-    ...     layers=("dense", "logits"), units=(8, 2), outputs=(False, True), classes=("a", "b"),
-    ...     count=[5, 5], normalizer=[2.1, 0.7],
-    ...     values={"activation_entropy": [[0.9, 0.8], [0.1, 0.2]]})
+    ...     layers=("dense", "logits"), widths=(8, 2), is_output=(False, True),
+    ...     classes=("a", "b"), count=[5, 5],
+    ...     results={"activation_entropy": [[0.9, 0.8], [0.1, 0.2]]})
     >>> figure = pruning_curves(profile, profile, [(0, 0.9, "original")], 0.89)
     >>> [axes.get_ylabel() for axes in figure.axes]
     ['activation entropy (normalised, 0 to 1)', 'validation accuracy']
@@ -216,13 +213,14 @@ def pruning_curves(before, after, accuracies, limit):
     return figure
 
 
-def compared_curves(profiles, measure="activation_entropy", title=None):
+def compared_curves(profiles, measure="activation_entropy", title=None, *, ax=None):
     """The mean curves of several profiles in one plot, layer by layer from the first.
 
     Args:
         profiles: name -> `EntropyProfile`; the layers need not be the same.
-        measure: a name in `profile.values`.
+        measure: a name in `profile.results`.
         title: title of the figure.
+        ax: as for `entropy_curve`.
 
     Returns:
         `matplotlib.figure.Figure`.
@@ -234,9 +232,9 @@ def compared_curves(profiles, measure="activation_entropy", title=None):
 
     >>> from keras_layer_entropy import EntropyProfile
     >>> profile = EntropyProfile(
-    ...     layers=("dense", "logits"), units=(8, 2), outputs=(False, True), classes=("a", "b"),
-    ...     count=[5, 5], normalizer=[2.1, 0.7],
-    ...     values={"activation_entropy": [[0.9, 0.8], [0.1, 0.2]]})
+    ...     layers=("dense", "logits"), widths=(8, 2), is_output=(False, True),
+    ...     classes=("a", "b"), count=[5, 5],
+    ...     results={"activation_entropy": [[0.9, 0.8], [0.1, 0.2]]})
     >>> axes = compared_curves({"one": profile, "another": profile}).axes[0]
     >>> [line.get_label() for line in axes.lines]
     ['one', 'another']
@@ -244,29 +242,29 @@ def compared_curves(profiles, measure="activation_entropy", title=None):
     if not profiles:
         raise ValueError("There are no profiles to compare.")
     longest = max(profiles.values(), key=lambda profile: len(profile.layers))
-    figure = Figure(figsize=(7.0, 4.4), layout="constrained")
-    axes = figure.add_subplot()
+    axes = canvas(ax, (7.0, 4.4))
     styles = zip(profiles.items(), itertools.cycle(CYCLE), itertools.cycle(MARKERS))
     for (name, profile), color, marker in styles:
-        values = profile.mean_of(measure)
+        values = profile[measure].mean
         axes.plot(range(len(values)), values, marker=marker, color=color, lw=1.9, label=plain(name))
     axes.set_xticks(range(len(longest.layers)), range(1, len(longest.layers) + 1))
     axes.set_xlabel("layer, in the order of the forward pass")
     axes.set_ylabel(axis_label(longest, measure))
     set_limits(axes, longest, measure)
     bare(axes)
-    axes.set_title(title or DESCRIPTIONS[measure].title, loc="left")
-    figure.legend(loc="outside lower center", ncols=min(3, len(profiles)), frameon=False)
-    return figure
+    axes.set_title(title or longest.measures[measure].title, loc="left")
+    legend(axes, ax, ncols=min(3, len(profiles)))
+    return axes.figure
 
 
-def entropy_over_epochs(profiles, measure="activation_entropy", title=None):
+def entropy_over_epochs(profiles, measure="activation_entropy", title=None, *, ax=None):
     """A line per layer over the epochs of a training; from dark (first layer) to light (last).
 
     Args:
         profiles: `EntropyProfile`s of one model with their `epoch`: `EntropyMonitor.profiles`.
-        measure: a name in `profile.values`.
+        measure: a name in `profile.results`.
         title: title of the figure.
+        ax: as for `entropy_curve`.
 
     Returns:
         `matplotlib.figure.Figure`.
@@ -278,34 +276,32 @@ def entropy_over_epochs(profiles, measure="activation_entropy", title=None):
 
     >>> from keras_layer_entropy import EntropyProfile
     >>> epochs = [EntropyProfile(
-    ...     layers=("dense", "logits"), units=(8, 2), outputs=(False, True), classes=("a", "b"),
-    ...     count=[5, 5], normalizer=[2.1, 0.7], epoch=epoch,
-    ...     values={"activation_entropy": [[0.9, 0.8], [0.1, 0.2]]}) for epoch in range(3)]
+    ...     layers=("dense", "logits"), widths=(8, 2), is_output=(False, True),
+    ...     classes=("a", "b"), count=[5, 5], epoch=epoch,
+    ...     results={"activation_entropy": [[0.9, 0.8], [0.1, 0.2]]}) for epoch in range(3)]
     >>> [line.get_label() for line in entropy_over_epochs(epochs).axes[0].lines]
     ['dense (8)', 'logits (2)']
     """
     check_one_model(profiles)
     labels = layer_labels(profiles[0])
-    figure = Figure(figsize=(7.0, 3.4 + 0.1 * len(labels)), layout="constrained")
-    axes = figure.add_subplot()
-    epochs = [i if p.epoch is None else p.epoch for i, p in enumerate(profiles)]
-    means = np.array([profile.mean_of(measure) for profile in profiles])
+    axes = canvas(ax, (7.0, 3.4 + 0.1 * len(labels)))
+    epochs = epochs_of(profiles)
+    means = np.array([profile[measure].mean for profile in profiles])
     colors = colormaps["viridis"](np.linspace(0.05, 0.85, len(labels)))
     for values, label, color in zip(means.T, labels, colors, strict=True):
-        # Epochs are counted from 1, as `fit` prints them.
-        axes.plot(np.add(epochs, 1), values, "o-", color=color, markersize=3.5, label=label)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.plot(epochs, values, "o-", color=color, markersize=3.5, label=label)
+    whole_steps(axes.xaxis)
     axes.set_xlabel("epoch")
     axes.set_ylabel(axis_label(profiles[0], measure))
     set_limits(axes, profiles[0], measure)
     bare(axes)
-    axes.set_title(title or f"{DESCRIPTIONS[measure].title} over epochs", loc="left")
+    axes.set_title(title or f"{profiles[0].measures[measure].title} over epochs", loc="left")
     columns = -(-len(labels) // 20)
-    figure.legend(loc="outside right upper", ncols=columns, frameon=False, title="layer (units)")
-    return figure
+    legend(axes, ax, "right upper", ncols=columns, title="layer (units)")
+    return axes.figure
 
 
-def stability(per_sample, pooled, title=None):
+def stability(per_sample, pooled, title=None, *, ax=None):
     """How much patterns vary inside a class: per-sample against pooled entropy, layer by layer.
 
     The entropy of the mean of the images' patterns (pooled) is never below the mean of their
@@ -313,8 +309,9 @@ def stability(per_sample, pooled, title=None):
 
     Args:
         per_sample, pooled: `EntropyProfile`s of the same model and data, measured with
-            `pattern="per_sample"` and `pattern="softmax_then_mean"`.
+            `ActivationEntropy("per_sample")` and `ActivationEntropy("softmax_then_mean")`.
         title: title of the figure.
+        ax: as for `entropy_curve`.
 
     Returns:
         `matplotlib.figure.Figure`.
@@ -326,22 +323,23 @@ def stability(per_sample, pooled, title=None):
 
     >>> import keras
     >>> from keras_layer_entropy import analyze_model
+    >>> from keras_layer_entropy.measures import ActivationEntropy
     >>> model = keras.Sequential([keras.layers.Dense(8, "relu"), keras.layers.Dense(3)])
     >>> data = np.random.normal(size=(90, 4)), np.arange(90) % 3
-    >>> figure = stability(*(analyze_model(model, data, pattern=pattern, verbose=0)
-    ...                      for pattern in ("per_sample", "softmax_then_mean")))
+    >>> figure = stability(*(analyze_model(model, data, measures=ActivationEntropy(p), verbose=0)
+    ...                      for p in ("per_sample", "softmax_then_mean")))
     >>> [line.get_label() for line in figure.axes[0].lines]
     ['of the mean pattern (pooled)', 'of the single samples (mean)']
     """
-    found = tuple(profile.settings.get("pattern") for profile in (per_sample, pooled))
+    measures = [profile.measures.get("activation_entropy") for profile in (per_sample, pooled)]
+    found = tuple(measure and measure.options["pattern"] for measure in measures)
     if found != ("per_sample", "softmax_then_mean") or per_sample.layers != pooled.layers:
         raise ValueError(
             f"per_sample has pattern={found[0]!r} and pooled {found[1]!r}, for {per_sample.layers} "
             f"and {pooled.layers}; expected 'per_sample' and 'softmax_then_mean' of one model."
         )
     labels, depth = layer_labels(pooled), np.arange(len(pooled.layers))
-    figure = Figure(figsize=(max(7.0, layers_width(labels, 2.2, 0.6)), 4.4), layout="constrained")
-    axes = figure.add_subplot()
+    axes = canvas(ax, (max(7.0, layers_width(labels, 2.2, 0.6)), 4.4))
     axes.fill_between(
         depth, per_sample.mean, pooled.mean, color=PALE_BLUE, alpha=0.35, lw=0, label="instability"
     )
@@ -354,5 +352,5 @@ def stability(per_sample, pooled, title=None):
     set_limits(axes, pooled, "activation_entropy")
     bare(axes)
     axes.set_title(title or "How much patterns vary inside a class", loc="left")
-    figure.legend(loc="outside lower center", ncols=3, frameon=False)
-    return figure
+    legend(axes, ax, ncols=3)
+    return axes.figure

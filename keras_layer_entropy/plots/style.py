@@ -5,8 +5,8 @@ import posixpath
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.colors import ListedColormap
-
-from keras_layer_entropy.measures.catalogue import DESCRIPTIONS
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 # Okabe & Ito's colours, told apart by colour-blind people too.
 BLUE, VERMILION, PALE_BLUE = "#0072B2", "#D55E00", "#7FB2D5"
@@ -50,7 +50,7 @@ def layers_width(labels, start, each):
 def layer_labels(profile):
     """`path (units)` of each layer, long paths shortened."""
     names = shortened(profile.layers)
-    return [plain(f"{x} ({n})") for x, n in zip(names, profile.units, strict=True)]
+    return [plain(f"{x} ({n})") for x, n in zip(names, profile.widths, strict=True)]
 
 
 def shortened(layers, longest=24):
@@ -69,14 +69,12 @@ def shortened(layers, longest=24):
 
 def axis_label(profile, measure):
     """The measure and its unit."""
-    return f"{measure.replace('_', ' ')} ({DESCRIPTIONS[measure].unit or profile.unit})"
+    return f"{measure.replace('_', ' ')} ({profile[measure].unit})"
 
 
 def limits(profile, measure):
     """The smallest and the largest value that the measure can have, or None."""
-    largest = DESCRIPTIONS[measure].largest
-    if DESCRIPTIONS[measure].unit is None and profile.settings.get("normalization", "log") != "log":
-        return None
+    largest = profile.measures[measure].largest
     return None if largest is None else (0.0, largest)
 
 
@@ -84,6 +82,31 @@ def set_limits(axes, profile, measure):
     """The y axis from the smallest to the largest possible value, a little more for the marks."""
     if (found := limits(profile, measure)) is not None:
         axes.set_ylim(found[0] - 0.03 * found[1], 1.03 * found[1])
+
+
+def canvas(ax, size):
+    """The axes to draw into: a user's, or those of a new figure of so many inches."""
+    if ax is not None:
+        return ax
+    return Figure(figsize=size, layout="constrained").add_subplot()
+
+
+def legend(axes, ax, place="lower center", **options):
+    """The legend of a figure: outside of the axes, but inside of a user's."""
+    if ax is None:
+        axes.figure.legend(loc=f"outside {place}", frameon=False, **options)
+    else:
+        axes.legend(frameon=False, fontsize="small", **{**options, "ncols": 1})
+
+
+def epochs_of(profiles):
+    """The epochs of profiles, counted from 1 as `fit` prints them; 0 for before the first."""
+    return np.array([i if p.epoch is None else p.epoch for i, p in enumerate(profiles)]) + 1
+
+
+def whole_steps(axis):
+    """Ticks at whole numbers alone."""
+    axis.set_major_locator(MaxNLocator(integer=True))
 
 
 def check_one_model(profiles):

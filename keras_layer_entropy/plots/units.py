@@ -15,6 +15,7 @@ from keras_layer_entropy.plots.style import (
     VERMILION,
     bare,
     check_one_model,
+    epochs_of,
     from_zero,
     layer_labels,
     layer_ticks,
@@ -24,6 +25,7 @@ from keras_layer_entropy.plots.style import (
     slanted,
 )
 
+_MEASURE = "feature_entropy"
 _LABELS, _INPUT = "I(unit; labels), bits", "I(input; unit), bits"
 _MOST_TICKS = 32
 _MOST_IMAGES = 6
@@ -50,8 +52,8 @@ def unit_information(profiles, title=None):
 
     >>> from keras_layer_entropy import UnitProfile
     >>> profile = UnitProfile(
-    ...     layer="conv", classes=("a", "b"), count=[5, 5], labels=[0.9, 0.5],
-    ...     labels_shuffled=[0.0, 0.0], input=[3.0, 2.0], per_class=[[0.9, 0.9], [0.5, 0.5]],
+    ...     layer="conv", classes=("a", "b"), count=[5, 5], information_labels=[0.9, 0.5],
+    ...     information_input=[3.0, 2.0], information_per_class=[[0.9, 0.9], [0.5, 0.5]],
     ...     pairwise=[[3.0, 1.5], [1.5, 2.0]], feature_entropy=[[3.0, 2.0], [1.0, 1.5]],
     ...     selective_rate=np.ones((2, 2)))
     >>> [axes.get_title() for axes in unit_information([profile] * 3).axes[:2]]
@@ -61,14 +63,16 @@ def unit_information(profiles, title=None):
     units = profiles[0].units
     figure = Figure(figsize=(7.0, _height(units)), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
-    for axes, name, words in zip(panels, ("labels", "input"), (_LABELS, _INPUT), strict=True):
+    for axes, name, words in zip(
+        panels, ("information_labels", "information_input"), (_LABELS, _INPUT), strict=True
+    ):
         values = np.stack([getattr(profile, name) for profile in profiles], axis=1)
         # From 0, where a unit tells nothing; below it there is only noise.
         image = axes.imshow(
             values, aspect="auto", cmap="cividis", vmin=0, interpolation="nearest",
             vmax=max(np.nanmax(values, initial=0.0), 1e-3),
         )  # fmt: skip
-        _epoch_axis(axes, range(len(profiles)), _epochs(profiles))
+        _epoch_axis(axes, range(len(profiles)), epochs_of(profiles))
         axes.set_title(words, fontsize=10, loc="center")
         figure.colorbar(image, ax=axes)
     _unit_ticks(panels[0].set_yticks, units)
@@ -93,18 +97,18 @@ def unit_classes(profile, title=None):
 
     >>> from keras_layer_entropy import UnitProfile
     >>> profile = UnitProfile(
-    ...     layer="conv", classes=("a", "b"), count=[5, 5], labels=[0.9, 0.5],
-    ...     labels_shuffled=[0.0, 0.0], input=[3.0, 2.0], per_class=[[0.9, 0.9], [0.5, 0.5]],
+    ...     layer="conv", classes=("a", "b"), count=[5, 5], information_labels=[0.9, 0.5],
+    ...     information_input=[3.0, 2.0], information_per_class=[[0.9, 0.9], [0.5, 0.5]],
     ...     pairwise=[[3.0, 1.5], [1.5, 2.0]], feature_entropy=[[3.0, 2.0], [1.0, 1.5]],
     ...     selective_rate=np.ones((2, 2)))
     >>> unit_classes(profile).axes[0].images[0].get_array().shape
     (2, 2)
     """
     figure = Figure(figsize=(7.0, _height(profile.units)), layout="constrained")
-    axes = figure.add_subplot()
+    axes, found = figure.add_subplot(), profile.information_per_class
     image = axes.imshow(
-        profile.per_class, aspect="auto", cmap="cividis", vmin=0, interpolation="nearest",
-        vmax=max(np.nanmax(profile.per_class, initial=0.0), 1e-3),
+        found, aspect="auto", cmap="cividis", vmin=0, interpolation="nearest",
+        vmax=max(np.nanmax(found, initial=0.0), 1e-3),
     )  # fmt: skip
     names = [plain(name) for name in shortened(profile.classes, longest=18)]
     step = -(-len(names) // 25)
@@ -139,8 +143,8 @@ def unit_ranks(profiles, title=None):
 
     >>> from keras_layer_entropy import UnitProfile
     >>> profile = UnitProfile(
-    ...     layer="conv", classes=("a", "b"), count=[5, 5], labels=[0.9, 0.5],
-    ...     labels_shuffled=[0.0, 0.0], input=[3.0, 2.0], per_class=[[0.9, 0.9], [0.5, 0.5]],
+    ...     layer="conv", classes=("a", "b"), count=[5, 5], information_labels=[0.9, 0.5],
+    ...     information_input=[3.0, 2.0], information_per_class=[[0.9, 0.9], [0.5, 0.5]],
     ...     pairwise=[[3.0, 1.5], [1.5, 2.0]], feature_entropy=[[3.0, 2.0], [1.0, 1.5]],
     ...     selective_rate=np.ones((2, 2)))
     >>> sorted(int(line.get_ydata()[-1]) for line in unit_ranks([profile] * 3).axes[0].lines)
@@ -148,8 +152,8 @@ def unit_ranks(profiles, title=None):
     """
     _check_epochs(profiles)
     units = profiles[0].units
-    ranks = np.stack([_ranks(profile.labels) for profile in profiles])
-    epochs = _epochs(profiles)
+    ranks = np.stack([_ranks(profile.information_labels) for profile in profiles])
+    epochs = epochs_of(profiles)
     figure = Figure(figsize=(7.0, _height(units)), layout="constrained")
     axes = figure.add_subplot()
     step = -(-units // _MOST_TICKS)
@@ -195,8 +199,8 @@ def unit_pairs(profile, less_effective=None, title=None):
 
     >>> from keras_layer_entropy import UnitProfile
     >>> profile = UnitProfile(
-    ...     layer="conv", classes=("a", "b"), count=[5, 5], labels=[0.9, 0.5],
-    ...     labels_shuffled=[0.0, 0.0], input=[3.0, 2.0], per_class=[[0.9, 0.9], [0.5, 0.5]],
+    ...     layer="conv", classes=("a", "b"), count=[5, 5], information_labels=[0.9, 0.5],
+    ...     information_input=[3.0, 2.0], information_per_class=[[0.9, 0.9], [0.5, 0.5]],
     ...     pairwise=[[3.0, 1.5], [1.5, 2.0]], feature_entropy=[[3.0, 2.0], [1.0, 1.5]],
     ...     selective_rate=np.ones((2, 2)))
     >>> unit_pairs(profile).axes[0].images[0].get_array().shape
@@ -275,8 +279,8 @@ def unit_ranking(profile, images, maps, title=None):
 
     >>> from keras_layer_entropy import UnitProfile
     >>> profile = UnitProfile(
-    ...     layer="conv", classes=("a", "b"), count=[5, 5], labels=[0.9, 0.5],
-    ...     labels_shuffled=[0.0, 0.0], input=[3.0, 2.0], per_class=[[0.9, 0.9], [0.5, 0.5]],
+    ...     layer="conv", classes=("a", "b"), count=[5, 5], information_labels=[0.9, 0.5],
+    ...     information_input=[3.0, 2.0], information_per_class=[[0.9, 0.9], [0.5, 0.5]],
     ...     pairwise=[[3.0, 1.5], [1.5, 2.0]], feature_entropy=[[3.0, 2.0], [1.0, 1.5]],
     ...     selective_rate=np.ones((2, 2)))
     >>> figure = unit_ranking(profile, np.ones((3, 8, 8)), np.ones((3, 6, 6, 2)))
@@ -351,16 +355,17 @@ def feature_entropy_by_depth(profile, title=None):
     Example:
 
     >>> from keras_layer_entropy import EntropyProfile
+    >>> from keras_layer_entropy.measures import MeasureResult
     >>> profile = EntropyProfile(
-    ...     layers=("conv", "logits"), units=(8, 2), outputs=(False, True), classes=("a", "b"),
-    ...     count=[5, 5], normalizer=[2.1, 0.7],
-    ...     values={"feature_entropy": [[2.9, 2.8], [np.nan, np.nan]]},
-    ...     layer_values={"feature_entropy_selective_rate": [0.9, np.nan],
-    ...                   "feature_entropy_noise": [3.1, np.nan]})
+    ...     layers=("conv", "logits"), widths=(8, 2), is_output=(False, True),
+    ...     classes=("a", "b"), count=[5, 5], results={"feature_entropy": MeasureResult(
+    ...         [[2.9, 2.8], [np.nan, np.nan]],
+    ...         {"selective_rate": [0.9, np.nan], "noise": [3.1, np.nan]})})
     >>> [line.get_label() for line in feature_entropy_by_depth(profile).axes[0].lines]
     ['trained', 'noise of the same size']
     """
-    mean = _feature_entropy(profile)
+    result, rate = profile[_MEASURE], "selective_rate"
+    mean = result.mean
     shown = np.flatnonzero(np.isfinite(mean))
     if not len(shown):
         raise ValueError(
@@ -373,15 +378,15 @@ def feature_entropy_by_depth(profile, title=None):
     untrained = dict(color=VERMILION, marker="s", ls="--", lw=1.8, ms=4.5, label="untrained")
     figure = Figure(figsize=(max(7.0, layers_width(labels, 2.2, 0.6)), 5.2), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True)
-    rate = "feature_entropy_selective_rate"
     upper.plot(depth, mean[shown], **trained)
-    lower.plot(depth, profile.layer_values[rate][shown], **trained)
+    lower.plot(depth, result.whole[rate][shown], **trained)
     if profile.baseline is not None:
-        upper.plot(depth, _feature_entropy(profile.baseline)[shown], **untrained)
-        lower.plot(depth, profile.baseline.layer_values[rate][shown], **untrained)
+        twin = profile.baseline[_MEASURE]
+        upper.plot(depth, twin.mean[shown], **untrained)
+        lower.plot(depth, twin.whole[rate][shown], **untrained)
     upper.plot(
-        depth, profile.layer_values["feature_entropy_noise"][shown], "^:", color="0.4", lw=1.6,
-        ms=4.5, label="noise of the same size",
+        depth, result.whole["noise"][shown], "^:", color="0.4", lw=1.6, ms=4.5,
+        label="noise of the same size",
     )  # fmt: skip
     from_zero(upper)
     upper.set_ylabel("feature entropy (nats)")
@@ -419,8 +424,8 @@ def feature_entropy_and_loss(profiles, title=None):
 
     >>> from keras_layer_entropy import EntropyProfile
     >>> epochs = [EntropyProfile(
-    ...     layers=("conv",), units=(8,), outputs=(False,), classes=("a", "b"), count=[5, 5],
-    ...     normalizer=[2.1], values={"feature_entropy": [[2.9, 2.8]]}, epoch=epoch,
+    ...     layers=("conv",), widths=(8,), is_output=(False,), classes=("a", "b"), count=[5, 5],
+    ...     results={"feature_entropy": [[2.9, 2.8]]}, epoch=epoch,
     ...     metrics={"loss": 1 / (1 + epoch)}) for epoch in range(3)]
     >>> [axes.get_ylabel() for axes in feature_entropy_and_loss(epochs).axes]
     ['feature entropy (nats)', 'loss']
@@ -431,9 +436,9 @@ def feature_entropy_and_loss(profiles, title=None):
             "The profiles hold no loss: measure a compiled model on data with labels, as "
             "EntropyMonitor does."
         )
-    means = np.stack([_feature_entropy(profile) for profile in profiles])
+    means = np.stack([profile[_MEASURE].mean for profile in profiles])
     shown = np.flatnonzero(np.isfinite(means).any(axis=0))
-    epochs = _epochs(profiles)
+    epochs = epochs_of(profiles)
     figure = Figure(figsize=(7.0, 5.2), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(1.5, 1))
     for place, layer in enumerate(shown):
@@ -454,15 +459,6 @@ def feature_entropy_and_loss(profiles, title=None):
     return figure
 
 
-def _feature_entropy(profile):
-    if "feature_entropy" not in profile.values:
-        raise ValueError(
-            f"The profile holds no feature_entropy, only {sorted(profile.values)}: measure again "
-            "with 'feature_entropy' among measures."
-        )
-    return profile.mean_of("feature_entropy")
-
-
 def _check_epochs(profiles):
     layers = {(profile.layer, profile.units) for profile in profiles}
     if len(layers) != 1:
@@ -470,11 +466,6 @@ def _check_epochs(profiles):
             f"{len(profiles)} profiles of {len(layers)} different layers; expected those of one "
             "layer, one per epoch."
         )
-
-
-def _epochs(profiles):
-    """Counted from 1, as `fit` prints them; 0 for what was measured before the first."""
-    return [1 + (i if p.epoch is None else p.epoch) for i, p in enumerate(profiles)]
 
 
 def _epoch_axis(axes, places, epochs):

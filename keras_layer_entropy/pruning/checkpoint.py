@@ -15,8 +15,13 @@ from keras_layer_entropy.model_files import load_model, model_parts, save_model
 from keras_layer_entropy.pruning.search import PruningStep
 
 RECORD = "pruning.json"
+FORMAT_VERSION = 2  # of that file
 # Also as a killed `replacing` leaves it, or one inside another.
 _STATE = re.compile(r"step-\d{3,}|\.{1,2}step-\d{3,}(\.[0-9a-f]{8}){1,2}(\.old)?")
+
+
+class _OtherVersionError(ValueError):
+    """The record is of another version of the library."""
 
 
 class Checkpoint:
@@ -45,7 +50,7 @@ class Checkpoint:
         with replacing(path, (*model_parts(path), RECORD)) as temporary:
             save_model(model, temporary)
             record = {
-                "format_version": 1,
+                "format_version": FORMAT_VERSION,
                 "settings": self._settings,
                 "steps": [dataclasses.asdict(step) for step in steps],
             }
@@ -67,8 +72,11 @@ class Checkpoint:
             raise ValueError(f"There is nothing to resume in {self.folder}.")
         try:
             record = json.loads((latest / RECORD).read_text())
+            self._check_version(record["format_version"])
             steps = [PruningStep(**{**s, "members": tuple(s["members"])}) for s in record["steps"]]
             settings = record["settings"]
+        except _OtherVersionError:
+            raise
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{latest / RECORD} is damaged: {error!r}.") from error
         for name, value in self._settings.items():
@@ -81,6 +89,13 @@ class Checkpoint:
             if child != latest:
                 _remove_state(child)
         return open_model(latest), steps
+
+    def _check_version(self, version):
+        if version != FORMAT_VERSION:
+            raise _OtherVersionError(
+                f"The unfinished run in {self.folder} was begun by another version of this "
+                "library: finish it with that one, or start anew with --overwrite."
+            )
 
     def remove(self):
         """Removes what it wrote, and the folders if nothing else is in them."""

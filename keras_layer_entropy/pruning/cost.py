@@ -42,6 +42,7 @@ def compare_costs(models, x, batch_sizes=(1, 256), rounds=30):
 
     Example:
 
+    >>> import keras
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, use_bias=False)])
     >>> (cost,) = compare_costs([model], np.ones((1, 4)), rounds=3)
     >>> cost.parameters, cost.flops

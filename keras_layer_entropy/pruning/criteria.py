@@ -44,9 +44,9 @@ class Situation:
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A layer that may go: its path, its score (lowest goes first), and the reason in words."""
+    """A part that may go: its path, its score (lowest goes first), and the reason in words."""
 
-    layer: str
+    part: str
     score: float
     reason: str
 
@@ -86,7 +86,7 @@ def entropy_gradient(situation):
 
 def state_entropy(situation):
     """Lowest entropy of the on/off states of neurons, bits."""
-    means = situation.profile.mean_of("state_entropy")
+    means = situation.profile["state_entropy"].mean
     bits = dict(zip(situation.profile.layers, means, strict=True))
     return [
         Candidate(path, float(bits[path]), f"on/off state entropy of {bits[path]:.3f} bits")
@@ -172,7 +172,7 @@ def rank_units(criterion, profile):
 
     Args:
         criterion: a name in `UNIT_CRITERIA`.
-        profile: `units.UnitProfile` of the layer.
+        profile: `UnitProfile` of the layer.
 
     Returns:
         List of `Candidate`, the first to go first; unit 3 of the layer `conv` is called `conv[3]`.
@@ -185,11 +185,10 @@ def rank_units(criterion, profile):
 
     >>> from keras_layer_entropy import UnitProfile
     >>> profile = UnitProfile(
-    ...     layer="conv", classes=("a",), count=[5], labels=[0.9, 0.8], labels_shuffled=[0.0, 0.0],
-    ...     input=[3.0, 2.0], per_class=[[0.9], [0.8]], pairwise=np.eye(2),
+    ...     layer="conv", classes=("a",), count=[5], information_labels=[0.9, 0.8],
     ...     feature_entropy=[[1.0], [3.0]], selective_rate=[[1.0], [0.5]])
     >>> first, second = rank_units("feature_entropy", profile)
-    >>> first.layer, first.reason
+    >>> first.part, first.reason
     ('conv[1]', 'feature entropy of 3.000 nats (a loop in 50% of the images)')
     """
     if criterion not in UNIT_CRITERIA:

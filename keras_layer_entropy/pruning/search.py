@@ -106,10 +106,10 @@ class PruningStep:
     """One try to take a layer out.
 
     Attributes:
-        layer: path of the Dense layer.
+        part: path of the Dense layer.
         members: paths of what went with it.
         criterion, score, reason: why it.
-        kept: whether the model without it was accepted.
+        accepted: whether the model without it was.
         accuracy_before, accuracy_removed, accuracy_retrained: validation accuracy with it, right
             after its removal and refit, and after retraining.
         residual: relative residual of the refit, the mean over the layers behind; None without.
@@ -118,12 +118,12 @@ class PruningStep:
         seconds: how long it took.
     """
 
-    layer: str
+    part: str
     members: tuple
     criterion: str
     score: float
     reason: str
-    kept: bool
+    accepted: bool
     accuracy_before: float
     accuracy_removed: float
     accuracy_retrained: float
@@ -156,11 +156,18 @@ class PruningResult:
     @property
     def removed(self):
         """Paths of the Dense layers that went, in the order in which they went."""
-        return tuple(step.layer for step in self.steps if step.kept)
+        return tuple(step.part for step in self.steps if step.accepted)
 
 
 def prune_model(
-    model, train_data, validation_data, *, on_step=None, resume=None, callbacks=(), **options
+    model,
+    train_data,
+    validation_data,
+    options=None,
+    *,
+    on_step=None,
+    resume=None,
+    callbacks=(),
 ):
     """Takes out Dense layers one by one while validation accuracy stays.
 
@@ -177,11 +184,11 @@ def prune_model(
             shuffled anew in every epoch; a dataset should shuffle itself for training. `train_data`
             may be a function of a seed, called in each step, that returns a dataset shuffled by
             that seed, so that a search that goes on sees the orders that it would have seen.
+        options: `PruningOptions`; None for the defaults.
         on_step: called with `(model, step)` after each step: the model as it stands, and the
             `PruningStep`.
         resume: `(model, steps)` as an earlier search left them, to go on from there.
         callbacks: Keras callbacks for the training.
-        **options: the attributes of `PruningOptions`.
 
     Returns:
         `PruningResult`.
@@ -200,13 +207,12 @@ def prune_model(
     >>> model = keras.Sequential([keras.Input((4,)), dense(8, "relu", name="a"),
     ...                           dense(8, name="b"), dense(2, "softmax", name="out")])
     >>> model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
-    >>> result = prune_model(model, (x, y), (x, y), criterion="last", max_removals=1, epochs=1,
-    ...                      max_accuracy_drop=1.0)
+    >>> result = prune_model(model, (x, y), (x, y), PruningOptions(
+    ...     criterion="last", max_removals=1, epochs=1, max_accuracy_drop=1.0))
     >>> result.removed, [layer.name for layer in result.model.layers]
     (('b',), ['a', 'out'])
     """
-    options = PruningOptions(**options)
-    search = _Search(model, train_data, validation_data, options, resume)
+    search = _Search(model, train_data, validation_data, options or PruningOptions(), resume)
     while True:
         step = search.step(callbacks)
         if step is None:
@@ -215,7 +221,7 @@ def prune_model(
             on_step(search.model, step)
 
 
-def plan(model, train_data, validation_data, **options):
+def plan(model, train_data, validation_data, options=None):
     """What `prune_model` would try at first: `(candidates, reasons)`, with no change to anything.
 
     Args, errors: as for `prune_model`.
@@ -223,7 +229,7 @@ def plan(model, train_data, validation_data, **options):
     Returns:
         List of `criteria.Candidate`, the first to go first, and path -> reason why a layer stays.
     """
-    search = _Search(model, train_data, validation_data, PruningOptions(**options), None)
+    search = _Search(model, train_data, validation_data, options or PruningOptions(), None)
     return search.candidates(), search.reasons()
 
 
@@ -274,8 +280,7 @@ class _Search:
     def candidates(self):
         """What may go next, the first to go first."""
         options = self._options
-        kept = sum(step.kept for step in self._steps)
-        if options.max_removals is not None and kept >= options.max_removals:
+        if self._is_enough():
             return []
         blocks, _ = self._blocks()
         situation = Situation(
@@ -302,12 +307,12 @@ class _Search:
         if not candidates:
             return None
         chosen = candidates[0]
-        block = self._blocks()[0][chosen.layer]
+        block = self._blocks()[0][chosen.part]
         keras.utils.set_random_seed(self._seed)  # fresh kernels are the same whatever was tried
         smaller, residuals = take_out(
             self.model,
             self._teacher,
-            [chosen.layer],
+            [chosen.part],
             self._train_data(self._seed) if self._options.refit else None,
             self._options.batch_size,
             steps=self._options.steps_per_epoch,
@@ -315,14 +320,14 @@ class _Search:
         with compiled_with(smaller, self._metrics):
             removed = evaluate(smaller, *self._evaluated).accuracy
             retrained = self._retrain(smaller, removed, callbacks)
-        kept = bool(retrained >= self._base - self._options.max_accuracy_drop)
+        accepted = bool(retrained >= self._base - self._options.max_accuracy_drop)
         step = PruningStep(
-            layer=chosen.layer,
+            part=chosen.part,
             members=block.members[1:],
             criterion=self._options.criterion,
             score=chosen.score,
             reason=chosen.reason,
-            kept=kept,
+            accepted=accepted,
             accuracy_before=self._now,
             accuracy_removed=removed,
             accuracy_retrained=retrained,
@@ -332,7 +337,7 @@ class _Search:
             seconds=time.perf_counter() - started,
         )
         self._steps.append(step)
-        if kept:
+        if accepted:
             self.model, self._now = smaller, retrained
             if self._options.epochs:
                 self._teacher = smaller
@@ -342,9 +347,9 @@ class _Search:
     def reasons(self):
         """Path of each Dense layer that stays -> why."""
         blocks, reasons = self._blocks()
-        most = self._options.max_removals
-        reached = most is not None and sum(step.kept for step in self._steps) >= most
-        other = f"max_removals={most} is reached" if reached else "the criterion does not choose it"
+        other = "the criterion does not choose it"
+        if self._is_enough():
+            other = f"max_removals={self._options.max_removals} is reached"
         for path in blocks:
             reasons[path] = self._rejected().get(path, other)
         return reasons
@@ -376,13 +381,18 @@ class _Search:
                 reasons[path] = "it is not among the layers that may go"
         return {path: block for path, block in blocks.items() if path not in reasons}, reasons
 
+    def _is_enough(self):
+        """Whether as many parts went as may go."""
+        most = self._options.max_removals
+        return most is not None and sum(step.accepted for step in self._steps) >= most
+
     def _rejected(self):
         limit = self._base - self._options.max_accuracy_drop
         return {
-            step.layer: f"without it accuracy is {step.accuracy_retrained:.4f}, below {limit:.4f} "
+            step.part: f"without it accuracy is {step.accuracy_retrained:.4f}, below {limit:.4f} "
             f"(step {number})"
             for number, step in enumerate(self._steps, start=1)
-            if not step.kept
+            if not step.accepted
         }
 
     @property

@@ -23,10 +23,24 @@ class RecordingFunction:
     between the steps is not recorded: it comes with another iterator. Where something else in `fit`
     fails no callback is told: then this gives way when it is called from outside of `fit`, or from
     the next one, which brings a new History.
+
+    Args:
+        model: the model.
+        kind: `"train"` or `"test"`, which steps are recorded.
+        recorder: `Recorder` of the model.
+        make: makes the measurement in the first step that is recorded, from `(activations, outputs,
+            y, inputs)`: an object with `agrees`, `update` and `leave_out`.
+        step_aside: called with the reason where a step cannot be recorded.
+
+    Attributes:
+        recording: whether steps are recorded now.
+        measurement: what was made, None before.
     """
 
-    def __init__(self, model, kind, recorder, statistics, step_aside):
+    def __init__(self, model, kind, recorder, make, step_aside):
         self._model = model
+        self._recorder, self._make, self._step_aside = recorder, make, step_aside
+        self.measurement = None
         self._name = f"{kind}_function"
         self._history = getattr(model, "history", None)
         standing = getattr(model, self._name)
@@ -37,12 +51,12 @@ class RecordingFunction:
                     "one of them, or data of its own to the other."
                 )
             standing.remove()
-        make = getattr(model, f"make_{kind}_function")
-        make()  # if Keras has not made it yet
+        make_function = getattr(model, f"make_{kind}_function")
+        make_function()  # if Keras has not made it yet
         self._plain = getattr(model, self._name)
-        step = _recording_step(getattr(model, f"{kind}_step"), recorder, statistics, step_aside)
+        step = functools.partial(self._recording_step, getattr(model, f"{kind}_step"))
         with replaced_attributes(model, {f"{kind}_step": step}):
-            make(force=True)
+            make_function(force=True)
         self._recorded = getattr(model, self._name)
         setattr(model, self._name, self)
         self._iterators = None if kind == "train" else _Iterators()
@@ -79,6 +93,43 @@ class RecordingFunction:
         if self._iterators is None:
             return not isinstance(iterator, types.GeneratorType)
         return self._iterators.made(iterator)
+
+    def _recording_step(self, step, data):
+        """A step of the model, measured by what its layers do in it."""
+        try:
+            x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+            if self.measurement is None:
+                # Some models are only called in parts, by a step of their own.
+                with contextlib.suppress(Exception), rehearsal(self._model):
+                    build(self._model, x)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the training goes on
+            self._step_aside(
+                f"the steps of this model take other data than (x, y, weights): {error}"
+            )
+            return step(data)
+        with self._recorder.recording() as recording:
+            logs = step(data)
+        try:
+            self._measure(recording, x, y, sample_weight)
+        except Exception as error:  # noqa: BLE001
+            self._step_aside(error)
+        return logs
+
+    def _measure(self, recording, x, y, sample_weight):
+        activations = recording.activations
+        if self.measurement is None:
+            self._recorder.check(recording)
+            outputs = recording.outputs
+            across_replicas(functools.partial(self._begin, activations, outputs, y, x))
+        features = [activation.features() for activation in activations]
+        either(
+            self.measurement.agrees(features, y, sample_weight),
+            functools.partial(self.measurement.update, features, x, y, sample_weight),
+            self.measurement.leave_out,
+        )
+
+    def _begin(self, *first_batch):
+        self.measurement = self._make(*first_batch)
 
     @property
     def stands(self):
@@ -124,43 +175,6 @@ class _Noted:
         iterator = iter(self._dataset)
         self._iterators.note(iterator)
         return iterator
-
-
-def _recording_step(step, recorder, statistics, step_aside):
-    """`step` of the model, with the statistics updated from what its layers do in it."""
-
-    def measure(recording, x, y, sample_weight):
-        if not statistics.built:
-            recorder.check(recording)
-            across_replicas(
-                functools.partial(statistics.build, recording.activations, recording.outputs, y, x)
-            )
-        features = [activation.features() for activation in recording.activations]
-        either(
-            statistics.agrees(features, y, sample_weight),
-            functools.partial(statistics.update, features, x, y, sample_weight),
-            statistics.leave_out,
-        )
-
-    def recording_step(data):
-        try:
-            x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-            if not statistics.built:
-                # Some models are only called in parts, by a step of their own.
-                with contextlib.suppress(Exception), rehearsal(recorder.model):
-                    build(recorder.model, x)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the training goes on
-            step_aside(f"the steps of this model take other data than (x, y, weights): {error}")
-            return step(data)
-        with recorder.recording() as recording:
-            logs = step(data)
-        try:
-            measure(recording, x, y, sample_weight)
-        except Exception as error:  # noqa: BLE001
-            step_aside(error)
-        return logs
-
-    return recording_step
 
 
 def fit_validates(model):

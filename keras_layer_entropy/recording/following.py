@@ -48,7 +48,7 @@ class Activation:
         mask: the Keras mask of the layer's input, or None.
         is_output: whether `output` is an output of the model.
         unit_axis: the axis of the units, 1 for images with channels first.
-        is_convolution: whether the layer is a `Conv2D`.
+        kind: the class of the layer.
     """
 
     path: str
@@ -60,7 +60,7 @@ class Activation:
     mask: Any = None
     is_output: bool = False
     unit_axis: int = -1
-    is_convolution: bool = False
+    kind: type = keras.Layer
 
     @property
     def units(self):
@@ -88,7 +88,15 @@ class Activation:
         }
         if self.unit_axis != -1:
             features = {k: ops.moveaxis(v, self.unit_axis, -1) for k, v in features.items()}
-        return features if self.mask is None else features | {"mask": self.mask}
+        return features | {"mask": self.mask} if self._mask_fits() else features
+
+    def _mask_fits(self):
+        """Whether the mask, which is the input's, is of the output's positions."""
+        if self.mask is None:
+            return False
+        pairs = list(zip(self.mask.shape, self.output.shape, strict=False))
+        known = all(one == other for one, other in pairs if None not in (one, other))
+        return known and len(self.mask.shape) < len(self.output.shape)
 
     def sample_pattern(self):
         """The activation pattern of each sample: `[batch, ..., units]`, which add up to 1."""
@@ -284,7 +292,7 @@ def _target(recording, path, layer, applied, original, *args, **kwargs):
     output = tree.flatten(returned)[0]
     inputs = args[0] if args else next(iter(kwargs.values()))
     activation = Activation(path, output, output, inputs, mask=get_keras_mask(inputs))
-    activation.is_convolution = isinstance(layer, keras.layers.Conv2D)
+    activation.kind = type(layer)
     if getattr(layer, "data_format", None) == "channels_first" and len(output.shape) > 2:
         activation.unit_axis = 1
     if type(layer).__module__.partition(".")[0] != "keras":

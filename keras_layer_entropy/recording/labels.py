@@ -15,7 +15,7 @@ import keras
 import numpy as np
 from keras import ops, tree
 
-from keras_layer_entropy.measures.statistics import SumStatistic, sum_samples
+from keras_layer_entropy.measures.class_sums import CompensatedSum, sum_samples
 
 _REGRESSION = (
     *("mean_squared_error", "mean_absolute_error", "mean_absolute_percentage_error"),
@@ -454,7 +454,7 @@ def _dense(values):
     return ops.convert_to_tensor(values, sparse=False, ragged=False)
 
 
-class LabelStatistic(SumStatistic):
+class LabelStatistic(CompensatedSum):
     """Samples per class, labels that are no class, and those that name several classes or none.
 
     Args:

@@ -4,7 +4,7 @@ from keras_layer_entropy.report.files import FILES, check_new, check_new_file, s
 from keras_layer_entropy.report.page import write_report
 from keras_layer_entropy.report.pruning import Pruning
 from keras_layer_entropy.report.tables import comparison, layer_value_tables, table
-from keras_layer_entropy.report.verdict import summary, verdict
+from keras_layer_entropy.report.verdict import summary
 
 __all__ = [
     "FILES",
@@ -16,6 +16,5 @@ __all__ = [
     "save_profile",
     "summary",
     "table",
-    "verdict",
     "write_report",
 ]

@@ -10,16 +10,12 @@ import numpy as np
 
 from keras_layer_entropy import plots
 from keras_layer_entropy.files import replacing
-from keras_layer_entropy.measures.catalogue import (
-    DESCRIPTIONS,
-    LAYER_DESCRIPTIONS,
-    activation_entropy_meaning,
-    layer_value_names,
-)
 from keras_layer_entropy.measures.entropy import FLAT_TOLERANCE
+from keras_layer_entropy.measures.measure import listed
+from keras_layer_entropy.measures.registry import MEASURES
 from keras_layer_entropy.report.files import check_new_file
 from keras_layer_entropy.report.tables import comparison_rows, extreme_class
-from keras_layer_entropy.report.verdict import listed, summary, verdict
+from keras_layer_entropy.report.verdict import summary
 
 # Numbers of patterns that a page carries; four bytes each, and a third more as text.
 _MOST_PATTERNS = 1_000_000
@@ -33,8 +29,8 @@ def write_report(
     Args:
         path: the file.
         profile: `EntropyProfile` with activation_entropy; the patterns of classes are shown where
-            it was measured with `keep_patterns=True`. Its settings `data` and `command` (text), if
-            there are any, say on what it was measured and how.
+            the entropy was measured with `keep_patterns=True`. Its settings `data` and `command`
+            (text), if there are any, say on what it was measured and how.
         history: `EntropyMonitor.profiles` of the training, to be drawn over epochs.
         pruning: `Pruning`, to be told step by step; `profile` is then that of the original.
         tolerance: below this gradient a layer is flat.
@@ -52,15 +48,16 @@ def write_report(
     >>> import pathlib, tempfile
     >>> from keras_layer_entropy import EntropyProfile
     >>> profile = EntropyProfile(
-    ...     layers=("dense", "logits"), units=(8, 2), outputs=(False, True), classes=("a", "b"),
-    ...     count=[5, 5], normalizer=[2.1, 0.7],
-    ...     values={"activation_entropy": [[0.9, 0.8], [0.1, 0.2]]})
+    ...     layers=("dense", "logits"), widths=(8, 2), is_output=(False, True),
+    ...     classes=("a", "b"), count=[5, 5],
+    ...     results={"activation_entropy": [[0.9, 0.8], [0.1, 0.2]]})
     >>> file = write_report(tempfile.mkdtemp() + "/report.html", profile)
     >>> pathlib.Path(file).read_text()[:15]
     '<!doctype html>'
     """
     check_new_file(path, overwrite)
-    words, history = summary(profile, tolerance), list(history)
+    history, entropy = list(history), profile.measures.get("activation_entropy")
+    words = summary(profile, tolerance) if len(profile.entropy) else ""
     if any(epoch.layers != profile.layers for epoch in history):
         raise ValueError(
             "history holds profiles of other layers than the profile: expected those of one model, "
@@ -78,7 +75,7 @@ def write_report(
         "epochs": plots.svg(plots.entropy_over_epochs, history) if history else None,
         "pruning": pruning and _pruning(pruning),
         "descriptions": _descriptions(profile, pruning),
-        "has_class_patterns": profile.settings.get("pattern") != "per_sample",
+        "has_class_patterns": entropy.options["pattern"] != "per_sample",
         "command": profile.settings.get("command") or (None if pruning else _command(profile)),
     }
     with replacing(path) as temporary:
@@ -103,8 +100,13 @@ def _facts(profile):
         ("data", settings.get("data")),
         ("samples", _sample_words(profile)),
         *((name, f"{value:.4g}") for name, value in profile.metrics.items()),
-        ("pattern", settings.get("pattern")),
-        ("entropy", profile.unit),
+        *(
+            (f"{option} of {name}", value)
+            for name, measure in profile.measures.items()
+            for option, value in measure.chosen.items()
+            if not isinstance(value, bool)
+        ),
+        ("entropy", profile.entropy_unit),
         ("untrained seed", settings.get("baseline_seed")),
         ("measured", date.replace("T", " ").replace("+00:00", " UTC")),
         ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
@@ -123,54 +125,52 @@ def _sample_words(profile):
 
 def _descriptions(profile, pruning):
     """Name -> words of each measure that is shown."""
-    names = dict.fromkeys([*profile.values, *(pruning.result.after.values if pruning else ())])
-    found = {name: DESCRIPTIONS[name] for name in names}
-    known = {k: v for k, v in profile.settings.items() if k in ("pattern", "normalization")}
-    meaning = activation_entropy_meaning(**known)
-    entropy = dataclasses.replace(found["activation_entropy"], meaning=meaning)
-    of_layers = {name: LAYER_DESCRIPTIONS[name] for name in profile.layer_values}
-    return {**found, "activation_entropy": entropy, **of_layers}
+    after = pruning.result.after if pruning else profile
+    found = {}
+    for name, measure in {**profile.measures, **after.measures}.items():
+        found[name] = {field: getattr(measure, field) for field in ("title", "meaning", "caveat")}
+    for name, measure in profile.measures.items():
+        for key in profile[name].whole:
+            found[f"{name}_{key}"] = dataclasses.asdict(measure.words(key))
+    return found
 
 
 def _command(profile):
-    """The Python that measures it again."""
-    settings = profile.settings
+    """The Python that measures it again; None where a measure of it is not known."""
+    seed = profile.settings.get("baseline_seed")
+    if any(x.key not in MEASURES for x in profile.measures.values()):
+        return None
+    own = [x for x in profile.measures.values() if x.chosen or x.name != x.key]
+    measures = [repr(x) if x in own else repr(x.key) for x in profile.measures.values()]
     arguments = {
-        "measures": _measures(profile) if len(profile.values) > 1 else None,
-        "pattern": settings.get("pattern"),
-        "normalization": settings.get("normalization"),
+        "measures": f"[{', '.join(measures)}]",
         "baseline": profile.baseline is not None or None,
-        "keep_patterns": bool(profile.patterns) or None,
-        "seed": settings.get("baseline_seed"),
+        "seed": seed or None,
     }
-    usual = {"pattern": "mean_then_softmax", "normalization": "log", "seed": 0}
-    words = [
-        f"{name}={value!r}"
-        for name, value in arguments.items()
-        if value is not None and value != usual.get(name)
-    ]
-    call = ", ".join(["model", "data", *words])
-    return f'profile = analyze_model({call})\nprofile.report("report.html")'
-
-
-def _measures(profile):
-    """The measures as `analyze_model` takes them: names, with options where there are some."""
-    options = profile.settings.get("measures") or {}
-    names = tuple(profile.values)
-    return {name: options.get(name) for name in names} if options else names
+    if measures == ["'activation_entropy'"]:
+        del arguments["measures"]
+    words = [f"{name}={value}" for name, value in arguments.items() if value is not None]
+    call = f"profile = analyze_model({', '.join(['model', 'data', *words])})"
+    homes = {}
+    for each in map(type, own):
+        ours = each.__module__.startswith("keras_layer_entropy.")
+        home = "keras_layer_entropy.measures" if ours else each.__module__
+        homes.setdefault(home, {})[each.__name__] = None
+    imports = [f"from {home} import {', '.join(names)}\n" for home, names in homes.items()]
+    return f'{"".join(imports)}{call}\nprofile.report("report.html")'
 
 
 def _network(profile, key, tolerance, history=()):
     """What the page shows of one network."""
-    others = [name for name in profile.values if name != "activation_entropy"]
-    shown = [name for name in others if np.isfinite(profile.values[name]).any()]
+    others = [name for name in profile.results if name != "activation_entropy"]
+    shown = [name for name in others if np.isfinite(profile[name].per_class).any()]
     return {
         "key": key,
         "title": {"before": "The network before", "after": "The network after"}.get(key),
         "curve": plots.svg(plots.entropy_curve, profile),
         "heatmap": plots.svg(plots.heatmap, profile),
         "others": [_measure(profile, name, history) for name in shown],
-        "columns": [DESCRIPTIONS[name].title for name in shown],
+        "columns": [profile.measures[name].title for name in shown],
         "has_twin": profile.baseline is not None,
         "layers": _layers(profile, shown, tolerance),
         "patterns": _patterns(profile),
@@ -179,39 +179,42 @@ def _network(profile, key, tolerance, history=()):
 
 def _measure(profile, name, history):
     """What the page shows of a measure: its figures, and a table of what came with it."""
-    title, names = DESCRIPTIONS[name].title, layer_value_names(profile, name)
+    measure, result = profile.measures[name], profile[name]
     figures = [
-        (f"{title} of each layer", "curves", plots.svg(plots.entropy_curve, profile, name)),
-        (f"{title} of each layer and class", "", plots.svg(plots.heatmap, profile, name)),
+        (
+            f"{measure.title}: {panel.kind}",
+            "" if panel.kind == "heatmap" else "curves",
+            plots.svg(plots.panel, profile, name, panel, history),
+        )
+        for panel in measure.panels
     ]
-    if names:
-        figures.append((f"{title}, layers as a whole", "curves",
-                        plots.svg(plots.layer_values, profile, name)))  # fmt: skip
-    if {f"{name}_input", f"{name}_labels"} <= set(names):
-        epochs = [epoch for epoch in history if set(names) <= set(epoch.layer_values)]
-        plane = plots.svg(plots.information_plane, epochs or profile, name)
-        figures.append(("Information plane", "curves", plane))
+    columns = []
+    for key, values in result.whole.items():
+        words = measure.words(key)
+        columns.append((words.title, words.unit, values))
+        if key in result.shuffled:
+            columns.append((f"{words.title}, shuffled", words.unit, result.shuffled[key]))
     rows = [
-        [_number(profile.layer_values[x][row], LAYER_DESCRIPTIONS[x].unit) for x in names]
+        [_number(values[row], unit) for _, unit, values in columns]
         for row in range(len(profile.layers))
     ]
     return {
         "name": name,
         "figures": figures,
-        "headers": ["layer", *(LAYER_DESCRIPTIONS[x].title for x in names)],
-        "rows": list(zip(profile.layers, rows, strict=True)) if names else [],
+        "headers": ["layer", *(title for title, _, _ in columns)],
+        "rows": list(zip(profile.layers, rows, strict=True)) if result.whole else [],
     }
 
 
 def _layers(profile, shown, tolerance):
     """The rows of the table of layers: each number with what stands there when it is pointed at."""
-    words = verdict(profile, tolerance)
+    words = profile.trend(tolerance)
     rows = []
     for row, layer in enumerate(profile.layers):
         values = profile.entropy[row]
         known = int(np.isfinite(values).sum())
-        nats = profile.mean[row] * profile.normalizer[row]
-        cells = [_cell(profile.units[row], f"{profile.units[row]:,}", "units")]
+        nats = np.mean(profile.entropy_nats[row][np.isfinite(values)]) if known else np.nan
+        cells = [_cell(profile.widths[row], f"{profile.widths[row]:,}", "units")]
         cells += [_number(profile.mean[row], f"{nats:.4f} nats, mean of {known} classes")]
         for choose in (np.nanargmin, np.nanargmax):
             column = extreme_class(profile, row, choose)
@@ -230,8 +233,7 @@ def _layers(profile, shown, tolerance):
             fresh = profile.baseline.mean[row]
             cells += [_number(fresh, f"{profile.mean[row] - fresh:+.4f} by training")]
         for name in shown:
-            unit = DESCRIPTIONS[name].unit or profile.unit
-            cells += [_number(profile.mean_of(name)[row], unit)]
+            cells += [_number(profile[name].mean[row], profile[name].unit)]
         rows.append({"layer": layer, "cells": cells})
     return rows
 
@@ -268,7 +270,7 @@ def _patterns(profile):
                     profile.patterns[layer][:classes].astype("<f4").tobytes()
                 ).decode(),
             }
-            for layer, units in zip(profile.layers, profile.units, strict=True)
+            for layer, units in zip(profile.layers, profile.widths, strict=True)
         ],
     }
 

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from keras_layer_entropy import plots
-from keras_layer_entropy.report.verdict import listed
+from keras_layer_entropy.measures.measure import listed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Pruning:
         """The validation accuracies as layers went, for `plots.pruning_curves`."""
         points, removed = [(0, self.accuracies["validation"][0], "original")], 0
         for step in self.result.steps:
-            if step.kept:
+            if step.accepted:
                 removed += 1
                 points.append((removed, step.accuracy_removed, "right after removal"))
                 points.append((removed, step.accuracy_retrained, "after retraining"))

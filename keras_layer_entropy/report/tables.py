@@ -4,9 +4,7 @@ import numpy as np
 import rich.box
 import rich.table
 
-from keras_layer_entropy.measures.catalogue import DESCRIPTIONS, ENTROPIES, layer_value_names
 from keras_layer_entropy.measures.entropy import FLAT_TOLERANCE
-from keras_layer_entropy.report.verdict import verdict
 
 
 def table(profile, tolerance=FLAT_TOLERANCE):
@@ -18,20 +16,22 @@ def table(profile, tolerance=FLAT_TOLERANCE):
 
     Returns:
         `rich.table.Table`: layer, units, mean, lowest and highest class, gradient, verdict; and a
-        column for each other entropy and for the untrained twin.
+        column for the untrained twin and for each measure that says one number of a layer.
 
     Example:
 
     >>> from keras_layer_entropy import EntropyProfile
     >>> profile = EntropyProfile(
-    ...     layers=("dense", "logits"), units=(8, 2), outputs=(False, True), classes=("a", "b"),
-    ...     count=[5, 5], normalizer=[2.1, 0.7],
-    ...     values={"activation_entropy": [[0.9, 0.8], [0.1, 0.2]]})
+    ...     layers=("dense", "logits"), widths=(8, 2), is_output=(False, True),
+    ...     classes=("a", "b"), count=[5, 5],
+    ...     results={"activation_entropy": [[0.9, 0.8], [0.1, 0.2]]})
     >>> [column.header for column in table(profile).columns][:4]
     ['layer', 'units', 'mean', 'min\\n(class)']
     """
-    others = [name for name in ENTROPIES[1:] if name in profile.values]
-    title = f"Activation entropy ({profile.unit}) of {int(profile.count.sum())} samples"
+    others = [
+        name for name, x in profile.results.items() if name != "activation_entropy" and not x.whole
+    ]
+    title = f"Activation entropy ({profile.entropy_unit}) of {int(profile.count.sum())} samples"
     result = _table_of_layers(title)
     for name in ("units", "mean", "min\n(class)", "max\n(class)", "gradient"):
         result.add_column(name, justify="right", no_wrap=True)
@@ -39,16 +39,16 @@ def table(profile, tolerance=FLAT_TOLERANCE):
     if profile.baseline is not None:
         result.add_column("un-\ntrained", justify="right", no_wrap=True)
     for name in others:
-        header = {"instability": "insta-\nbility"}.get(name, name.replace("_", "\n"))
+        header = "\n".join(map(_broken, name.split("_")))
         result.add_column(header, justify="right", no_wrap=True)
-    verdicts = verdict(profile, tolerance)
+    trend = profile.trend(tolerance)
     for row, layer in enumerate(profile.layers):
-        cells = [layer, str(profile.units[row]), _number(profile.mean[row])]
+        cells = [layer, str(profile.widths[row]), _number(profile.mean[row])]
         cells += [_extreme(profile, row, np.nanargmin), _extreme(profile, row, np.nanargmax)]
-        cells += [_number(profile.gradient[row], sign=True), verdicts[row]]
+        cells += [_number(profile.gradient[row], sign=True), trend[row]]
         if profile.baseline is not None:
             cells.append(_number(profile.baseline.mean[row]))
-        cells += [_number(profile.mean_of(name)[row]) for name in others]
+        cells += [_number(profile[name].mean[row]) for name in others]
         result.add_row(*cells)
     return result
 
@@ -62,22 +62,18 @@ def layer_value_tables(profile):
     Returns:
         List of `rich.table.Table`: layer, mean over the classes, and these numbers.
     """
-    return [
-        _layer_value_table(profile, measure, names)
-        for measure in profile.values
-        if (names := layer_value_names(profile, measure))
-    ]
+    return [_layer_value_table(profile, name) for name, x in profile.results.items() if x.whole]
 
 
-def _layer_value_table(profile, measure, names):
-    result = _table_of_layers(f"{DESCRIPTIONS[measure].title} ({DESCRIPTIONS[measure].unit})")
+def _layer_value_table(profile, name):
+    measure, found = profile.measures[name], profile[name]
+    result = _table_of_layers(f"{measure.title} ({found.unit})")
     result.add_column("mean of\nclasses", justify="right", no_wrap=True)
-    for name in names:
-        header = name.removeprefix(f"{measure}_").replace("_", "\n")
-        result.add_column(header, justify="right", no_wrap=True)
+    columns = {key.removeprefix(f"{name}_"): v for key, v in found.columns(name).items()}
+    for key in columns:
+        result.add_column(key.replace("_", "\n"), justify="right", no_wrap=True)
     for row, layer in enumerate(profile.layers):
-        values = [profile.mean_of(measure), *(profile.layer_values[name] for name in names)]
-        result.add_row(layer, *(_number(column[row]) for column in values))
+        result.add_row(layer, *(_number(column[row]) for column in (found.mean, *columns.values())))
     return result
 
 
@@ -134,6 +130,12 @@ def _table_of_layers(title):
     )
     result.add_column("layer", overflow="fold", min_width=8)
     return result
+
+
+def _broken(word, longest=10):
+    """A word in two halves where it is long: columns are to be narrow."""
+    half = len(word) // 2
+    return word if len(word) <= longest else f"{word[:half]}-\n{word[half:]}"
 
 
 def _extreme(profile, row, choose):

@@ -97,7 +97,7 @@ def test_validation_pass_equals_analysis(compile_with, tmp_path):
     np.testing.assert_array_equal(last.count, want.count)
     assert last.metrics == pytest.approx(want.metrics, rel=1e-5)
     assert [p.epoch for p in monitor.profiles] == [0, 1]
-    assert last.outputs == (False, True)
+    assert last.is_output == (False, True)
     assert {k for k in history if "entropy" in k} == {"val_a_entropy", "val_out_entropy"}
     assert history["val_a_entropy"] == [p.mean[0] for p in monitor.profiles]
 
@@ -460,10 +460,10 @@ def test_after_a_failure_nothing_is_recorded_any_more():
             model.fit(
                 *data(), validation_data=validation, verbose=0, callbacks=[monitor, Failing(hook)]
             )
-        before = monitor._source._statistics.metrics[0].result()[0].sum()
+        before = monitor._source._function.measurement.metrics[0].result()[0].sum()
         model.evaluate(*VALIDATION, verbose=0)
         model.train_on_batch(*VALIDATION)
-        assert monitor._source._statistics.metrics[0].result()[0].sum() == before
+        assert monitor._source._function.measurement.metrics[0].result()[0].sum() == before
         name = "test_function" if validation else "train_function"
         assert not type(getattr(model, name)).__module__.startswith("keras_layer_entropy")
 

@@ -8,8 +8,15 @@ import pytest
 from keras import layers
 from sklearn.metrics import mutual_info_score
 
-from keras_layer_entropy import UnitAnalyzer, UnitProfile, analyze_units
-from keras_layer_entropy.measures.topology import birth_index
+from keras_layer_entropy import (
+    EntropyAnalyzer,
+    EntropyProfile,
+    UnitProfile,
+    analyze_model,
+    analyze_units,
+)
+from keras_layer_entropy.measures import UnitInformation
+from keras_layer_entropy.measures.births import birth_index
 from keras_layer_entropy.pruning.criteria import rank_units
 
 CLASSES = 3
@@ -92,7 +99,7 @@ def test_quantile_estimates_are_those_of_numpy(make, random):
     model = make()
     x, y = data(random)
 
-    profiles = analyze_units(model, (x, y), batch_size=60, verbose=0)
+    profiles = analyze_units(model, (x, y), layers=["a", "b"], batch_size=60, verbose=0)
 
     maps = maps_of(model, x)
     assert [profile.layer for profile in profiles] == ["a", "b"]
@@ -102,16 +109,16 @@ def test_quantile_estimates_are_those_of_numpy(make, random):
         labels = [information(unit, y) for unit in symbols]
         per_class = [[information(unit, y == c) for c in range(CLASSES)] for unit in symbols]
         pairs = [[information(unit, other) for other in symbols] for unit in symbols]
-        np.testing.assert_allclose(profile.labels, labels, **BINNED)
-        np.testing.assert_allclose(profile.per_class, per_class, **BINNED)
+        np.testing.assert_allclose(profile.information_labels, labels, **BINNED)
+        np.testing.assert_allclose(profile.information_per_class, per_class, **BINNED)
         np.testing.assert_allclose(profile.pairwise, pairs, **BINNED)
-        np.testing.assert_allclose(profile.input, np.diag(pairs), **BINNED)
+        np.testing.assert_allclose(profile.information_input, np.diag(pairs), **BINNED)
         # What is left of 30 cells of 120 samples has a spread of 0.036 bits.
-        assert np.abs(profile.labels_shuffled).max() < 0.2
+        assert np.abs(profile.information_labels_shuffled).max() < 0.2
         check_feature_entropy(profile, maps[profile.layer], y)
         assert profile.count.tolist() == [40] * CLASSES
         assert (profile.classes, profile.estimator) == (("0", "1", "2"), "quantile")
-    assert max(profile.labels.max() for profile in profiles) > 0.3
+    assert max(profile.information_labels.max() for profile in profiles) > 0.3
     assert any((profile.feature_entropy > 0).any() for profile in profiles)
 
 
@@ -122,7 +129,8 @@ def test_kernel_estimates_are_those_of_numpy(variance, random):
     x, y = data(random)
     one_hot = np.eye(CLASSES)[y]
 
-    for profile in analyze_units(model, (x, y), estimator="kernel", variance=variance, verbose=0):
+    options = dict(layers=["a", "b"], estimator="kernel", variance=variance, verbose=0)
+    for profile in analyze_units(model, (x, y), **options):
         maps = maps_of(model, x)[profile.layer]
         for unit in range(profile.units):
             t = maps[..., unit].reshape(len(x), -1)
@@ -133,12 +141,14 @@ def test_kernel_estimates_are_those_of_numpy(variance, random):
             gains = own - everything[:, None]
             # float32 maps of size 1: the kernels are off by 1e-6.
             close = dict(rtol=0, atol=2e-5)
-            np.testing.assert_allclose(profile.input[unit], -everything.mean(), **close)
+            np.testing.assert_allclose(profile.information_input[unit], -everything.mean(), **close)
             np.testing.assert_allclose(
-                profile.labels[unit], (gains * one_hot).sum(axis=1).mean(), **close
+                profile.information_labels[unit], (gains * one_hot).sum(axis=1).mean(), **close
             )
             of_class = one_hot * own + (1 - one_hot) * rest - everything[:, None]
-            np.testing.assert_allclose(profile.per_class[unit], of_class.mean(axis=0), **close)
+            np.testing.assert_allclose(
+                profile.information_per_class[unit], of_class.mean(axis=0), **close
+            )
             symbols = binned(maps[..., unit].mean(axis=(1, 2)))
             np.testing.assert_allclose(
                 profile.pairwise[unit, unit], information(symbols, symbols), **BINNED
@@ -150,11 +160,13 @@ def test_kernel_estimates_are_those_of_numpy(variance, random):
 def test_units_are_compared_in_blocks(monkeypatch, random):
     model = functional()
     whole = analyze_units(model, data(random), estimator="kernel", verbose=0)
-    monkeypatch.setattr("keras_layer_entropy.analysis.units._BLOCK", 1)
+    monkeypatch.setattr("keras_layer_entropy.measures.unit_information._BLOCK", 1)
     parts = analyze_units(model, data(np.random.default_rng(0)), estimator="kernel", verbose=0)
     for one, other in zip(whole, parts, strict=True):
         # float32, added up in another order.
-        np.testing.assert_allclose(one.per_class, other.per_class, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(
+            one.information_per_class, other.information_per_class, rtol=0, atol=1e-5
+        )
 
 
 def planted(random, samples=400, activation="relu"):
@@ -175,23 +187,23 @@ def planted(random, samples=400, activation="relu"):
 def test_planted_units(random):
     model, arrays = planted(random)
 
-    (profile,) = analyze_units(model, arrays, verbose=0)
+    profile, _ = analyze_units(model, arrays, verbose=0)
 
     # H(Y) is 1 bit, and the correction for two bins and two classes 1 / (2 N ln 2).
     one = 1 + 1 / (800 * np.log(2))
-    np.testing.assert_allclose(profile.labels[:3], [one, one, 0], rtol=0, atol=1e-5)
-    np.testing.assert_allclose(profile.per_class[0], [one, one], rtol=0, atol=1e-5)
-    np.testing.assert_allclose(profile.input[:3], [one, one, 0], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(profile.information_labels[:3], [one, one, 0], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(profile.information_per_class[0], [one, one], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(profile.information_input[:3], [one, one, 0], rtol=0, atol=1e-5)
     # Labels of other samples: a spread of 0.005 bits is left.
-    assert np.abs(profile.labels_shuffled).max() < 0.03
+    assert np.abs(profile.information_labels_shuffled).max() < 0.03
     found = profile.redundant()
     assert found.redundant.tolist() == [False, True, False, False]
     assert found.kept.tolist() == [0, 0, 2, 3]
     # It is the information on the labels that says which of two stays.
-    other = UnitProfile(**vars(profile) | {"labels": [0.5, 0.9, 0.0, 0.0]})
+    other = UnitProfile(**vars(profile) | {"information_labels": [0.5, 0.9, 0.0, 0.0]})
     assert other.redundant().kept.tolist() == [1, 1, 2, 3]
     assert profile.less_effective().tolist() == [False, False, True, True]
-    better = UnitProfile(**vars(profile) | {"labels": [1.0, 1.0, 0.0, 0.9]})
+    better = UnitProfile(**vars(profile) | {"information_labels": [1.0, 1.0, 0.0, 0.9]})
     assert profile.less_effective([better]).tolist() == [False, False, True, False]
     # Maps of one value have no loop: the largest entropy, ln 50, and no unit is before another.
     np.testing.assert_allclose(profile.feature_entropy, np.log(50), rtol=1e-6)
@@ -203,14 +215,17 @@ def test_planted_units(random):
 def test_batches_do_not_matter(estimator, random):
     model = functional()
     x, y = data(random)
-    analyzer = UnitAnalyzer(model, estimator=estimator, samples=50)  # of 120: a subset
+    measures = [UnitInformation(estimator, samples=50), "feature_entropy"]  # of 120: a subset
+    analyzer = EntropyAnalyzer(model, layers=["a", "b"], measures=measures)
 
-    whole = analyzer.analyze((x, y), batch_size=120, verbose=0)
-    parts = analyzer.analyze((x, y), batch_size=7, verbose=0)
+    whole = analyzer.analyze((x, y), batch_size=120, verbose=0).units
+    parts = analyzer.analyze((x, y), batch_size=7, verbose=0).units
 
-    for one, other in zip(whole, parts, strict=True):
-        for name in ("labels", "labels_shuffled", "input", "per_class", "pairwise",
-                     "feature_entropy", "selective_rate", "count"):  # fmt: skip
+    assert list(whole) == list(parts) == ["a", "b"]
+    for one, other in zip(whole.values(), parts.values(), strict=True):
+        for name in ("information_labels", "information_labels_shuffled",
+                     "information_input", "information_per_class", "pairwise", "feature_entropy",
+                     "selective_rate", "count"):  # fmt: skip
             # Convolutions round differently in batches of another size, by 1e-7.
             np.testing.assert_allclose(
                 getattr(one, name), getattr(other, name), rtol=0, atol=1e-5, err_msg=name
@@ -238,9 +253,9 @@ def test_channels_first(random):
     moved = np.moveaxis(x, -1, 1)
     last(x), first(moved)
     first.get_layer("conv").set_weights(last.get_layer("conv").get_weights())
-    (want,) = analyze_units(last, (x, y), verbose=0)
-    (found,) = analyze_units(first, (moved, y), verbose=0)
-    np.testing.assert_allclose(found.labels, want.labels, **BINNED)
+    (want,) = analyze_units(last, (x, y), layers="conv", verbose=0)
+    (found,) = analyze_units(first, (moved, y), layers="conv", verbose=0)
+    np.testing.assert_allclose(found.information_labels, want.information_labels, **BINNED)
     np.testing.assert_allclose(found.feature_entropy, want.feature_entropy, **BINNED)
     assert found.units == 3
 
@@ -256,7 +271,7 @@ def test_samples_that_do_not_count(random):
     weighted = analyze_units(model, (x, odd, weight.astype("float32")), batch_size=60, verbose=0)
     for one, other in zip(some, weighted, strict=True):
         np.testing.assert_array_equal(one.count, other.count)
-        np.testing.assert_allclose(one.labels, other.labels, **BINNED)
+        np.testing.assert_allclose(one.information_labels, other.information_labels, **BINNED)
         np.testing.assert_allclose(one.pairwise, other.pairwise, **BINNED)
         np.testing.assert_allclose(one.feature_entropy, other.feature_entropy, **BINNED)
 
@@ -279,19 +294,19 @@ def test_layers_and_their_state(random):
 @pytest.mark.tensorflow
 def test_absent_classes_and_maps_that_are_not_finite(random):
     model, (x, y) = planted(random)
-    with pytest.warns(UserWarning, match=r"No sample belongs to the classes \[2\]"):
-        (profile,) = analyze_units(model, (x, y), num_classes=3, verbose=0)
-    for values in (profile.per_class, profile.feature_entropy, profile.selective_rate):
+    with pytest.warns(UserWarning, match=r"No sample belongs to 1 of 3 classes \(2\)"):
+        profile, _ = analyze_units(model, (x, y), num_classes=3, verbose=0)
+    for values in (profile.information_per_class, profile.feature_entropy, profile.selective_rate):
         assert np.isnan(values).tolist() == [[False, False, True]] * 4
-    assert not np.isnan(profile.labels).any()
+    assert not np.isnan(profile.information_labels).any()
 
     model, (x, y) = planted(random, activation=None)  # some ReLUs turn NaN into 0
     x = x.copy()
     x[0, 0, 0, 1] = np.inf  # of class 0; 0 x inf is NaN in units 0 to 2
-    with pytest.warns(UserWarning, match=r"The maps of 4 units of 'conv' hold NaN or infinities"):
-        (profile,) = analyze_units(model, (x, y), verbose=0)
+    with pytest.warns(UserWarning, match=r"'conv' has NaN or infinite activations for class 0:"):
+        (profile,) = analyze_units(model, (x, y), layers="conv", verbose=0)
     assert np.isnan(profile.feature_entropy).tolist() == [[True, False]] * 4
-    assert np.isnan(profile.labels).tolist() == [True, True, True, False]
+    assert np.isnan(profile.information_labels).tolist() == [True, True, True, False]
     assert not profile.redundant().redundant[[0, 1, 2]].any()
 
 
@@ -300,14 +315,13 @@ def test_units_by_feature_entropy():
     entropy = np.array([[1.0, np.nan, 3.0], [4.0, np.nan, 3.0], [np.nan] * 3])
     zeros = np.zeros(3)
     profile = UnitProfile(
-        layer="conv", classes="xyz", count=[1, 0, 1], labels=zeros, labels_shuffled=zeros,
-        input=zeros, per_class=np.zeros((3, 3)), pairwise=np.zeros((3, 3)),
+        layer="conv", classes="xyz", count=[1, 0, 1], information_labels=zeros,
         feature_entropy=entropy, selective_rate=entropy / 4,
     )  # fmt: skip
     np.testing.assert_array_equal(profile.mean_feature_entropy, [2.0, 3.5, np.nan])
     assert profile.by_feature_entropy().tolist() == [0, 1, 2]
     ranked = rank_units("feature_entropy", profile)
-    assert [candidate.layer for candidate in ranked] == ["conv[1]", "conv[0]"]
+    assert [candidate.part for candidate in ranked] == ["conv[1]", "conv[0]"]
     assert [candidate.score for candidate in ranked] == [-3.5, -2.0]
     assert ranked[0].reason == "feature entropy of 3.500 nats (a loop in 88% of the images)"
     with pytest.raises(ValueError, match=r"criterion='labels'; expected one of \('feature_ent"):
@@ -321,15 +335,20 @@ def test_units_by_feature_entropy():
         (dict(y=None), "needs labels: pass data as"),
         (dict(num_classes=1), "num_classes= the number of classes, above 1"),
         (dict(y=np.full(30, 7)), r"30 labels are no class 0\.\.2, for example 7"),
-        (dict(layers=layers.Dense), r"Layer 'dense' gives \(30, 3\); expected maps of one size"),
         (dict(layers=layers.Conv1D), "fits no layer of"),
-        (dict(estimator="binned"), r"estimator='binned'; expected one of \('quantile', 'kernel'\)"),
-        (dict(variance=0), "variance=0; expected a positive number"),
-        (dict(samples=1), "samples=1; expected an int of at least 2"),
-        (dict(estimator="kernel", samples=10**8), "need 113.* GiB: choose fewer layers"),
+        (
+            dict(estimator="binned"),
+            r"estimator='binned' of unit_information; expected one of \('quantile', 'kernel'\)",
+        ),
+        (dict(variance=0), "variance=0 of unit_information; expected a positive number"),
+        (dict(samples=1), "samples=1 of unit_information; expected an int of at least 2"),
+        (
+            dict(estimator="kernel", samples=10**8),
+            "GiB: choose fewer layers .* or keep fewer samples for unit_information",
+        ),
         (dict(x=np.zeros((0, 8, 8, 1))), "hold no samples"),
         (dict(weight=np.zeros(30)), "hold no samples"),
-        (dict(weight=np.ones((30, 4))), "one for each sample"),
+        (dict(weight=np.ones((30, 4))), "but there are labels or weights for"),
     ],
 )
 def test_errors(change, message, random):
@@ -350,18 +369,22 @@ def test_errors_of_labels_and_shapes(random):
 
     segmenter = keras.Sequential([keras.Input((None, None, 1)), layers.Conv2D(CLASSES, 3)])
     x = random.normal(size=(6, 8, 8, 1)).astype("float32")
-    with pytest.raises(ValueError, match=r"for every position, \(6, 6, 6\); expected one for each"):
-        analyze_units(segmenter, (x, np.zeros((6, 6, 6), int)), verbose=0)
+    y = np.zeros((6, 6, 6), int)
+    with pytest.raises(ValueError, match=r"labels or weights of shape \(6, 6, 6\): pass num_cl"):
+        analyze_units(segmenter, (x, y), verbose=0)
+    measures = UnitInformation()
+    with pytest.raises(ValueError, match=r"for every position, \(6, 6, 6\), but unit_inform"):
+        analyze_model(segmenter, (x, y), measures=measures, verbose=0)
     sizes = tf.data.Dataset.from_generator(
         lambda: iter([(x, np.arange(6) % CLASSES)]),
         output_signature=(
             tf.TensorSpec((None, None, None, 1)), tf.TensorSpec((None,), "int64"),
         ),
     )  # fmt: skip
-    with pytest.raises(ValueError, match="expected maps of one size"):
+    with pytest.raises(ValueError, match="give images of one size"):
         analyze_units(segmenter, sizes, num_classes=CLASSES, verbose=0)
     model = functional()
-    analyzer = UnitAnalyzer(model)
+    analyzer = EntropyAnalyzer(model, measures=["unit_information"])
     analyzer.analyze(data(random), verbose=0)
     with pytest.raises(ValueError, match="no labels, unlike those measured first"):
         analyzer.analyze(data(random)[0], verbose=0)
@@ -370,9 +393,150 @@ def test_errors_of_labels_and_shapes(random):
 @pytest.mark.tensorflow
 def test_errors_of_profiles(random):
     model, arrays = planted(random)
-    (profile,) = analyze_units(model, arrays, verbose=0)
+    profile, _ = analyze_units(model, arrays, verbose=0)
     with pytest.raises(ValueError, match=r"pairwise has shape \(2, 2\); expected \(4, 4\)"):
         UnitProfile(**vars(profile) | {"pairwise": np.eye(2)})
     other = UnitProfile(**vars(profile) | {"layer": "other"})
     with pytest.raises(ValueError, match=r"profiles of \['other'\]; expected those of 'conv'"):
         profile.less_effective([other])
+
+
+@pytest.mark.tensorflow
+@pytest.mark.parametrize(
+    ("shape", "make"),
+    [
+        ((9,), lambda: layers.Dense(4, "relu", name="a")),
+        ((7, 3), lambda: layers.Dense(4, "relu", name="a")),  # of every step of a sequence
+        ((9, 2), lambda: layers.Conv1D(4, 3, activation="tanh", name="a")),
+        ((4, 5, 6, 1), lambda: layers.Conv3D(4, 2, activation="relu", name="a")),
+    ],
+)
+def test_units_of_every_kind_of_layer(shape, make, random):
+    """A unit of a Dense layer is a map of one place; of all others its mean counts."""
+    model = keras.Sequential([keras.Input(shape), make(), layers.Flatten(), layers.Dense(CLASSES)])
+    x, y = data(random, shape=shape)
+    (profile,) = analyze_units(model, (x, y), layers="a", verbose=0)
+    maps = np.asarray(model.get_layer("a")(x), np.float64)
+    means = maps.reshape(len(x), -1, 4).mean(axis=1)
+    symbols = [binned(column) for column in means.T]
+    want = [information(unit, y) for unit in symbols]
+    np.testing.assert_allclose(profile.information_labels, want, **BINNED)
+    want = [[information(unit, other) for other in symbols] for unit in symbols]
+    np.testing.assert_allclose(profile.pairwise, want, **BINNED)
+    assert np.isnan(profile.feature_entropy).all()  # there are no maps
+
+
+@pytest.mark.tensorflow
+def test_masked_steps_are_no_part_of_a_mean(random):
+    model = keras.Sequential(
+        [
+            keras.Input((6,)),
+            layers.Embedding(20, 5, mask_zero=True),
+            layers.Dense(4, "tanh", name="a"),
+            layers.GlobalAveragePooling1D(),
+            layers.Dense(CLASSES),
+        ]
+    )
+    x, y = random.integers(1, 20, (60, 6)), np.arange(60) % CLASSES
+    length = random.integers(1, 7, 60)
+    x[np.arange(6) >= length[:, None]] = 0
+    (profile,) = analyze_units(model, (x, y), layers="a", verbose=0)
+    steps = np.asarray(keras.Model(model.inputs, model.get_layer("a").output)(x), np.float64)
+    means = np.stack([row[:n].mean(axis=0) for row, n in zip(steps, length, strict=True)])
+    want = [information(binned(column), y) for column in means.T]
+    np.testing.assert_allclose(profile.information_labels, want, **BINNED)
+
+
+@pytest.mark.tensorflow
+def test_units_are_a_measure_among_others(random, tmp_path):
+    """Beside entropies, with the untrained twin, saved, and read again."""
+    model, (x, y) = planted(random)
+    measures = ["activation_entropy", "unit_information", "feature_entropy"]
+    profile = analyze_model(model, (x, y), measures=measures, baseline=True, verbose=0)
+    assert list(profile.units) == list(profile.baseline.units) == list(profile.layers)
+    conv = profile.units["conv"]
+    one = 1 + 1 / (800 * np.log(2))
+    np.testing.assert_allclose(conv.information_labels[:3], [one, one, 0], rtol=0, atol=1e-5)
+    result = profile["unit_information"]
+    assert result.whole["labels"][0] == pytest.approx(conv.information_labels.mean())
+    assert result.shuffled["labels"][0] == pytest.approx(conv.information_labels_shuffled.mean())
+    np.testing.assert_allclose(result.per_class[0], conv.information_per_class.mean(axis=0))
+    assert not np.allclose(
+        profile.baseline.units["conv"].information_labels, conv.information_labels
+    )
+    profile.save(tmp_path / "p.json")
+    loaded = EntropyProfile.load(tmp_path / "p.json").units["conv"]
+    for name in ("information_labels", "pairwise", "feature_entropy"):
+        # Six digits are kept.
+        np.testing.assert_allclose(getattr(loaded, name), getattr(conv, name), rtol=1e-5)
+    record = profile.to_records()[0]
+    assert record["unit_information_labels"] == result.whole["labels"][0]
+    assert analyze_model(model, (x, y), verbose=0).units == {}
+
+
+@pytest.mark.tensorflow
+def test_wide_layers_are_not_compared_unit_by_unit(monkeypatch, random):
+    monkeypatch.setattr("keras_layer_entropy.measures.unit_information.WIDEST", 3)
+    model, arrays = planted(random)
+    conv, output = analyze_units(model, arrays, verbose=0)
+    assert output.pairwise.shape == (2, 2)
+    assert conv.pairwise is None
+    with pytest.raises(ValueError, match="The 4 units of 'conv' were not compared .*pairwise=True"):
+        conv.redundant()
+
+
+@pytest.mark.tensorflow
+def test_a_mask_that_is_of_other_steps_than_the_output(random):
+    model = keras.Sequential(
+        [
+            keras.Input((10,)),
+            layers.Embedding(20, 4, mask_zero=True),
+            layers.Conv1D(6, 3, name="a"),
+            layers.GlobalAveragePooling1D(),
+            layers.Dense(CLASSES),
+        ]
+    )
+    x, y = random.integers(0, 20, (60, 10)), np.arange(60) % CLASSES
+    (profile,) = analyze_units(model, (x, y), layers="a", verbose=0)
+    maps = np.asarray(keras.Model(model.inputs, model.get_layer("a").output)(x), np.float64)
+    want = [information(binned(column), y) for column in maps.mean(axis=1).T]
+    np.testing.assert_allclose(profile.information_labels, want, **BINNED)
+
+
+@pytest.mark.tensorflow
+def test_layers_that_a_model_makes_when_it_is_built(random):
+    class Late(keras.Model):
+        def build(self, input_shape):
+            self.conv = layers.Conv2D(2, 3, name="conv")
+            self.head = layers.Dense(CLASSES)
+
+        def call(self, x):
+            return self.head(keras.ops.mean(self.conv(x), axis=(1, 2)))
+
+    conv, head = analyze_units(Late(), data(random), verbose=0)
+    assert np.isfinite(conv.feature_entropy).all()
+    assert np.isnan(head.feature_entropy).all()
+    with pytest.raises(ValueError, match="model is a str; expected a keras.Model"):
+        analyze_units("model", data(random))
+
+
+@pytest.mark.tensorflow
+def test_units_leave_the_metrics_of_a_model_alone(random):
+    model, (x, y) = planted(random)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("sgd", loss, metrics=["accuracy"])
+    model.evaluate(x, y, verbose=0)
+    before = {name: float(value) for name, value in model.get_metrics_result().items()}
+    analyze_units(model, (x[:50], y[:50]), verbose=0)
+    after = {name: float(value) for name, value in model.get_metrics_result().items()}
+    assert after == before
+
+
+@pytest.mark.tensorflow
+@pytest.mark.parametrize("pairwise", [True, False])
+def test_whether_units_are_compared_is_an_option(pairwise, monkeypatch, random):
+    monkeypatch.setattr("keras_layer_entropy.measures.unit_information.WIDEST", 1)
+    model, arrays = planted(random)
+    measures = UnitInformation(pairwise=pairwise)
+    units = analyze_model(model, arrays, measures=measures, verbose=0).units
+    assert [profile.pairwise is not None for profile in units.values()] == [pairwise] * 2

@@ -18,9 +18,8 @@ def profile(epoch, labels, pairwise=0.0):
     shared[0, 1] = shared[1, 0] = pairwise
     zeros = np.zeros((3, 1))
     return UnitProfile(
-        layer="conv_1", classes=("a",), count=[9], labels=labels, labels_shuffled=zeros[:, 0],
-        input=zeros[:, 0], per_class=zeros, pairwise=shared, feature_entropy=zeros,
-        selective_rate=zeros, epoch=epoch,
+        layer="conv_1", classes=("a",), count=[9], information_labels=labels, pairwise=shared,
+        feature_entropy=zeros, epoch=epoch,
     )  # fmt: skip
 
 

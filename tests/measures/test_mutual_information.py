@@ -4,6 +4,7 @@ Each measure is held against its formula on every backend; what follows from the
 biases, weights, flags), and how far rounding goes, on TensorFlow alone.
 """
 
+import inspect
 import math
 import os
 import subprocess
@@ -17,6 +18,7 @@ from keras import ops
 from sklearn.metrics import mutual_info_score
 
 from keras_layer_entropy.measures import mutual_information as mutual
+from keras_layer_entropy.measures import unit_information as units
 
 # Sums of some hundred float32 terms of a few bits.
 FLOAT32 = dict(rtol=1e-5, atol=1e-5)
@@ -243,7 +245,7 @@ def three(t, membership):
     return [
         *numbers(mutual.kernel_information(t, membership)),
         *numbers(mutual.binned_information(t, membership, bins=4)),
-        *numbers(mutual.quantile_information(t, membership, bins=4)),
+        *numbers(units.quantile_information(t, membership, bins=4)),
     ]
 
 
@@ -322,7 +324,7 @@ def test_binned_bias_of_shuffled_labels_is_the_stated_one(random):
 def test_quantile_is_scikit_learns_with_the_correction(bins, random):
     labels = random.integers(0, 4, 333)
     values = random.normal(size=(333, 5)) + labels[:, None] * np.array([0, 0.3, 1, 3, -10])
-    found = numbers(mutual.quantile_information(values, one_hot(labels, 5), bins))
+    found = numbers(units.quantile_information(values, one_hot(labels, 5), bins))
     codes = quantiles(values, bins).T
     np.testing.assert_allclose(found.entropy, [corrected(c, c) for c in codes], **FLOAT32)
     np.testing.assert_allclose(found.labels, [corrected(c, labels) for c in codes], **FLOAT32)
@@ -337,19 +339,17 @@ def test_quantile_bins_keep_equal_values_together(random):
     labels = random.integers(0, 2, 200)
     zeros = np.maximum(np.arange(200) - 130, 0)  # up to 130: bins begin after 140, 160, 180
     values = np.stack([zeros, labels, np.full(200, 0.1), -zeros], axis=1)[random.permutation(200)]
-    found = numbers(mutual.quantile_information(values, one_hot(labels, 2), bins=10))
+    found = numbers(units.quantile_information(values, one_hot(labels, 2), bins=10))
     for unit, edges in ((0, [10, 30, 50]), (1, [1]), (3, [-49, -29, -9, 0])):
         codes = np.digitize(values[:, unit], edges)
         assert found.labels[unit] == pytest.approx(corrected(codes, labels), abs=1e-5)
         assert found.entropy[unit] == pytest.approx(corrected(codes, codes), abs=1e-5)
     assert found.entropy[2] == found.labels[2] == 0
     # One class: there is nothing to be known, nothing to be corrected either.
-    alone = numbers(mutual.quantile_information(values, np.ones((200, 1)), bins=10))
+    alone = numbers(units.quantile_information(values, np.ones((200, 1)), bins=10))
     np.testing.assert_allclose(alone.labels, 0, atol=1e-6)  # rounding of log2(1)
     np.testing.assert_allclose(alone.per_class, 0, atol=1e-6)
-    again = numbers(
-        mutual.quantile_information(np.arctan(values / 50), one_hot(labels, 2), bins=10)
-    )
+    again = numbers(units.quantile_information(np.arctan(values / 50), one_hot(labels, 2), bins=10))
     np.testing.assert_allclose(again.labels, found.labels, **FLOAT32)
 
 
@@ -357,7 +357,7 @@ def test_quantile_bins_keep_equal_values_together(random):
 def test_quantile_of_shuffled_labels_is_0_on_average(random):
     """1000 independent units: +- 4 times the stated spread / sqrt(1000)."""
     values = random.normal(size=(500, 1000)).astype("float32")
-    found = numbers(mutual.quantile_information(values, one_hot(np.arange(500) % 5, 5), bins=6))
+    found = numbers(units.quantile_information(values, one_hot(np.arange(500) % 5, 5), bins=6))
     spread = math.sqrt(5 * 4 / 2) / (500 * math.log(2))
     assert abs(found.labels.mean()) < 4 * spread / math.sqrt(1000)
     assert found.labels.std() == pytest.approx(spread, rel=0.15)
@@ -368,9 +368,9 @@ def test_quantile_counts_weights(random):
     """A sample of weight 3 is three samples; N is then smaller, as the docstring has it."""
     values, labels = random.normal(size=(100, 3)), random.integers(0, 2, 100)
     weight = random.integers(0, 4, 100)
-    found = numbers(mutual.quantile_information(values, weight[:, None] * one_hot(labels, 2), 5))
+    found = numbers(units.quantile_information(values, weight[:, None] * one_hot(labels, 2), 5))
     many, of_many = np.repeat(values, weight, axis=0), np.repeat(labels, weight)
-    copied = numbers(mutual.quantile_information(many, one_hot(of_many, 2), 5))
+    copied = numbers(units.quantile_information(many, one_hot(of_many, 2), 5))
     samples = weight.sum() ** 2 / (weight**2).sum()
     cells = 4 / (2 * math.log(2)) * (1 / len(many) - 1 / samples)
     # Five bins, two classes, all ten pairs occupied: 5 + 2 - 10 - 1 = -4.
@@ -385,10 +385,10 @@ def test_pairwise_is_scikit_learns_with_the_correction(random, monkeypatch):
     x[:, 3] = 1.0
     codes = quantiles(x, 6).T
     codes[3] = 0
-    found = np.asarray(ops.convert_to_numpy(mutual.pairwise_information(x, bins=6)))
+    found = np.asarray(ops.convert_to_numpy(units.pairwise_information(x, bins=6)))
     want = [[corrected(a, b) for b in codes] for a in codes]
     np.testing.assert_allclose(found, want, **FLOAT32)
-    entropy = numbers(mutual.quantile_information(x, np.ones((300, 1)), 6)).entropy
+    entropy = numbers(units.quantile_information(x, np.ones((300, 1)), 6)).entropy
     np.testing.assert_allclose(np.diag(found), entropy, **FLOAT32)
 
 
@@ -399,14 +399,14 @@ def test_of_units_that_say_the_same_the_most_informative_stays():
     pairs = {(0, 1): 1.7, (1, 2): 1.0, (1, 4): 0.85, (0, 4): 0.9, (0, 2): 1.8}
     for (a, b), shared in pairs.items():
         pairwise[a, b] = pairwise[b, a] = shared
-    found = mutual.redundant_units(pairwise, threshold=0.8)
+    found = units.redundant_units(pairwise, threshold=0.8)
     # 1 stays; 2 (1.0 of 2.5) stays; 0 says most of what it says with 2 (1.8 of 2.0) and 1 (1.7).
     assert found.kept.tolist() == [2, 1, 2, 3, 1]
     assert found.redundant.tolist() == [True, False, False, False, True]
     # Another order: 0 comes first; 1 shares 1.7 of its 3.0, 2 shares 1.8 of its 2.5 with it.
-    found = mutual.redundant_units(pairwise, information=[9, 1, 2, 0, 0], threshold=0.7)
+    found = units.redundant_units(pairwise, information=[9, 1, 2, 0, 0], threshold=0.7)
     assert found.kept.tolist() == [0, 1, 0, 3, 0]
-    assert not mutual.redundant_units(np.full((2, 2), np.nan)).redundant.any()
+    assert not units.redundant_units(np.full((2, 2), np.nan)).redundant.any()
 
 
 @pytest.mark.tensorflow
@@ -414,16 +414,16 @@ def test_of_units_that_say_the_same_the_most_informative_stays():
 def test_share_that_correlated_units_reach(rho, share, random):
     x = random.normal(size=(5000, 2))
     pair = np.stack([x[:, 0], rho * x[:, 0] + math.sqrt(1 - rho**2) * x[:, 1]], axis=1)
-    pairwise = mutual.pairwise_information(pair)
-    assert mutual.redundant_units(pairwise, threshold=share).redundant.tolist() == [False, True]
-    assert not mutual.redundant_units(pairwise, threshold=share + 0.1).redundant.any()
+    pairwise = units.pairwise_information(pair)
+    assert units.redundant_units(pairwise, threshold=share).redundant.tolist() == [False, True]
+    assert not units.redundant_units(pairwise, threshold=share + 0.1).redundant.any()
 
 
 @pytest.mark.tensorflow
 def test_copies_are_redundant_at_the_highest_threshold(random):
     x = random.normal(size=(500, 3))
-    pairwise = mutual.pairwise_information(np.hstack([x, np.exp(x), -x]))
-    found = mutual.redundant_units(pairwise, threshold=1.0)
+    pairwise = units.pairwise_information(np.hstack([x, np.exp(x), -x]))
+    found = units.redundant_units(pairwise, threshold=1.0)
     assert len(set(found.kept)) == 3
     assert found.redundant.sum() == 6
 
@@ -432,7 +432,7 @@ def test_copies_are_redundant_at_the_highest_threshold(random):
 def test_less_effective_units_are_low_and_flat():
     past = np.array([[0.1, 0.5, 0.02, np.nan, 0.9], [0.1, 0.3, 0.09, 0.0, 1.2]])
     last = [0.1, 0.1, 0.11, 0.0, 1.0]
-    flags = mutual.less_effective_units
+    flags = units.less_effective_units
     assert flags(last).tolist() == [True, True, False, True, False]
     assert flags([*past, last]).tolist() == [True, False, False, False, False]
     assert flags([*past, last], threshold=0.2).tolist() == [True, False, True, False, False]
@@ -451,12 +451,12 @@ def test_nan_gives_nan(random):
             assert np.isfinite(found[0]).all()
             assert np.isnan(found[1]).all()
         assert all(np.isnan(part).all() for part in numbers(measure(t[1, 4:5], membership[:1])))
-    for found in numbers(mutual.quantile_information(t[1], membership)):
+    for found in numbers(units.quantile_information(t[1], membership)):
         assert np.isfinite(found[:2]).all()
         assert np.isnan(found[2]).all()
-    pairs = np.asarray(ops.convert_to_numpy(mutual.pairwise_information(t[1])))
+    pairs = np.asarray(ops.convert_to_numpy(units.pairwise_information(t[1])))
     assert np.isnan(pairs).tolist() == [[False, False, True]] * 2 + [[True] * 3]
-    for measure in (mutual.kernel_information, mutual.quantile_information):
+    for measure in (mutual.kernel_information, units.quantile_information):
         for found in numbers(measure(t[0], 0 * membership)):  # no sample counts
             assert np.isnan(found).all()
     t[1, 4, 2] = np.inf
@@ -480,8 +480,8 @@ def test_compiled_is_the_same(jit, random, monkeypatch):
     membership = ops.convert_to_tensor(one_hot(random.integers(0, 3, 100), 3))
     measures = [
         mutual.kernel_information,
-        lambda t, membership: mutual.quantile_information(t, membership, bins=4),
-        lambda t, _: [mutual.pairwise_information(t, bins=4)],
+        lambda t, membership: units.quantile_information(t, membership, bins=4),
+        lambda t, _: [units.pairwise_information(t, bins=4)],
     ]
 
     def everything(t, membership):
@@ -507,8 +507,8 @@ def test_number_of_samples_that_is_not_static():
     with pytest.raises(ValueError, match="expected a static number of samples"):
         tf.function(mutual.kernel_information, spec).get_concrete_function()
     t, membership = np.random.default_rng(0).normal(size=(50, 4)), one_hot(np.arange(50) % 3, 3)
-    found = tf.function(mutual.quantile_information, spec)(t.astype("float32"), membership)
-    want = mutual.quantile_information(t.astype("float32"), membership)
+    found = tf.function(units.quantile_information, spec)(t.astype("float32"), membership)
+    want = units.quantile_information(t.astype("float32"), membership)
     np.testing.assert_allclose(found.labels, want.labels, **FLOAT32)
 
 
@@ -560,22 +560,47 @@ LABELS = np.eye(2)[[0, 0, 1, 1]]
         (lambda t: mutual.binned_information(t, LABELS, bins=2.5), "bins=2.5; expected"),
         (lambda t: mutual.binned_information(t, LABELS, limits=(1, 1)), r"limits=\(1, 1\); expect"),
         (lambda t: mutual.binned_information(t, 0 * LABELS), "All of membership is 0; expected"),
-        (lambda t: mutual.quantile_information(t, LABELS[:2]), r"membership \(2, 2\); expected"),
-        (lambda t: mutual.quantile_information(t[None], LABELS), r"values have shape \(1, 4, 3\)"),
-        (lambda t: mutual.quantile_information(t, LABELS, bins=0), "bins=0; expected a positive"),
-        (lambda t: mutual.pairwise_information(t[0]), r"values have shape \(3,\); expected"),
-        (lambda t: mutual.pairwise_information(t[:0]), r"values have shape \(0, 3\); expected"),
-        (lambda t: mutual.pairwise_information(t, bins=-1), "bins=-1; expected a positive int"),
-        (lambda t: mutual.redundant_units(t), r"pairwise has shape \(4, 3\); expected"),
-        (lambda t: mutual.redundant_units(t[:3], [1]), r"information has shape \(1,\)"),
-        (lambda t: mutual.redundant_units(t[:3], threshold=0), "threshold=0; expected"),
-        (lambda t: mutual.less_effective_units(t[None]), r"information has shape \(1, 4, 3\)"),
-        (lambda t: mutual.less_effective_units(t[:0]), r"information has shape \(0, 3\)"),
-        (lambda t: mutual.less_effective_units(t, threshold=2), "threshold=2; expected"),
-        (lambda t: mutual.less_effective_units(t, flatness=-1), "flatness=-1; expected"),
+        (lambda t: units.quantile_information(t, LABELS[:2]), r"membership \(2, 2\); expected"),
+        (lambda t: units.quantile_information(t[None], LABELS), r"values have shape \(1, 4, 3\)"),
+        (lambda t: units.quantile_information(t, LABELS, bins=0), "bins=0; expected a positive"),
+        (lambda t: units.pairwise_information(t[0]), r"values have shape \(3,\); expected"),
+        (lambda t: units.pairwise_information(t[:0]), r"values have shape \(0, 3\); expected"),
+        (lambda t: units.pairwise_information(t, bins=-1), "bins=-1; expected a positive int"),
+        (lambda t: units.redundant_units(t), r"pairwise has shape \(4, 3\); expected"),
+        (lambda t: units.redundant_units(t[:3], [1]), r"information has shape \(1,\)"),
+        (lambda t: units.redundant_units(t[:3], threshold=0), "threshold=0; expected"),
+        (lambda t: units.less_effective_units(t[None]), r"information has shape \(1, 4, 3\)"),
+        (lambda t: units.less_effective_units(t[:0]), r"information has shape \(0, 3\)"),
+        (lambda t: units.less_effective_units(t, threshold=2), "threshold=2; expected"),
+        (lambda t: units.less_effective_units(t, flatness=-1), "flatness=-1; expected"),
     ],
 )
 @pytest.mark.tensorflow  # no backend in it
 def test_errors(call, message):
     with pytest.raises(ValueError, match=message):
         call(np.ones((4, 3)))
+
+
+def test_samples_that_are_all_the_same_tell_nothing():
+    for value in (0.0, 3.0):
+        same, membership = np.full((8, 2), value), np.eye(2)[np.arange(8) % 2]
+        found = numbers(mutual.kernel_information(same, membership))
+        np.testing.assert_allclose([found.input, found.labels], 0.0, atol=1e-6)
+
+
+@pytest.mark.tensorflow
+@pytest.mark.parametrize("threshold", [0.0, -0.5, 1.001, 2.0, math.nan])
+def test_thresholds_are_shares_of_an_entropy(threshold):
+    with pytest.raises(ValueError, match="expected a number over 0 and at most 1"):
+        units.redundant_units(np.eye(3), threshold=threshold)
+    assert units.redundant_units(np.eye(3), threshold=1).kept.tolist() == [0, 1, 2]
+
+
+@pytest.mark.tensorflow  # no backend in it
+def test_numbers_of_bins_that_may_be_left_out():
+    for function, bins in (
+        (mutual.binned_information, 30),
+        (units.quantile_information, 10),
+        (units.pairwise_information, 10),
+    ):
+        assert inspect.signature(function).parameters["bins"].default == bins

@@ -4,14 +4,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import mutual_info_score
 
-from keras_layer_entropy.measures.catalogue import DESCRIPTIONS, LAYER_DESCRIPTIONS
+from keras_layer_entropy.measures import LogDet, MutualInformation
+from keras_layer_entropy.measures.measure import Samples
 from keras_layer_entropy.measures.mutual_information import binned_information
-from keras_layer_entropy.measures.sample_measures import (
-    SAMPLE_MEASURES,
-    Samples,
-    logdet,
-    mutual_information,
-)
 
 CLASSES = 3
 
@@ -25,6 +20,14 @@ def samples(random):
     wide = np.maximum(narrow @ random.normal(size=(4, 80)), 0)
     arrays = [np.float32(t) for t in (x, narrow, wide, np.eye(CLASSES)[y])]
     return Samples(arrays[0], arrays[1:3], arrays[3])
+
+
+def logdet(samples, **options):
+    return LogDet(**options).result(None, None, samples)
+
+
+def mutual_information(samples, **options):
+    return MutualInformation(**options).result(None, None, samples)
 
 
 def entropy(*parts, beta=2.0):
@@ -45,22 +48,22 @@ def close(found, want):
 def test_logdet_is_the_formulas(samples):
     found = logdet(samples, beta=2.0)
     x, (a, b), y = samples.inputs, samples.layers, samples.membership
-    close(found["logdet"], [[entropy(t[y[:, c] > 0]) for c in range(CLASSES)] for t in (a, b)])
-    close(found["logdet_entropy"], [entropy(a), entropy(b)])
-    close(found["logdet_input"], [information(x, a), information(x, b)])
-    close(found["logdet_labels"], [information(a, y), information(b, y)])
-    close(found["logdet_previous"][1:], [information(a, b)])
-    assert np.isnan([found["logdet_previous"][0], found["logdet_previous_shuffled"][0]]).all()
+    close(found.per_class, [[entropy(t[y[:, c] > 0]) for c in range(CLASSES)] for t in (a, b)])
+    close(found.whole["entropy"], [entropy(a), entropy(b)])
+    close(found.whole["input"], [information(x, a), information(x, b)])
+    close(found.whole["labels"], [information(a, y), information(b, y)])
+    close(found.whole["previous"][1:], [information(a, b)])
+    assert np.isnan([found.whole["previous"][0], found.shuffled["previous"][0]]).all()
     total = entropy(a) + entropy(b) - entropy(a, b)
-    close(found["logdet_total_correlation"], [0, total])
+    close(found.whole["total_correlation"], [0, total])
     other = np.roll(x, 1, axis=0), np.roll(y, 1, axis=0), np.roll(a, 1, axis=0)
-    close(found["logdet_input_shuffled"], [information(other[0], a), information(other[0], b)])
-    close(found["logdet_labels_shuffled"], [information(a, other[1]), information(b, other[1])])
-    close(found["logdet_previous_shuffled"][1:], [information(other[2], b)])
+    close(found.shuffled["input"], [information(other[0], a), information(other[0], b)])
+    close(found.shuffled["labels"], [information(a, other[1]), information(b, other[1])])
+    close(found.shuffled["previous"][1:], [information(other[2], b)])
 
 
 def test_beta_is_a_hundred_for_each_input_feature(samples):
-    close(logdet(samples)["logdet_entropy"], logdet(samples, beta=500.0)["logdet_entropy"])
+    close(logdet(samples).whole["entropy"], logdet(samples, beta=500.0).whole["entropy"])
 
 
 def test_mutual_information_is_the_formula(samples):
@@ -78,64 +81,66 @@ def test_mutual_information_is_the_formula(samples):
     for row, t in enumerate(samples.layers):
         want = [about(t, y == c) for c in range(CLASSES)]
         # float32 distances.
-        np.testing.assert_allclose(found["mutual_information"][row], want, atol=2e-4)
-        for name, value in (("input", kernel_entropy(t)), ("labels", about(t, y)),
-                            ("labels_shuffled", about(t, np.roll(y, 1)))):  # fmt: skip
-            np.testing.assert_allclose(found[f"mutual_information_{name}"][row], value, atol=2e-4)
+        np.testing.assert_allclose(found.per_class[row], want, atol=2e-4)
+        for values, value in (
+            (found.whole["input"], kernel_entropy(t)),
+            (found.whole["labels"], about(t, y)),
+            (found.shuffled["labels"], about(t, np.roll(y, 1))),
+        ):
+            np.testing.assert_allclose(values[row], value, atol=2e-4)
 
 
-@pytest.mark.parametrize("measure", SAMPLE_MEASURES)
+@pytest.mark.parametrize("measure", [LogDet, MutualInformation])
 def test_contract(measure, samples):
     """Every number is described, has its shape, and a class without samples is NaN."""
     absent = np.pad(samples.membership, ((0, 0), (0, 1)))
-    found = SAMPLE_MEASURES[measure](Samples(samples.inputs, samples.layers, absent))
-    assert measure in DESCRIPTIONS
-    for name, values in found.items():
-        if name == measure:
-            assert np.shape(values) == (2, CLASSES + 1)
-            assert np.isnan(np.array(values)).tolist() == [[False] * CLASSES + [True]] * 2
-        else:
-            assert name.startswith(f"{measure}_")
-            assert name in LAYER_DESCRIPTIONS
-            assert np.shape(values) == (2,)
-            assert (np.nan_to_num(values) >= 0).all()
+    measure = measure()
+    found = measure.result(None, None, Samples(samples.inputs, samples.layers, absent))
+    assert np.isnan(found.per_class).tolist() == [[False] * CLASSES + [True]] * 2
+    assert set(found.whole) == set(measure.whole)
+    assert set(found.shuffled) <= set(found.whole)
+    for values in found.columns(measure.name).values():
+        assert values.shape == (2,)
+        assert (np.nan_to_num(values) >= 0).all()
 
 
-@pytest.mark.parametrize("measure", SAMPLE_MEASURES)
+@pytest.mark.parametrize("measure", [LogDet, MutualInformation])
 def test_activations_that_are_not_finite_give_nan(measure, samples):
     samples.layers[1][samples.membership[:, 0].argmax(), 3] = np.nan
-    found = SAMPLE_MEASURES[measure](samples)
-    assert np.isfinite(found[measure][0]).all()
-    assert np.isnan(found[measure][1][0])
-    assert np.isnan(found[f"{measure}_labels"][1])
+    found = measure().result(None, None, samples)
+    assert np.isfinite(found.per_class[0]).all()
+    assert np.isnan(found.per_class[1][0])
+    assert np.isnan(found.whole["labels"][1])
 
 
 def test_bins_in_place_of_kernels(samples):
     found = mutual_information(samples, bins=4)
     want = [binned_information(t, samples.membership, bins=4) for t in samples.layers]
-    np.testing.assert_allclose(found["mutual_information_labels"], [float(x.labels) for x in want])
-    np.testing.assert_allclose(found["mutual_information"], [np.asarray(x.per_class) for x in want])
+    np.testing.assert_allclose(found.whole["labels"], [float(x.labels) for x in want])
+    np.testing.assert_allclose(found.per_class, [np.asarray(x.per_class) for x in want])
     y = samples.membership.argmax(axis=1)
     low, high = samples.layers[0].min(), samples.layers[0].max()
     codes = np.clip((samples.layers[0] - low) * 4 // (high - low), 0, 3)
     symbols = np.unique(codes, axis=0, return_inverse=True)[1]
     bits = mutual_info_score(symbols, y) / np.log(2)
-    assert found["mutual_information_labels"][0] == pytest.approx(bits, abs=1e-4)
+    assert found.whole["labels"][0] == pytest.approx(bits, abs=1e-4)
 
 
 def test_samples_of_several_classes():
     """Far apart samples of the classes {0, 1}, {0} and {1}: each tells all of both questions."""
     membership = np.array([[1, 1], [1, 0], [0, 1]], "float32")
-    found = mutual_information(Samples(None, [100 * np.eye(3, dtype="float32")], membership))
+    found = mutual_information(
+        Samples(np.zeros((3, 0)), [100 * np.eye(3, dtype="float32")], membership)
+    )
     share = 2 / 3  # of the samples that are of a class
     bits = -share * np.log2(share) - (1 - share) * np.log2(1 - share)
-    np.testing.assert_allclose(found["mutual_information"], [[bits, bits]], atol=1e-5)
-    np.testing.assert_allclose(found["mutual_information_input"], [np.log2(3)], atol=1e-5)
+    np.testing.assert_allclose(found.per_class, [[bits, bits]], atol=1e-5)
+    np.testing.assert_allclose(found.whole["input"], [np.log2(3)], atol=1e-5)
 
 
 def test_a_class_of_one_sample_has_no_logdet(samples):
     rows = np.sort(np.concatenate([np.flatnonzero(samples.membership[:, :2].any(axis=1)),
                                    np.flatnonzero(samples.membership[:, 2])[:1]]))  # fmt: skip
     layers = [layer[rows] for layer in samples.layers]
-    found = logdet(Samples(samples.inputs[rows], layers, samples.membership[rows]))["logdet"]
+    found = logdet(Samples(samples.inputs[rows], layers, samples.membership[rows])).per_class
     assert np.isnan(found).tolist() == [[False, False, True]] * 2

@@ -123,3 +123,28 @@ def test_weights_are_counted_before_any_is_made():
         check_size(model, 1023)
     check_size(model, 1024)
     assert not made
+
+
+@pytest.mark.parametrize("text", ["nonsense", "", "{", b"\xff\xfe", "[1]", "3"])
+def test_what_is_no_configuration(text):
+    with pytest.raises(ValueError, match=r"^config.json is (not JSON|no configuration)"):
+        inspection.parsed(text, "config.json")
+
+
+@pytest.mark.parametrize("option", ["vocabulary", "idf_weights", "filepath"])
+def test_options_that_are_files_are_refused(option):
+    config = {"class_name": "StringLookup", "config": {"name": "words", option: "/etc/passwd"}}
+    with pytest.raises(inspection.UnsafeNameError, match=f"{option}='/etc/passwd' is a file"):
+        inspect_config(config)
+    config["config"][option] = ["a", "b"]
+    inspect_config(config)
+
+
+def test_weights_that_are_nearly_all_zeros_may_be_small_in_a_file(tmp_path):
+    """As those of a pruned network, up to 128 MiB."""
+    with h5py.File(tmp_path / "zeros.h5", "w") as file:
+        file.create_dataset("weights", shape=(2**22,), dtype="float32", compression="gzip",
+                            chunks=True)[:] = 0  # fmt: skip
+    assert (tmp_path / "zeros.h5").stat().st_size < 2**18
+    with h5py.File(tmp_path / "zeros.h5") as file:
+        inspect_hdf5(file)

@@ -5,9 +5,10 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
-from profiles import make
+from profiles import make, with_patterns
 
 from keras_layer_entropy import plots
+from keras_layer_entropy.measures import ActivationEntropy
 
 pytestmark = pytest.mark.tensorflow  # figures are the same on every backend
 
@@ -37,7 +38,7 @@ def test_entropy_curve():
 
 def test_curve_of_one_class_and_of_another_measure():
     profile = make(
-        classes=("all",), count=[5], values={"state_entropy": np.linspace(1, 0, 4)[:, None]}
+        classes=("all",), count=[5], results={"state_entropy": np.linspace(1, 0, 4)[:, None]}
     )
     axes = plots.entropy_curve(profile, "state_entropy").axes[0]
     assert [line.get_label() for line in axes.lines] == ["all samples"]
@@ -66,23 +67,23 @@ def test_heatmap_of_many_classes_has_no_numbers():
     profile = make(
         classes=[f"class {i}" for i in range(many)],
         count=np.ones(many),
-        values={"activation_entropy": np.full((4, many), 0.5)},
+        results={"activation_entropy": np.full((4, many), 0.5)},
     )
     axes = plots.heatmap(profile).axes[0]
     assert not axes.texts
     assert 20 <= len(axes.get_xticks()) <= 30
 
 
-def with_patterns(**changes):
+def with_random_patterns(**changes):
     """A profile of layers a, b, c (4 units), out (3) and classes x, y (no samples), z."""
     random = np.random.default_rng(0)
     names, units = ("a", "b", "c", "out"), (4, 4, 4, 3)
     patterns = {k: random.dirichlet(np.ones(n), 3) for k, n in zip(names, units, strict=True)}
-    return make(patterns=patterns, **changes)
+    return with_patterns(patterns, **changes)
 
 
 def test_activation_probabilities_of_two_classes():
-    profile = with_patterns()
+    profile = with_random_patterns()
     figure = plots.activation_probabilities(profile)
     assert len(figure.axes) == 4
     for axes, layer in zip(figure.axes, profile.layers, strict=True):
@@ -102,7 +103,7 @@ def test_activation_probabilities_of_two_classes():
 
 
 def test_entropy_and_patterns():
-    profile = with_patterns(baseline=make())
+    profile = with_random_patterns(baseline=make())
     curve, *panels = plots.entropy_and_patterns(profile, "z").axes
     lines = {line.get_label(): line.get_ydata() for line in curve.lines}
     np.testing.assert_array_equal(lines["trained"], profile.entropy[:, 2])
@@ -155,7 +156,7 @@ def test_entropy_over_epochs():
 
 
 def test_compared_curves():
-    other = make(values={"activation_entropy": np.full((4, 3), 0.25)})
+    other = make(results={"activation_entropy": np.full((4, 3), 0.25)})
     axes = plots.compared_curves({"one": make(), "_other $": other}).axes[0]
     lines = {line.get_label(): line.get_ydata() for line in axes.lines}
     np.testing.assert_array_equal(lines["one"], make().mean)
@@ -167,7 +168,10 @@ def test_compared_curves():
 
 def test_stability():
     pooled, per_sample = (
-        make(settings={"pattern": pattern}, values={"activation_entropy": np.full((4, 3), value)})
+        make(
+            measures={"activation_entropy": ActivationEntropy(pattern)},
+            results={"activation_entropy": np.full((4, 3), value)},
+        )
         for pattern, value in (("softmax_then_mean", 0.75), ("per_sample", 0.5))
     )
     lines = plots.stability(per_sample, pooled).axes[0].lines
@@ -193,8 +197,8 @@ def test_svg_takes_the_colours_of_its_page():
 def test_deep_networks_stay_legible():
     n = 150
     profile = make(
-        layers=[f"dense_{i}" for i in range(n)], units=[4] * n, outputs=[False] * n,
-        normalizer=np.ones(n), values={"activation_entropy": np.full((n, 3), 0.5)},
+        layers=[f"dense_{i}" for i in range(n)], widths=[4] * n, is_output=[False] * n,
+        results={"activation_entropy": np.full((n, 3), 0.5)},
     )  # fmt: skip
     figure = plots.entropy_curve(profile)
     assert figure.get_figwidth() <= 16
@@ -225,7 +229,7 @@ def test_pixels():
 
 
 def test_unknown_measure():
-    with pytest.raises(KeyError, match="instability"):
+    with pytest.raises(ValueError, match="holds no instability, only"):
         plots.heatmap(make(), "instability")
 
 
@@ -247,10 +251,9 @@ def test_pruning_curves():
     before = make(baseline=make(epoch=None))
     after = make(
         layers=("a", "c", "out"),
-        units=(4, 4, 3),
-        outputs=(False, False, True),
-        normalizer=before.normalizer[[0, 2, 3]],
-        values={"activation_entropy": before.entropy[[0, 2, 3]] / 2},
+        widths=(4, 4, 3),
+        is_output=(False, False, True),
+        results={"activation_entropy": before.entropy[[0, 2, 3]] / 2},
     )
     points = [(0, 0.9, "original"), (1, 0.7, "right after removal"), (1, 0.92, "after retraining")]
     left, right = plots.pruning_curves(before, after, points, 0.89).axes

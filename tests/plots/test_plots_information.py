@@ -4,8 +4,10 @@ import dataclasses
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from keras_layer_entropy import EntropyProfile, plots
+from keras_layer_entropy.measures import MeasureResult
 
 pytestmark = pytest.mark.tensorflow
 
@@ -14,23 +16,29 @@ CLASSES = 4
 
 def make_profile(shift=0.0, **fields):
     """Two layers; what they know grows by `shift`."""
-    layer_values = {
-        "mutual_information_input": [5.0, 3.0 + shift],
-        "mutual_information_labels": [1.9, 1.5 + shift],
-        "mutual_information_labels_shuffled": [1.2, 0.1],
-        "logdet_input": [90.0, 40.0 + shift],
-        "logdet_labels": [9.0, 8.0 + shift],
-        "logdet_previous": [np.nan, 30.0 + shift],
-        "feature_entropy_noise": [2.0, np.nan],
-        "feature_entropy_selective_rate": [0.5, np.nan],
-    }
-    values = {
-        name: np.full((2, CLASSES), 0.5)
-        for name in ("activation_entropy", "mutual_information", "logdet", "feature_entropy")
+    half = np.full((2, CLASSES), 0.5)
+    results = {
+        "activation_entropy": half,
+        "mutual_information": MeasureResult(
+            half,
+            {"input": [5.0, 3.0 + shift], "labels": [1.9, 1.5 + shift]},
+            {"labels": [1.2, 0.1]},
+        ),
+        "logdet": MeasureResult(
+            half,
+            {
+                "input": [90.0, 40.0 + shift],
+                "labels": [9.0, 8.0 + shift],
+                "previous": [np.nan, 30.0 + shift],
+            },
+        ),
+        "feature_entropy": MeasureResult(
+            half, {"noise": [2.0, np.nan], "selective_rate": [0.5, np.nan]}
+        ),
     }
     given = dict(
-        layers=("conv", "out"), units=(8, CLASSES), outputs=(False, True), count=[5] * CLASSES,
-        classes=tuple("abcd"), normalizer=[2.1, 1.4], values=values, layer_values=layer_values,
+        layers=("conv", "out"), widths=(8, CLASSES), is_output=(False, True), count=[5] * CLASSES,
+        classes=tuple("abcd"), results=results,
     )  # fmt: skip
     return EntropyProfile(**{**given, **fields})
 
@@ -86,10 +94,12 @@ def test_from_layer_to_layer_leaves_the_first_out(epochs):
 
 
 def test_planes_say_what_is_missing(epochs):
-    bare = dataclasses.replace(epochs[0], layer_values={})
+    bare = dataclasses.replace(epochs[0], results={"activation_entropy": np.ones((2, CLASSES))})
     with pytest.raises(ValueError, match="measure again with 'logdet' among measures"):
         plots.information_plane(bare, "logdet")
-    with pytest.raises(ValueError, match="measure='feature_entropy'; expected one of"):
+    with pytest.raises(
+        ValueError, match=r"'feature_entropy' says nothing of \['input', 'labels'\]"
+    ):
         plots.information_plane(epochs, "feature_entropy")
     with pytest.raises(ValueError, match="0 profiles"):
         plots.information_plane([])
@@ -112,11 +122,34 @@ def test_layer_values_stand_beside_those_of_shuffled_pairs():
 def test_layer_values_of_different_units_have_axes_of_their_own():
     figure = plots.layer_values(make_profile(), "feature_entropy")
     assert {axes.get_ylabel() for axes in figure.axes} == {"nats", "share"}
-    with pytest.raises(ValueError, match="'instability' brought no numbers"):
-        plots.layer_values(make_profile(), "instability")
+    with pytest.raises(ValueError, match="'activation_entropy' brings no numbers"):
+        plots.layer_values(make_profile(), "activation_entropy")
 
 
 def test_noise_stands_in_the_curve():
     lines = plots.entropy_curve(make_profile(), "feature_entropy").axes[0].lines
     (noise,) = [line for line in lines if line.get_label() == "noise"]
     np.testing.assert_allclose(noise.get_ydata(), [2.0, np.nan])
+
+
+def test_figures_stand_in_axes_of_ones_own(epochs):
+    """Whatever is drawn with axes of its own can be drawn into those of a user."""
+    profile = epochs[0]
+    for draw in (
+        lambda ax: plots.entropy_curve(profile, ax=ax),
+        lambda ax: plots.heatmap(profile, ax=ax),
+        lambda ax: plots.compared_curves({"one": profile}, ax=ax),
+        lambda ax: plots.entropy_over_epochs(epochs, ax=ax),
+        lambda ax: plots.information_plane(epochs, ax=ax),
+        lambda ax: plots.layer_to_layer_plane(epochs, ax=ax),
+    ):
+        figure = Figure()
+        mine, other = figure.subplots(1, 2)
+        assert draw(mine) is figure
+        assert mine.get_title("left")
+        assert mine.has_data()
+        assert not other.has_data()
+        assert not figure.legends
+        alone = draw(None)
+        assert alone is not figure
+        assert alone.axes[0].get_title("left") == mine.get_title("left")

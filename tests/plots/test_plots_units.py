@@ -6,6 +6,7 @@ from matplotlib.colors import to_hex
 from profiles import make
 
 from keras_layer_entropy import UnitProfile, plots
+from keras_layer_entropy.measures import MeasureResult
 from keras_layer_entropy.plots.style import BLUE, VERMILION
 
 pytestmark = pytest.mark.tensorflow  # figures are the same on every backend
@@ -17,10 +18,10 @@ def unit_profile(**changes):
         layer="conv",
         classes=("x", "y", "$z$"),
         count=[5, 0, 7],
-        labels=[0.9, 0.8, 0.05],
-        labels_shuffled=[0.01, -0.01, 0.0],
-        input=[3.3, 3.2, 0.5],
-        per_class=[[0.9, np.nan, 0.8], [0.8, np.nan, 0.7], [0.05, np.nan, 0.04]],
+        information_labels=[0.9, 0.8, 0.05],
+        information_labels_shuffled=[0.01, -0.01, 0.0],
+        information_input=[3.3, 3.2, 0.5],
+        information_per_class=[[0.9, np.nan, 0.8], [0.8, np.nan, 0.7], [0.05, np.nan, 0.04]],
         pairwise=[[3.3, 2.9, 0.1], [2.9, 3.2, 0.2], [0.1, 0.2, 0.5]],
         feature_entropy=[[2.0, np.nan, 3.0], [1.0, np.nan, 1.5], [3.5, np.nan, 3.9]],
         selective_rate=[[1.0, np.nan, 0.9], [0.8, np.nan, 0.7], [0.05, np.nan, 0.0]],
@@ -28,17 +29,20 @@ def unit_profile(**changes):
     return UnitProfile(**values | changes)
 
 
+def of_maps(per_class):
+    """The feature entropy of layers of which the first and the third have maps."""
+    nan = np.nan
+    whole = {"selective_rate": [0.9, nan, 0.5, nan], "noise": [3.1, nan, 2.9, nan]}
+    return MeasureResult(per_class, whole)
+
+
 def convolutions(**changes):
     """An `EntropyProfile` whose layers a and c have maps."""
     nan = np.nan
     values = dict(
         layers=("a", "dense", "c", "out"),
-        values={
-            "feature_entropy": [[3.0, nan, 2.0], [nan] * 3, [1.0, nan, 2.0], [nan] * 3],
-        },
-        layer_values={
-            "feature_entropy_selective_rate": [0.9, nan, 0.5, nan],
-            "feature_entropy_noise": [3.1, nan, 2.9, nan],
+        results={
+            "feature_entropy": of_maps([[3.0, nan, 2.0], [nan] * 3, [1.0, nan, 2.0], [nan] * 3])
         },
     )
     return make(**values | changes)
@@ -46,18 +50,18 @@ def convolutions(**changes):
 
 def test_unit_information():
     profiles = [
-        unit_profile(epoch=epoch, labels=np.array([0.9, 0.8, 0.05]) * (epoch + 2))
+        unit_profile(epoch=epoch, information_labels=np.array([0.9, 0.8, 0.05]) * (epoch + 2))
         for epoch in (-1, 0, 3)
     ]
     labels, input_, *_ = plots.unit_information(profiles).axes
     found = labels.images[0].get_array()
-    np.testing.assert_array_equal(found[:, 2], profiles[2].labels)
-    np.testing.assert_array_equal(input_.images[0].get_array()[:, 0], profiles[0].input)
+    np.testing.assert_array_equal(found[:, 2], profiles[2].information_labels)
+    np.testing.assert_array_equal(input_.images[0].get_array()[:, 0], profiles[0].information_input)
     assert [t.get_text() for t in labels.get_xticklabels()] == ["0", "1", "4"]
     assert labels.get_xlabel() == "epoch (0: untrained)"
     assert [t.get_text() for t in labels.get_yticklabels()] == ["0", "1", "2"]
     assert labels.get_title() == "I(unit; labels), bits"
-    assert labels.images[0].get_clim() == (0, profiles[2].labels.max())
+    assert labels.images[0].get_clim() == (0, profiles[2].information_labels.max())
 
 
 def test_figures_over_epochs_are_of_one_layer():
@@ -71,7 +75,9 @@ def test_figures_over_epochs_are_of_one_layer():
 def test_unit_classes():
     profile = unit_profile()
     axes = plots.unit_classes(profile, "Mine").axes[0]
-    np.testing.assert_array_equal(axes.images[0].get_array().filled(np.nan), profile.per_class)
+    np.testing.assert_array_equal(
+        axes.images[0].get_array().filled(np.nan), profile.information_per_class
+    )
     assert [t.get_text() for t in axes.get_xticklabels()] == ["x", "y", r"\$z\$"]  # no formula
     assert axes.get_title(loc="left") == "Mine"
 
@@ -79,9 +85,10 @@ def test_unit_classes():
 def test_many_units_and_classes_stay_legible():
     many = 300
     profile = unit_profile(
-        classes=tuple(map(str, range(many))), count=np.ones(many), labels=np.linspace(0, 1, many),
-        labels_shuffled=np.zeros(many), input=np.ones(many), pairwise=np.eye(many),
-        **dict.fromkeys(("per_class", "feature_entropy", "selective_rate"), np.ones((many, many))),
+        classes=tuple(map(str, range(many))), count=np.ones(many), pairwise=np.eye(many),
+        information_labels=np.linspace(0, 1, many), information_labels_shuffled=np.zeros(many),
+        information_input=np.ones(many), information_per_class=np.ones((many, many)),
+        feature_entropy=np.ones((many, many)), selective_rate=np.ones((many, many)),
     )  # fmt: skip
     for figure in (plots.unit_classes(profile), plots.unit_pairs(profile)):
         assert max(figure.get_size_inches()) <= 8
@@ -94,7 +101,8 @@ def test_many_units_and_classes_stay_legible():
 
 def test_unit_ranks():
     profiles = [
-        unit_profile(labels=labels) for labels in ([0.9, 0.8, 0.1], [0.2, 0.8, 0.2], [0.1, 0.5, 1])
+        unit_profile(information_labels=labels)
+        for labels in ([0.9, 0.8, 0.1], [0.2, 0.8, 0.2], [0.1, 0.5, 1])
     ]
     axes = plots.unit_ranks(profiles).axes[0]
     ranks = {line.get_label(): line.get_ydata().tolist() for line in axes.lines}
@@ -146,7 +154,9 @@ def test_unit_ranking(random):
 
 
 def test_feature_entropy_by_depth():
-    profile = convolutions(baseline=convolutions(values={"feature_entropy": np.full((4, 3), 3.5)}))
+    profile = convolutions(
+        baseline=convolutions(results={"feature_entropy": of_maps(np.full((4, 3), 3.5))})
+    )
     upper, lower = plots.feature_entropy_by_depth(profile).axes
     lines = {line.get_label(): line for line in upper.lines}
     assert list(lines) == ["trained", "untrained", "noise of the same size"]
@@ -163,7 +173,7 @@ def test_feature_entropy_by_depth():
         plots.feature_entropy_by_depth(make())
     with pytest.raises(ValueError, match="None of the layers a, dense, c, out"):
         plots.feature_entropy_by_depth(
-            convolutions(values={"feature_entropy": np.full((4, 3), np.nan)})
+            convolutions(results={"feature_entropy": of_maps(np.full((4, 3), np.nan))})
         )
 
 

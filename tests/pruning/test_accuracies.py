@@ -106,9 +106,19 @@ CASES = {
         dict(loss=BINARY, metrics=[keras.metrics.BinaryAccuracy(threshold=0.0)]),
         *(above(0.5), True),
     ),
+    "a threshold above all shares": (
+        *(1, "sigmoid", BITS),
+        dict(loss=BINARY, metrics=[keras.metrics.BinaryAccuracy(threshold=1.5)]),
+        *(above(0.5), True),
+    ),
     "a logit": (1, None, BITS, dict(loss=BINARY_LOGITS), above(0), False),
     "a logit, accuracy of probabilities": (
         *(1, None, BITS, dict(loss=BINARY_LOGITS, metrics=["accuracy"]), above(0), True),
+    ),
+    "a logit, accuracy of probabilities by function": (
+        *(1, None, BITS),
+        dict(loss=BINARY_LOGITS, metrics=[keras.metrics.binary_accuracy]),
+        *(above(0), True),
     ),
     "a logit, the right threshold": (
         *(1, None, BITS[:, None]),
@@ -144,6 +154,12 @@ CASES = {
 
 
 WORDS = {  # of those that are replaced: by what
+    "a logit, accuracy of probabilities by function": (
+        *("BinaryAccuracy(threshold=0.5)", "BinaryAccuracy(threshold=0)"),
+    ),
+    "a threshold above all shares": (
+        *("BinaryAccuracy(threshold=1.5)", "BinaryAccuracy(threshold=0.5)"),
+    ),
     "a threshold for logits": ("BinaryAccuracy(threshold=0)", "BinaryAccuracy(threshold=0.5)"),
     "a logit, accuracy of probabilities": (
         *("BinaryAccuracy(threshold=0.5)", "BinaryAccuracy(threshold=0)"),
@@ -260,6 +276,10 @@ QUESTIONS = {
         "Nothing tells which",
     ),
     "out of range": (3, "softmax", IDS + 1, dict(loss=SPARSE), r"labels are no class 0\.\.2"),
+    "out of range of own loss": (
+        *(3, None, IDS + 1, dict(loss=own_loss)),
+        r"no class 0\.\.2, of the output 'out' \(loss: own_loss\). If they are no classes, but",
+    ),
     "no targets": (3, "softmax", None, dict(loss=SPARSE), "hold no targets"),
 }
 

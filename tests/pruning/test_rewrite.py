@@ -386,3 +386,31 @@ def test_a_frozen_bias_stays_frozen():
     model.get_layer("a").bias.trainable = False
     copy, _ = without(model, None)
     assert [v.trainable for v in copy.get_layer("a").variables] == [True, False]
+
+
+def test_an_optimizer_that_cannot_be_copied_is_named():
+    class Sealed(keras.optimizers.SGD):
+        """Takes no more attributes."""
+
+        def __setattr__(self, name, value):
+            if "sealed" in vars(self):
+                raise RuntimeError("it is sealed")
+            super().__setattr__(name, value)
+
+    model = keras.Sequential(
+        [keras.Input((4,)), layers.Dense(5, name="a"), layers.Dense(5, name="b"), layers.Dense(2)]
+    )
+    model.compile(Sealed(), "mse")
+    model.optimizer.sealed = True
+    with pytest.raises(ValueError, match="optimizer of .*, Sealed, cannot be copied: it is sealed"):
+        without(model, removable_blocks(model)[0]["b"])
+
+
+def test_an_activation_that_takes_one_of_two_ways_is_no_part_of_a_layer():
+    inputs = keras.Input((4,))
+    b = layers.Dense(4, name="b")(layers.Dense(4, "relu", name="a")(inputs))
+    ways = [layers.Dense(3, name="c")(layers.ReLU(name="relu")(b)), layers.Dense(3, name="d")(b)]
+    model = keras.Model(inputs, layers.Add()(ways))
+    block = removable_blocks(model)[0]["b"]
+    assert block.members == ("b",)
+    assert set(block.consumers) == {"c", "d"}

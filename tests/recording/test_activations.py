@@ -12,6 +12,7 @@ from keras import layers, ops
 from precision import roundings
 
 from keras_layer_entropy import ActivationProbe, analyze_model
+from keras_layer_entropy.measures import ActivationEntropy
 from keras_layer_entropy.recording.layer_kinds import effect, family, kind
 from keras_layer_entropy.recording.recorder import Recorder
 
@@ -272,7 +273,7 @@ def test_a_head_is_read_through_its_logits_whatever_applies_its_function(form, f
     profile = analyze_model(model, (x, y), num_classes=3, verbose=0)
     want = reference.by_class(reference.activation_entropy, x @ kernel, y, 3)
     np.testing.assert_allclose(profile.entropy[0], want, rtol=0, atol=1e-5)
-    assert profile.outputs == (True,)
+    assert profile.is_output == (True,)
 
 
 class Temperature(layers.Dense):
@@ -302,10 +303,8 @@ def test_a_distribution_is_known_by_what_it_computes(head, dtype):
     # Logits of up to 6: no probability is so small that float16 has few digits of it.
     model.set_weights([1.5 * np.random.default_rng(2).normal(size=(5, 3)), np.zeros(3)])
     x, y = models.inputs_like(5), np.arange(50) % 3
-    measures = ("activation_entropy", "instability")
-    profile = analyze_model(
-        model, (x, y), num_classes=3, measures=measures, keep_patterns=True, verbose=0
-    )
+    measures = [ActivationEntropy(keep_patterns=True), "instability"]
+    profile = analyze_model(model, (x, y), num_classes=3, measures=measures, verbose=0)
 
     p = np.asarray(model.predict(x, verbose=0), np.float64)
     pattern = np.log(p) if distributed else p
@@ -317,7 +316,7 @@ def test_a_distribution_is_known_by_what_it_computes(head, dtype):
         # Half precision: p is computed twice, in two graphs. ln p of a sample is off by four
         # roundings of its logits, of which those of the 17 samples of a class even out.
         tolerance = 1e-5 if dtype == "float32" else roundings(10, dtype)
-        np.testing.assert_allclose(profile.values[name][0], want, rtol=0, atol=tolerance)
+        np.testing.assert_allclose(profile[name].per_class[0], want, rtol=0, atol=tolerance)
     sums = [profile.patterns["out"].sum(axis=-1)]
     np.testing.assert_allclose(sums, 1.0, rtol=1e-5)
     own = ActivationProbe(model, patterns=True).predict(x, verbose=0)["out"]
@@ -402,7 +401,7 @@ def test_a_softmax_over_groups_of_units_is_read_through_its_logits():
     want = models.linear(model.get_layer("out"), x)
     want = reference.by_class(reference.activation_entropy, want, y, 3)
     np.testing.assert_allclose(profile.entropy[0], want, rtol=0, atol=1e-5)
-    assert profile.outputs == (True,)
+    assert profile.is_output == (True,)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from keras import ops
 
+from keras_layer_entropy import analyze_model
 from keras_layer_entropy.recording.labels import Labels, find_labels
 
 
@@ -337,3 +338,15 @@ def test_texts_are_no_labels(texts):
     with pytest.raises(ValueError, match="labels are texts; expected integers"):
         find_labels(texts, zeros(2, 4))
     assert find_labels(texts, zeros(2, 4), 1) == Labels()
+
+
+@pytest.mark.parametrize(
+    ("row", "example"),
+    [([-0.5, 1.5, 0.0], "-0.5"), ([1.5, 0.0, 0.0], "1.5"), ([0.25, 0.25, 0.0], "0.5")],
+)
+def test_a_row_that_is_no_class_is_shown_by_what_is_wrong_with_it(row, example):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    y = np.eye(3)[np.arange(12) % 3]
+    y[7] = row
+    with pytest.raises(ValueError, match=rf"another size, for example {example}\)"):
+        analyze_model(model, (np.ones((12, 4)), y), verbose=0)

@@ -1,5 +1,7 @@
 """What is known of data before a pass, and their first batch."""
 
+import inspect
+
 import keras
 import numpy as np
 import pytest
@@ -7,6 +9,11 @@ import reference
 from keras import ops
 
 from keras_layer_entropy import EntropyAnalyzer, analyze_model, analyze_units
+from keras_layer_entropy.datasets import Dataset
+from keras_layer_entropy.pruning import score
+from keras_layer_entropy.pruning.accuracies import accuracy_metrics
+from keras_layer_entropy.pruning.criteria import Situation
+from keras_layer_entropy.pruning.evaluation import evaluate
 from keras_layer_entropy.recording.passes import Source
 
 X = np.arange(60, dtype="float32").reshape(20, 3)
@@ -129,6 +136,47 @@ def test_few_batches_are_not_compiled(samples, compiled):
     analyzer = EntropyAnalyzer(model)
     analyzer.analyze((np.ones((samples, 3)), np.arange(samples) % 3), batch_size=1, verbose=0)
     assert analyzer._pass.jit_compile == compiled
+
+
+class NotForXLA(keras.layers.Layer):
+    """Does what XLA does not know, or what nobody can do."""
+
+    def __init__(self, fails=False):
+        super().__init__()
+        self.fails = fails
+
+    def call(self, x):
+        import tensorflow as tf
+
+        def double(values):
+            if self.fails and len(values) == 3:  # the last batch
+                raise ValueError("these values cannot be doubled")
+            return 2 * values
+
+        return tf.ensure_shape(tf.numpy_function(double, [x], tf.float32), x.shape)
+
+
+@pytest.mark.tensorflow
+def test_what_xla_does_not_know_runs_without_it(random):
+    dense = keras.layers.Dense(3, name="out")
+    model = keras.Sequential([keras.Input((3,)), NotForXLA(), dense])
+    x, y = random.normal(size=(256, 3)).astype("float32"), np.arange(256) % 3
+    analyzer = EntropyAnalyzer(model)
+    for _ in range(2):  # and is not tried again
+        profile = analyzer.analyze((x, y), batch_size=8, verbose=0)
+        want = reference.by_class(reference.activation_entropy, model.predict(x, verbose=0), y, 3)
+        np.testing.assert_allclose(profile.entropy[0], want, atol=1e-5)
+    assert analyzer._pass._jit_failed
+
+
+@pytest.mark.tensorflow
+@pytest.mark.parametrize("batches", [4, 40])
+def test_other_errors_of_a_model_are_its_own(batches, random):
+    model = keras.Sequential([keras.Input((3,)), NotForXLA(fails=True), keras.layers.Dense(3)])
+    samples = 8 * batches + 3
+    x = random.normal(size=(samples, 3)).astype("float32")
+    with pytest.raises(Exception, match="these values cannot be doubled"):
+        EntropyAnalyzer(model).analyze((x, np.arange(samples) % 3), batch_size=8, verbose=0)
 
 
 def of_every_kind():
@@ -312,3 +360,19 @@ def test_units_move_nothing_before_their_pass():
     model.add(keras.layers.Dense(3))
     analyze_units(model, (x, Y), batch_size=5, verbose=0)
     assert float(model.layers[1].calls) == 4
+
+
+@pytest.mark.tensorflow  # no backend in it
+def test_batches_are_of_one_size_wherever_it_may_be_left_out():
+    for function in (
+        Source,
+        EntropyAnalyzer.analyze,
+        analyze_model,
+        analyze_units,
+        Dataset.batches,
+        evaluate,
+        score,
+        accuracy_metrics,
+        Situation,
+    ):
+        assert inspect.signature(function).parameters["batch_size"].default == 256, function

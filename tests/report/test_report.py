@@ -33,7 +33,7 @@ def test_table():
 
 def test_table_of_unknown_values():
     values = {"activation_entropy": np.full((4, 3), np.nan)}
-    lines = rendered(report.table(make(values=values)))
+    lines = rendered(report.table(make(results=values)))
     assert lines[-1] == "out 3 - - - - output".split()
 
 
@@ -55,7 +55,7 @@ def test_files(tmp_path):
 def summary(entropy, baseline=None, **options):
     """Of layers a, b, c, out with these means."""
     profiles = [
-        make(values={"activation_entropy": np.repeat(np.reshape(x, (4, 1)), 3, axis=1)})
+        make(results={"activation_entropy": np.repeat(np.reshape(x, (4, 1)), 3, axis=1)})
         for x in (entropy, baseline or entropy)
     ]
     twin = profiles[1] if baseline else None
@@ -94,8 +94,8 @@ def test_summary_takes_the_tolerance_and_shortens_lists():
     )
     names = [f"d{i}" for i in range(10)]
     profile = EntropyProfile(
-        layers=names, units=[4] * 10, outputs=[False] * 10, classes=("x",), count=[1],
-        normalizer=np.ones(10), values={"activation_entropy": np.full((10, 1), 0.5)},
+        layers=names, widths=[4] * 10, is_output=[False] * 10, classes=("x",), count=[1],
+        results={"activation_entropy": np.full((10, 1), 0.5)},
     )  # fmt: skip
     assert "d1, d2, d3, d4, d5, d6 and 3 more are candidates" in report.summary(profile)
 
@@ -117,5 +117,5 @@ def test_pruning_where_the_profiles_hold_other_measures(tmp_path):
     result = PruningResult(None, (), make(), make(), {}, PruningOptions())
     costs = (Cost(4, 0, 0, {1: 0.0}), Cost(4, 0, 0, {1: 0.0}))
     pruning = report.Pruning(result, costs, {"validation": (0.5, 0.5), "test": (0.5, 0.5)})
-    page = make(values=entropy).report(tmp_path / "r.html", pruning=pruning).read_text()
+    page = make(results=entropy).report(tmp_path / "r.html", pruning=pruning).read_text()
     assert "<td>-</td>" in page  # no ratio of nothing to nothing

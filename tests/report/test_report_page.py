@@ -5,9 +5,10 @@ import shutil
 
 import numpy as np
 import pytest
-from profiles import make
+from profiles import make, with_patterns
 
 from keras_layer_entropy import report
+from keras_layer_entropy.measures import ActivationEntropy
 from keras_layer_entropy.pruning import Cost, PruningOptions, PruningResult, PruningStep
 
 CHROMIUM, DRIVER = (
@@ -23,17 +24,17 @@ pytestmark = [
 EVIL = "<script>document.title='broken'</script><img src=x>$\\frac{"
 
 
-def with_patterns(seed=0, **changes):
+def with_random_patterns(seed=0, **changes):
     """A profile of layers a, b, c, out and classes x, y (without samples), z, with patterns."""
     profile = make(**changes)
     random = np.random.default_rng(seed)
     patterns = {
         layer: random.dirichlet(np.ones(n), len(profile.classes))
-        for layer, n in zip(profile.layers, profile.units, strict=True)
+        for layer, n in zip(profile.layers, profile.widths, strict=True)
     }
     for pattern in patterns.values():
         pattern[1] = np.nan
-    return make(**changes, patterns=patterns)
+    return with_patterns(patterns, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +79,7 @@ def column(find, number):
 
 def test_what_was_measured_and_the_verdict(show):
     settings = {"data": "digits, split test", "command": "python -m x --y=1", "model": "my_net"}
-    find = show(with_patterns(settings=settings))
+    find = show(with_random_patterns(settings=settings))
     assert find("h1")[0].text == "Layer entropy of my_net"
     assert "Entropy rises over c: 0.800 in a, 0.150 in out." in find("#verdict")[0].text
     facts = find("dl.facts")[0].text
@@ -91,7 +92,7 @@ def test_what_was_measured_and_the_verdict(show):
 
 
 def test_tables_sort(show):
-    find = show(with_patterns())
+    find = show(with_random_patterns())
     assert column(find, 1) == ["a", "b", "c", "out"]
     mean = find("th[scope=col]")[2]
     button = find("th button")[2]
@@ -109,7 +110,7 @@ def test_tables_sort(show):
 
 def test_numbers_tell_more_when_pointed_at(show):
     both = dict.fromkeys(("activation_entropy", "state_entropy"), np.full((4, 3), 0.9))
-    find = show(with_patterns(baseline=make(values=both)))
+    find = show(with_random_patterns(baseline=make(results=both)))
     cells = find("tbody tr:nth-child(2) td")
     texts = ["b", "4", "0.797", "0.695 (z)", "0.900 (x)", "+0.003", "flat", "0.900", "0.500"]
     assert [cell.text for cell in cells] == texts
@@ -125,7 +126,7 @@ def test_numbers_tell_more_when_pointed_at(show):
 
 
 def test_a_click_on_a_layer_shows_its_patterns(show, browser):
-    profile = with_patterns()
+    profile = with_random_patterns()
     find = show(profile)
 
     def lines():
@@ -157,7 +158,7 @@ def test_a_click_on_a_layer_shows_its_patterns(show, browser):
 def test_arrow_keys_tell_every_probability(show, browser):
     from selenium.webdriver import Keys
 
-    profile = with_patterns()
+    profile = with_random_patterns()
     find = show(profile)
     canvas = find("canvas")[0]
     canvas.send_keys(Keys.ARROW_DOWN)
@@ -175,7 +176,9 @@ def test_arrow_keys_tell_every_probability(show, browser):
 def test_names_are_text(show, browser):
     layers = ["a", "_b", f"c{EVIL}", "out\x00"]
     classes = ("x", EVIL, "z\x00")
-    profile = with_patterns(layers=layers, classes=classes, settings={"model": EVIL, "data": EVIL})
+    profile = with_random_patterns(
+        layers=layers, classes=classes, settings={"model": EVIL, "data": EVIL}
+    )
     find = show(profile, history=[make(layers=layers, epoch=i) for i in range(2)])
     assert browser.title == f"Layer entropy of {EVIL}"
     assert find("button.layer")[2].text == f"c{EVIL}"
@@ -190,7 +193,7 @@ def test_names_are_text(show, browser):
 
 
 def test_a_phone_shows_it_without_scrolling_sideways(show, browser):
-    find = show(with_patterns(layers=["x" * 60, "b", "c", "out"]))
+    find = show(with_random_patterns(layers=["x" * 60, "b", "c", "out"]))
     metrics = {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     try:
@@ -202,7 +205,7 @@ def test_a_phone_shows_it_without_scrolling_sideways(show, browser):
 
 
 def test_light_dark_and_paper(show, browser):
-    find = show(with_patterns())
+    find = show(with_random_patterns())
 
     def ground(**media):
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
@@ -219,7 +222,7 @@ def test_light_dark_and_paper(show, browser):
 
 
 def test_a_neuron_stands_above_its_column(show, browser):
-    find = show(with_patterns(classes=("x" * 30, "y", "z")))
+    find = show(with_random_patterns(classes=("x" * 30, "y", "z")))
     # The first corner of the path and the left edge of the strip, both in pixels of the page.
     start = float(find("path.pattern")[0].get_attribute("d")[1:].split()[0])
     left = find("svg.lines")[0].rect["x"] + start
@@ -227,10 +230,9 @@ def test_a_neuron_stands_above_its_column(show, browser):
 
 
 def test_a_layer_of_one_unit_has_two_states(show):
-    profile = make(
-        layers=("a",), units=(1,), outputs=(True,), classes=("all",), count=[5],
-        normalizer=[np.log(2)], values={"activation_entropy": [[0.5]]},
-        patterns={"a": [[0.25, 0.75]]},
+    profile = with_patterns(
+        {"a": [[0.25, 0.75]]}, layers=("a",), widths=(1,), is_output=(True,), classes=("all",),
+        count=[5], results={"activation_entropy": [[0.5]]},
     )  # fmt: skip
     find = show(profile)
     assert find(".patterns .name")[0].text == "a (1 neuron, as two states)"
@@ -241,11 +243,10 @@ def test_a_layer_of_one_unit_has_two_states(show):
 
 def test_many_classes_and_wide_layers(show):
     random = np.random.default_rng(0)
-    profile = make(
-        layers=("a",), units=(20_000,), outputs=(True,), classes=[f"c{i}" for i in range(60)],
-        count=np.ones(60), normalizer=[np.log(20_000)],
-        values={"activation_entropy": np.full((1, 60), 0.5)},
-        patterns={"a": random.dirichlet(np.ones(20_000), 60)},
+    profile = with_patterns(
+        {"a": random.dirichlet(np.ones(20_000), 60)}, layers=("a",), widths=(20_000,),
+        is_output=(True,), classes=[f"c{i}" for i in range(60)], count=np.ones(60),
+        results={"activation_entropy": np.full((1, 60), 0.5)},
     )  # fmt: skip
     find = show(profile)
     canvas = find("canvas")[0]
@@ -255,18 +256,20 @@ def test_many_classes_and_wide_layers(show):
 
 
 def test_other_readings_are_described(show):
-    settings = {"pattern": "per_sample", "normalization": "none"}
-    find = show(make(settings=settings, baseline=make()))
+    measure = ActivationEntropy("per_sample", "none")
+    find = show(make(measures={"activation_entropy": measure}, baseline=make()))
     text = find("main")[0].text
     assert "mean of the entropies of the samples of one class, in nats" in text
     assert "keep_patterns" not in text
-    words = "measures=('activation_entropy', 'state_entropy'), pattern='per_sample', "
-    assert f"{words}normalization='none', baseline=True" in find("pre")[-1].text
+    words = "[ActivationEntropy(pattern='per_sample', normalization='none'), 'state_entropy']"
+    command = find("pre")[-1].text
+    assert command.startswith("from keras_layer_entropy.measures import ActivationEntropy\n")
+    assert f"analyze_model(model, data, measures={words}, baseline=True)" in command
 
 
 def test_a_large_profile_leaves_classes_out_and_says_so(show, monkeypatch):
     monkeypatch.setattr(report.page, "_MOST_PATTERNS", 32)  # 15 for each class
-    find = show(with_patterns())
+    find = show(with_random_patterns())
     assert len(find(".strip li")) == 2
     assert "1 more classes are left out" in find(".patterns")[0].text
 
@@ -282,7 +285,8 @@ def test_without_patterns_and_twin_it_says_how_to_get_them(show):
 
 def step(**changes):
     values = dict(
-        layer="b", members=(), criterion="linearity", score=0.1, reason="it is linear", kept=True,
+        part="b", members=(), criterion="linearity", score=0.1, reason="it is linear",
+        accepted=True,
         accuracy_before=0.9, accuracy_removed=0.85, accuracy_retrained=0.91, residual=0.1,
         parameters=100, entropy={}, seconds=1.25,
     )  # fmt: skip
@@ -292,10 +296,9 @@ def step(**changes):
 def search(steps, **changes):
     after = make(
         layers=("a", "c", "out"),
-        units=(4, 4, 3),
-        outputs=(False, False, True),
-        normalizer=np.log([4, 4, 3]),
-        values={"activation_entropy": np.full((3, 3), 0.5)},
+        widths=(4, 4, 3),
+        is_output=(False, False, True),
+        results={"activation_entropy": np.full((3, 3), 0.5)},
     )
     result = PruningResult(None, steps, make(), after, {"out": "it is output"}, PruningOptions())
     costs = (Cost(4, 1000, 2000, {1: 1.0}), Cost(3, 750, 1500, {1: 0.5}))
@@ -304,7 +307,7 @@ def search(steps, **changes):
 
 
 def test_pruning(show):
-    steps = (step(), step(layer="c", kept=False, accuracy_retrained=0.5))
+    steps = (step(), step(part="c", accepted=False, accuracy_retrained=0.5))
     pruning = search(steps)
     assert pruning.points == [
         (0, 0.9, "original"),

@@ -126,7 +126,7 @@ def _agree(mine, other):
     return mine is None or other is None or mine == other
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class _Checkpoint:
     """The tree of objects that was saved, and its numbers."""
 

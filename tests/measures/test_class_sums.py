@@ -1,4 +1,4 @@
-"""One contract for every streaming statistic: parts add up, and the whole is the formula."""
+"""One contract for every measure by sums: parts add up, and the whole is the formula."""
 
 import numpy as np
 import pytest
@@ -6,24 +6,43 @@ import reference
 from backends import some_on_each
 from keras import ops
 
-from keras_layer_entropy.measures import topology
-from keras_layer_entropy.measures.catalogue import ENTROPIES
-from keras_layer_entropy.measures.statistics import MEASURES, FeatureEntropy
+from keras_layer_entropy.measures import (
+    ActivationEntropy,
+    FeatureEntropy,
+    Instability,
+    StateEntropy,
+    births,
+    feature_entropy,
+)
+from keras_layer_entropy.measures.measure import LayerInfo
 from keras_layer_entropy.recording.labels import LabelStatistic
 
 CLASSES = 3
 FORMULAS = {
-    "activation_entropy": reference.activation_entropy,
-    "instability": reference.instability,
-    "state_entropy": reference.state_entropy,
+    ActivationEntropy: reference.activation_entropy,
+    Instability: reference.instability,
+    StateEntropy: reference.state_entropy,
 }
+MEASURES = (*FORMULAS, FeatureEntropy)
+SHAPES = {FeatureEntropy: (7, 7)}  # of the positions, where a measure needs some
 
 
-SHAPES = {"feature_entropy": (7, 7)}  # of the positions, where a measure needs some
+class Stream:
+    """The state of a measure in one layer, and what the measure makes of it."""
 
+    def __init__(self, measure, units=6, **options):
+        self.measure, self.layer = measure(**options), LayerInfo("layer", units, {})
+        self.state = self.measure.new_state(self.layer, CLASSES)
 
-def make(measure, units=6):
-    return MEASURES[measure](units, CLASSES, name="s")
+    def add(self, a, *rest):
+        self.state.update_state(ops.convert_to_tensor(a), *rest)
+        return self
+
+    def result(self):
+        return self.measure.result([self.layer], [self.state], None)
+
+    def values(self):
+        return self.result().per_class[0]
 
 
 def batches(random, units=6, shape=()):
@@ -38,44 +57,40 @@ def one_hot(y):
 
 @pytest.mark.parametrize("shape", some_on_each([(), (4,), (2, 3)], [(), (2, 3)]), ids=str)
 @pytest.mark.parametrize("units", [1, 6])
-@pytest.mark.parametrize("measure", ENTROPIES)
+@pytest.mark.parametrize("measure", FORMULAS)
 def test_stream_is_the_formula(measure, units, shape, random):
     data = list(batches(random, units, shape))
-    statistic = make(measure, units)
+    stream = Stream(measure, units)
     for a, y in data:
-        statistic.update_state(ops.convert_to_tensor(a), one_hot(y))
+        stream.add(a, one_hot(y))
     a, y = (np.concatenate(parts) for parts in zip(*data, strict=True))
     want = reference.by_class(FORMULAS[measure], a, y, CLASSES)
     # float32 features of some hundred samples.
-    np.testing.assert_allclose(statistic.result(), want, rtol=0, atol=2e-6)
+    np.testing.assert_allclose(stream.values(), want, rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("measure", MEASURES)
 def test_parts_add_up(measure, random):
     data = list(batches(random, shape=SHAPES.get(measure, ())))
-    whole, parts = make(measure), [make(measure) for _ in data]
-    for part, (a, y) in zip(parts, data, strict=True):
-        part.update_state(ops.convert_to_tensor(a), one_hot(y))
-        whole.update_state(ops.convert_to_tensor(a), one_hot(y))
-    merged = make(measure)
-    merged.merge_state(parts)
-    np.testing.assert_allclose(merged.result(), whole.result(), rtol=0, atol=1e-9)
-
-    backwards = make(measure)
-    backwards.merge_state(parts[::-1])
-    np.testing.assert_allclose(backwards.result(), whole.result(), rtol=0, atol=1e-9)
-    whole.merge_state([make(measure)])  # nothing added to it
-    np.testing.assert_allclose(backwards.result(), whole.result(), rtol=0, atol=1e-9)
+    whole, parts = Stream(measure), [Stream(measure).add(a, one_hot(y)) for a, y in data]
+    for a, y in data:
+        whole.add(a, one_hot(y))
+    states = [part.state for part in parts]
+    for order in (states, states[::-1]):
+        merged = Stream(measure)
+        merged.state.merge_state(order)
+        np.testing.assert_allclose(merged.values(), whole.values(), rtol=0, atol=1e-9)
+    merged.state.merge_state([Stream(measure).state])  # nothing added to it
+    np.testing.assert_allclose(merged.values(), whole.values(), rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("measure", MEASURES)
 def test_reset_and_empty(measure, random):
-    statistic = make(measure)
-    assert np.isnan(statistic.result()).all()
+    stream = Stream(measure)
+    assert np.isnan(stream.values()).all()
     (a, y), *_ = batches(random, shape=SHAPES.get(measure, ()))
-    statistic.update_state(ops.convert_to_tensor(a), one_hot(y))
-    statistic.reset_state()
-    assert np.isnan(statistic.result()).all()
+    stream.add(a, one_hot(y)).state.reset_state()
+    assert np.isnan(stream.values()).all()
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -83,32 +98,35 @@ def test_reset_and_empty(measure, random):
 def test_bad_values_spoil_only_their_class(measure, bad, random):
     shape = (30, *SHAPES.get(measure, ()), 6)
     a, y = 2 * random.normal(size=shape).astype("float32"), np.arange(30) % CLASSES
-    clean = make(measure)
-    clean.update_state(ops.convert_to_tensor(a), one_hot(y))
+    clean = Stream(measure).add(a, one_hot(y))
     a[4, ..., 2] = bad  # a sample of class 1
-    spoilt = make(measure)
-    spoilt.update_state(ops.convert_to_tensor(a), one_hot(y))
-    assert spoilt.not_finite().tolist() == [False, True, False]
-    assert np.isnan(spoilt.result()).tolist() == [False, True, False]
+    spoilt = Stream(measure).add(a, one_hot(y))
+    assert spoilt.state.not_finite().tolist() == [False, True, False]
+    assert np.isnan(spoilt.values()).tolist() == [False, True, False]
     # The same float32 sums; with bad values about, each sample's mean is taken off first.
-    np.testing.assert_allclose(spoilt.result()[[0, 2]], clean.result()[[0, 2]], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(spoilt.values()[[0, 2]], clean.values()[[0, 2]], rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("measure", ENTROPIES)
+@pytest.mark.parametrize("measure", FORMULAS)
 def test_weights_and_masks(measure, random):
     a = (2 * random.normal(size=(30, 4, 6))).astype("float32")
     y, mask = np.arange(30) % CLASSES, random.integers(0, 2, (30, 4)).astype(bool)
-    masked = make(measure)
-    masked.update_state(ops.convert_to_tensor(a), one_hot(y), ops.convert_to_tensor(mask))
+    masked = Stream(measure).add(a, one_hot(y), ops.convert_to_tensor(mask))
     want = [FORMULAS[measure](a[y == c][mask[y == c]]) for c in range(CLASSES)]
-    np.testing.assert_allclose(masked.result(), want, rtol=0, atol=2e-6)
+    np.testing.assert_allclose(masked.values(), want, rtol=0, atol=2e-6)
 
-    doubled = make(measure)
     weight = 1 + (np.arange(30) < 10)
-    doubled.update_state(ops.convert_to_tensor(a), one_hot(y) * weight[:, None].astype("float32"))
+    doubled = Stream(measure).add(a, one_hot(y) * weight[:, None].astype("float32"))
     rows = np.repeat(np.arange(30), weight)
     want = reference.by_class(FORMULAS[measure], a[rows], y[rows], CLASSES)
-    np.testing.assert_allclose(doubled.result(), want, rtol=0, atol=2e-6)
+    np.testing.assert_allclose(doubled.values(), want, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_the_size_that_is_said_is_that_of_the_state(measure):
+    stream = Stream(measure)
+    numbers = sum(int(np.prod(v.shape)) for v in stream.state.variables)
+    assert stream.measure.state_size(stream.layer, CLASSES) == 4 * numbers
 
 
 @pytest.mark.parametrize("jit", [False, True])
@@ -182,17 +200,28 @@ def test_feature_entropy_counts_births(random):
     """Images by class, unit and birth, each as often as its weight says."""
     maps, y = random.normal(size=(60, 8, 8, 2)).astype("float32"), np.arange(60) % CLASSES
     weight = 1 + np.arange(60) % 2
-    statistic = FeatureEntropy(2, CLASSES, max_rank=20)
+    stream = Stream(FeatureEntropy, units=2, max_rank=20)
     membership = (one_hot(y) * weight[:, None]).astype("float32")
     for part in (slice(0, 35), slice(35, 60)):
-        statistic.update_state(ops.convert_to_tensor(maps[part]), membership[part])
-    found = np.asarray(topology.birth_index(np.moveaxis(maps, -1, 1), max_rank=20))
+        stream.add(maps[part], membership[part])
+    found = np.asarray(births.birth_index(np.moveaxis(maps, -1, 1), max_rank=20))
     counts = np.zeros((CLASSES, 2, 21))
-    for births, c, w in zip(found, y, weight, strict=True):
-        for unit, birth in enumerate(births):
+    for of_image, c, w in zip(found, y, weight, strict=True):
+        for unit, birth in enumerate(of_image):
             counts[c, unit, birth] += w
-    np.testing.assert_array_equal(statistic.total()[..., :-1], counts)
-    want = np.asarray(topology.feature_entropy(counts)).mean(axis=1)
-    np.testing.assert_allclose(statistic.result(), want, atol=1e-6)  # float32 logarithms
+    np.testing.assert_array_equal(stream.state.counts(), counts)
+    want = np.asarray(feature_entropy.feature_entropy(counts))
+    # float32 logarithms.
+    np.testing.assert_allclose(stream.values(), want.mean(axis=1), atol=1e-6)
+    result = stream.result()
+    np.testing.assert_allclose(result.details["layer"]["feature_entropy"], want.T, atol=1e-6)
     rates = (counts[..., 1:].sum(axis=-1) / counts.sum(axis=-1)).mean()
-    assert statistic.layer_values()["feature_entropy_selective_rate"] == pytest.approx(rates)
+    assert result.whole["selective_rate"][0] == pytest.approx(rates)
+
+
+def test_weights_below_nothing_are_no_samples():
+    statistic = LabelStatistic(3)
+    membership = np.array([[-1, 0, 0], [0, 0, 2.0]], "float32")
+    label = ops.convert_to_tensor(np.array([0, 2]))
+    statistic.update_state(ops.convert_to_tensor(membership), label, label > 2)
+    assert statistic.result()[0].tolist() == [0, 0, 1]

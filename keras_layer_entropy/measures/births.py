@@ -1,4 +1,4 @@
-"""Topological feature entropy: when the first loop appears in what a convolution unit sees.
+"""When the first loop appears in what a convolution unit sees.
 
 Source: Zhao & Zhang, *Quantitative Performance Assessment of CNN Units via Topological Entropy
 Calculation*, ICLR 2022, arXiv 2103.09716.
@@ -6,28 +6,22 @@ Calculation*, ICLR 2022, arXiv 2103.09716.
 One unit's map U of one image, `[m, m]`, is read as a graph: the m vertices are its rows and its
 columns, and the edge ij weighs max(U_ij, U_ji). Edges enter from the heaviest down, equal ones
 together, and the clique complex of what has entered is watched: each triangle is filled. The rank
-at which it first has a loop (first Betti number over Z2 above 0) is the birth; a unit whose births
-differ little from image to image has a low entropy.
-
-In this file `counts` holds, for each unit, how many images have which birth index:
-`[..., max_rank + 1]`, the images without a birth first.
+at which it first has a loop (first Betti number over Z2 above 0) is the birth.
 """
 
-import functools
 import math
 
 import numpy as np
 from keras import ops
 
 from keras_layer_entropy.backend import at_least_float32
-from keras_layer_entropy.measures.entropy import shannon_entropy
 
-PENALTIES = ("unselective", "printed")
+MAX_DENSITY, MAX_RANK = 0.8, 50  # the limits of Zhao & Zhang
 WORD = 32  # bits of an int32
 TIED_BYTES = 2**22  # of cocycles at a time: what a processor's cache holds
 
 
-def birth_index(maps, max_density=0.8, max_rank=50):
+def birth_index(maps, max_density=MAX_DENSITY, max_rank=MAX_RANK):
     """Birth index of the first loop in each map: its rank - 1, or 0 where there is none.
 
     Rank r is the r-th largest of a map's distinct edge weights. A birth is the first rank after
@@ -79,125 +73,6 @@ def birth_index(maps, max_density=0.8, max_rank=50):
     else:
         births = _births(ops.maximum(maps, ops.swapaxes(maps, 1, 2)), limit)
     return ops.reshape(ops.where(finite, births, -1), shape)
-
-
-def selective_rate(counts):
-    """Share of images in which the unit has a birth.
-
-    Args:
-        counts: nonnegative tensor `[..., max_rank + 1]`.
-
-    Returns:
-        Tensor `[...]`, in 0..1, NaN where there are no images.
-
-    Raises:
-        ValueError: a last axis without birth indices.
-
-    Source: Zhao & Zhang 2022.
-
-    Example:
-
-    >>> import numpy as np
-    >>> float(selective_rate(np.array([1, 0, 2, 1])))  # four images, three births
-    0.75
-    """
-    counts = _counts(counts)
-    return ops.sum(counts[..., 1:], axis=-1) / ops.sum(counts, axis=-1)
-
-
-def birth_entropy(counts):
-    """Entropy of the birth index among the images that have one: -sum_k P_k ln P_k.
-
-    Args, errors: as for `selective_rate`.
-
-    Returns:
-        Tensor `[...]`, nats, in 0..ln(max_rank), NaN where no image has a birth.
-
-    Source: Zhao & Zhang 2022.
-
-    Example:
-
-    >>> import numpy as np
-    >>> round(float(birth_entropy(np.array([7, 0, 2, 2]))), 4)  # ln 2
-    0.6931
-    """
-    births = _counts(counts)[..., 1:]
-    total = ops.sum(births, axis=-1, keepdims=True)
-    nats = 0.0 + shannon_entropy(births / total)  # no "-0.0" for a birth that never changes
-    return ops.where(total[..., 0] > 0, nats, math.nan)
-
-
-def feature_entropy(counts, min_rate=0.1, penalty="unselective"):
-    """Topological feature entropy: `birth_entropy` H, or a penalty where births are rare.
-
-    With eps the `selective_rate` and |Omega| the number of birth indices there can be, max_rank:
-
-        H                        if eps >= min_rate
-        (1 - eps) ln |Omega|     otherwise, penalty="unselective"
-        eps ln |Omega|           otherwise, penalty="printed"
-
-    A low entropy is to mean a good unit. The paper prints the last line, which gives its best
-    value, 0, to a unit that never has a loop and so tells nothing; the default gives it the worst,
-    ln |Omega|, the largest that H can be. |Omega| does not depend on m, so that units of different
-    layers have one scale.
-
-    Args:
-        counts: as in `selective_rate`.
-        min_rate: selective rate from which on H is trusted, above 0 and at most 1.
-        penalty: `"unselective"` or `"printed"`.
-
-    Returns:
-        Tensor `[...]`, nats, in 0..ln(max_rank), NaN where there are no images.
-
-    Raises:
-        ValueError: `min_rate` out of range, unknown `penalty`, or as `selective_rate`.
-
-    Source: Zhao & Zhang 2022.
-
-    Example:
-
-    >>> import numpy as np
-    >>> counts = np.array([[10, 45, 45], [95, 5, 0]])  # births in 90 and in 5 of 100 images
-    >>> [round(float(h), 4) for h in feature_entropy(counts)]  # ln 2, and 0.95 ln 2
-    [0.6931, 0.6585]
-    >>> [round(float(h), 4) for h in feature_entropy(counts, penalty="printed")]
-    [0.6931, 0.0347]
-    """
-    if not 0 < min_rate <= 1:
-        raise ValueError(
-            f"min_rate={min_rate}; expected a share, above 0 and at most 1. For the entropy "
-            "alone, call birth_entropy."
-        )
-    if penalty not in PENALTIES:
-        raise ValueError(f"Unknown penalty {penalty!r}; expected one of {PENALTIES}.")
-    rate = selective_rate(counts)
-    share = 1.0 - rate if penalty == "unselective" else rate
-    largest = math.log(_counts(counts).shape[-1] - 1)
-    return ops.where(rate >= min_rate, birth_entropy(counts), share * largest)
-
-
-@functools.cache
-def noise_entropy(m, max_density=0.8, max_rank=50, images=100):
-    """`feature_entropy` of a unit whose maps are noise: what a map of this size has by itself.
-
-    Args:
-        m: side of the maps.
-        max_density, max_rank: as in `birth_index`.
-        images: number of maps.
-
-    Returns:
-        Float, nats, always the same for the same arguments. (Other noise differs by about a tenth.)
-
-    Source: Zhao & Zhang 2022, who compare units with it.
-
-    Example:
-
-    >>> 2.0 < noise_entropy(14) < noise_entropy(28) < 2.9
-    True
-    """
-    maps = np.random.default_rng(0).normal(size=(images, m, m)).astype("float32")
-    births = ops.convert_to_numpy(birth_index(maps, max_density, max_rank))
-    return float(feature_entropy(np.bincount(births, minlength=max_rank + 1)))
 
 
 def _births(weights, limit):
@@ -378,13 +253,3 @@ def _square(maps):
             "of another form first, and move channels in front of them."
         )
     return maps
-
-
-def _counts(counts):
-    counts = at_least_float32(counts)
-    if len(counts.shape) == 0 or not counts.shape[-1] or counts.shape[-1] < 2:
-        raise ValueError(
-            f"counts has shape {tuple(counts.shape)}; expected [..., max_rank + 1], the images "
-            "without a birth first, then those with birth index 1, 2, ..."
-        )
-    return counts

@@ -1,0 +1,351 @@
+"""What a measure is: words, options, the state that streams past, and a result."""
+
+import dataclasses
+import inspect
+import math
+import numbers
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+# How many samples are kept for measures that compare them with one another.
+MOST_SAMPLES = 2000
+
+
+@dataclasses.dataclass(frozen=True)
+class Words:
+    """A number of a layer as a whole, in words: its title, unit, meaning and caveat."""
+
+    title: str
+    unit: str
+    meaning: str
+    caveat: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """A figure of a measure, in words.
+
+    Attributes:
+        kind: what is drawn, a name in `plots.PANELS`.
+        options: keyword arguments for it.
+    """
+
+    kind: str
+    options: Mapping = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerInfo:
+    """What measures may ask of a layer before anything is measured.
+
+    Attributes:
+        path: the layer's path in the model.
+        units: its number of units.
+        shapes: name of a tensor (`"output"`, `"pattern"`, `"pre_activation"`) -> its shape, the
+            samples first, the units last, None where a size is not known.
+    """
+
+    path: str
+    units: int
+    shapes: Mapping
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """What a pass kept of single samples, the same rows everywhere.
+
+    Attributes:
+        inputs: `[samples, features]`, what the model was given; no columns where no measure asks.
+        layers: list of `[samples, features]`, what each layer gave.
+        membership: `[samples, classes]`, weight of each sample in each class.
+    """
+
+    inputs: np.ndarray
+    layers: list
+    membership: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MeasureResult:
+    """What a measure found in the layers of a model.
+
+    Every array is float64 and read-only, NaN where nothing is known.
+
+    Attributes:
+        per_class: `[layers, classes]`.
+        whole: name -> `[layers]`, numbers of a layer as a whole: `whole["input"]` of LogDet is
+            what the layer tells of the input.
+        shuffled: the same of samples that are paired at random: what an estimate shows where
+            nothing is known.
+        unit: of `per_class`, in words.
+        normalizer: `[layers]`, what `per_class` in nats was divided by, or None.
+        details: path of a layer -> name -> array, what else is known of it.
+
+    Example:
+
+    >>> result = MeasureResult([[0.2, 0.4], [np.nan, 0.3]], unit="bits")
+    >>> result.mean.round(3).tolist()
+    [0.3, 0.3]
+    """
+
+    per_class: Any
+    whole: Mapping = dataclasses.field(default_factory=dict)
+    shuffled: Mapping = dataclasses.field(default_factory=dict)
+    unit: str = ""
+    normalizer: Any = None
+    details: Mapping = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        per_class = frozen("per_class", self.per_class)
+        layers = per_class.shape[:1]
+        if per_class.ndim != 2:
+            raise ValueError(f"per_class has shape {per_class.shape}; expected [layers, classes].")
+        object.__setattr__(self, "per_class", per_class)
+        for field in ("whole", "shuffled"):
+            values = {k: frozen(k, v, layers) for k, v in getattr(self, field).items()}
+            object.__setattr__(self, field, values)
+        if self.normalizer is not None:
+            object.__setattr__(self, "normalizer", frozen("normalizer", self.normalizer, layers))
+        details = {
+            path: {name: frozen(name, value) for name, value in found.items()}
+            for path, found in self.details.items()
+        }
+        object.__setattr__(self, "details", details)
+
+    @property
+    def mean(self):
+        """`[layers]`: the mean over the classes that are known."""
+        return mean_of_known(self.per_class)
+
+    def columns(self, name):
+        """Key -> `[layers]` of `whole` and `shuffled`, as CSV, logs and TensorBoard name them.
+
+        Args:
+            name: of the measure.
+
+        Example:
+
+        >>> list(MeasureResult([[0.1]], {"input": [2.0]}, {"input": [0.5]}).columns("logdet"))
+        ['logdet_input', 'logdet_input_shuffled']
+        """
+        found = {}
+        for key, values in self.whole.items():
+            found[f"{name}_{key}"] = values
+            if key in self.shuffled:
+                found[f"{name}_{key}_shuffled"] = self.shuffled[key]
+        return found
+
+    def of_layers(self, rows, paths, count=None):
+        """The result of some layers, or where `count` is given one of so many, NaN for the others.
+
+        Args:
+            rows: which rows are wanted; with `count`, in which rows these layers stand.
+            paths: of these layers.
+            count: number of layers in all.
+        """
+
+        def move(array):
+            if count is None:
+                return array[rows]
+            wide = np.full((count, *array.shape[1:]), np.nan)
+            wide[rows] = array
+            return wide
+
+        return dataclasses.replace(
+            self,
+            per_class=move(self.per_class),
+            whole={k: move(v) for k, v in self.whole.items()},
+            shuffled={k: move(v) for k, v in self.shuffled.items()},
+            normalizer=None if self.normalizer is None else move(self.normalizer),
+            details={path: self.details[path] for path in paths if path in self.details},
+        )
+
+
+class Measure:
+    """Base class of measures; a new one says what follows in a file of its own.
+
+    Class attributes:
+        key: what it is called as a string, `measures=["logdet"]`.
+        title, meaning, caveat: its name as a heading, how to read it, how far to trust it.
+        unit: the unit of `MeasureResult.per_class`.
+        largest: the largest value that it can have; None where there is none.
+        whole: name -> `Words` of each number of a layer as a whole.
+        reference: the one of `whole` that stands beside the curve of the means, if any.
+        panels: its figures, as `Panel`s.
+        layers: the kinds of layers that it is of, where nobody chose some.
+        needs: what has to be chosen, in words, where it `fits` none of the layers.
+        reads: which tensor its state is given, a key of `LayerInfo.shapes`.
+        samples: how many single samples a pass is to keep for it; 0 for none.
+        reads_inputs: whether of these the model's input is to be kept, too.
+        needs_classes: whether it says nothing of samples without labels.
+
+    Args:
+        name: what the measurement is called in a profile, in columns and keys; None for `key`.
+        **options: what was chosen for it, as given to the subclass.
+    """
+
+    key = ""
+    title = ""
+    meaning = ""
+    caveat = ""
+    unit = ""
+    largest = None
+    whole: Mapping = {}
+    reference = None
+    panels = (Panel("curve"), Panel("heatmap"))
+    layers = (keras.layers.Dense,)
+    needs = "other layers"
+    reads = "output"
+    samples = 0
+    reads_inputs = False
+    needs_classes = False
+
+    def __init__(self, name=None, **options):
+        if name is not None and (not isinstance(name, str) or not name):
+            raise ValueError(f"name={name!r} of {self.key}; expected a word, or None.")
+        self.name = name or self.key
+        self.options = options
+
+    def __repr__(self):
+        words = {**self.chosen, **({} if self.name == self.key else {"name": self.name})}
+        options = ", ".join(f"{option}={value!r}" for option, value in words.items())
+        return f"{type(self).__name__}({options})"
+
+    @property
+    def chosen(self):
+        """The options that are not as usual, name -> value."""
+        usual = inspect.signature(type(self)).parameters
+        options = [k for k in usual if k in self.options]
+        return {k: self.options[k] for k in options if self.options[k] != usual[k].default}
+
+    @property
+    def log_name(self):
+        """What it is called in the logs of `fit`, after the name of the layer."""
+        return self.name
+
+    def fits(self, layer):
+        """Whether there is such a number of a layer, a `LayerInfo`."""
+        return True
+
+    def new_state(self, layer, classes):
+        """A `keras.metrics.Metric` for what streams past in a layer, or None.
+
+        Its `update_state(values, membership, mask)` is given the tensor that the measure `reads`,
+        the weight of each sample in each class, and a mask or None; `not_finite()` says for which
+        classes, bool `[classes]`, there was NaN or infinity.
+        """
+        return
+
+    def state_size(self, layer, classes):
+        """Bytes that such a state takes."""
+        return 0
+
+    def row(self, tensors):
+        """What is kept of each sample, `[batch, ...]`, of a layer's tensors by name."""
+        return unmasked(tensors)
+
+    def row_width(self, layer):
+        """How many numbers that are, None where it is not known."""
+        shape = layer.shapes["output"][1:]
+        return None if None in shape else math.prod(shape)
+
+    def result(self, layers, states, samples):
+        """The `MeasureResult` of the layers that it fits.
+
+        Args:
+            layers: list of `LayerInfo`.
+            states: the state of each.
+            samples: `Samples`, or None where it asks for none.
+        """
+        raise NotImplementedError
+
+    def normalizer(self, widths):
+        """What values in nats are divided by, one number for each layer, or None.
+
+        Args:
+            widths: number of units of each layer.
+        """
+        return
+
+    def verdict(self, profile, tolerance):
+        """A sentence on what it says of a model, or None.
+
+        Args:
+            profile: `EntropyProfile` with this measure.
+            tolerance: below this gradient of the entropy a layer is flat.
+        """
+        return
+
+    @classmethod
+    def from_saved(cls, name, options, result, widths):
+        """The measure as a profile that was saved knows it.
+
+        Args:
+            name, options: as it was made.
+            result: `MeasureResult`.
+            widths: number of units of each layer.
+        """
+        return cls(name=name, **options)
+
+    def words(self, name):
+        """The `Words` of a number of a layer as a whole."""
+        return self.whole.get(name) or Words(name.replace("_", " "), "", "")
+
+    def check(self, **expected):
+        """Raises ValueError for an option that is not what was expected.
+
+        Args:
+            **expected: option -> (what it may be in words, whether it is that).
+        """
+        for option, (words, good) in expected.items():
+            if not good:
+                value = self.options[option]
+                raise ValueError(f"{option}={value!r} of {self.key}; expected {words}.")
+
+
+def unmasked(tensors):
+    """A layer's output, 0 where it is masked."""
+    output, mask = tensors["output"], tensors.get("mask")
+    if mask is None:
+        return output
+    missing = len(output.shape) - len(mask.shape)
+    mask = keras.ops.reshape(mask, (*keras.ops.shape(mask), *[1] * missing))
+    return keras.ops.where(mask, output, keras.ops.zeros_like(output))
+
+
+def mean_of_known(values):
+    """Mean over the last axis of `[rows, columns]`; NaN is left out, and stands where all are."""
+    known = np.isfinite(values)
+    total = np.where(known, values, 0.0).sum(axis=1)
+    return np.divide(
+        total, known.sum(axis=1), out=np.full(len(values), np.nan), where=known.any(axis=1)
+    )
+
+
+def frozen(name, value, shape=None, dtype=np.float64):
+    """A copy of an array that nobody can write to; ValueError where it has another shape."""
+    array = np.array(value, dtype)
+    if shape is not None and array.shape != shape:
+        raise ValueError(f"{name} has shape {array.shape}; expected {shape}.")
+    array.flags.writeable = False
+    return array
+
+
+def is_int(value, least=1):
+    """Whether an option is an int, of at least so much."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and value >= least
+
+
+def is_positive(value):
+    """Whether an option is a positive number."""
+    return isinstance(value, numbers.Real) and 0 < value < float("inf")
+
+
+def listed(names, most=6):
+    """Names as text: `a, b and c`; of many the first ones."""
+    rest = [f"{len(names) - most} more"] if len(names) > most else []
+    names = [*names[:most], *rest]
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

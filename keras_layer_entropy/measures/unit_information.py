@@ -1,0 +1,487 @@
+"""What single units tell: mutual information of each with the class, with the input, with others.
+
+Source: Fang, Wang & Yamaguchi, *Dissecting Deep Learning Networks - Visualizing Mutual
+Information*, Entropy 2018, 20(11), 823, doi 10.3390/e20110823.
+
+In this file everything is in bits, and `membership` is as in `mutual_information`.
+"""
+
+import math
+from typing import NamedTuple
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_layer_entropy.backend import at_least_float32
+from keras_layer_entropy.measures.class_sums import like_positions
+from keras_layer_entropy.measures.measure import (
+    MOST_SAMPLES,
+    Measure,
+    MeasureResult,
+    Panel,
+    Words,
+    is_int,
+    is_positive,
+    mean_of_known,
+    unmasked,
+)
+from keras_layer_entropy.measures.mutual_information import (
+    Information,
+    check_bins,
+    checked_samples,
+    gain_of_classes,
+    in_blocks,
+    information_of,
+    kernel_information,
+    of_the_others,
+)
+
+ESTIMATORS = ("quantile", "kernel")
+WIDEST = 1024  # units of a layer that are compared with one another
+_BLOCK = 2**24  # numbers of maps that are compared at a time: 64 MiB, a few times over
+
+
+class QuantileInformation(NamedTuple):
+    """What each unit tells by itself, in bits.
+
+    Attributes:
+        entropy: `[units]`, of the binned unit, H(T_k).
+        labels: `[units]`, about the class, I(T_k; Y).
+        per_class: `[units, classes]`, about one class against all others; NaN for a class without
+            samples.
+    """
+
+    entropy: object
+    labels: object
+    per_class: object
+
+
+class Redundancy(NamedTuple):
+    """Which units only repeat others.
+
+    Attributes:
+        redundant: bool `[units]`.
+        kept: int `[units]`, the unit that says the same; its own index for a unit that stays.
+    """
+
+    redundant: np.ndarray
+    kept: np.ndarray
+
+
+def quantile_information(values, membership, bins=10):
+    """Information of each unit by itself, from bins that hold about equally many samples.
+
+    The fast mode for convolution kernels: a value per sample and kernel, such as the mean of its
+    map. Equal values share a bin, so that a unit may have fewer bins than asked for (a constant one
+    has 1, an entropy of 0 and no information), and nothing changes when a unit passes through an
+    increasing function. With q_tc the weight of class c in bin t, over the whole,
+
+    I(T; Y) = sum_tc q_tc log2(q_tc / (q_t q_c)) + (m_T + m_Y - m_TY - 1) / (2 N ln 2)
+
+    where m are the numbers of bins, classes and pairs of the two that are not empty, and
+    N = (sum_i w_i)^2 / sum_i w_i^2, the number of samples where all weights w_i are equal. The
+    second term is the correction of Miller and Madow for few samples. H(T) gets
+    + (m_T - 1) / (2 N ln 2). So corrected, an entropy may exceed log2(bins), and an information may
+    come out below 0 by a few times sqrt((bins - 1)(classes - 1) / 2) / (N ln 2), the spread that is
+    left for labels that mean nothing.
+
+    Args:
+        values: `[samples, units]`.
+        membership: `[samples, classes]`.
+        bins: number of bins, a positive int.
+
+    Returns:
+        `QuantileInformation`; NaN for a unit that is NaN in a sample that counts, and if none
+        counts. (Infinite values are the largest or smallest ones.)
+
+    Raises:
+        ValueError: other shapes, no samples, `bins` no positive int.
+
+    Source: Fang et al. 2018 for kernels; Miller, *Note on the bias of information estimates*, 1955.
+
+    Example:
+
+    >>> import numpy as np
+    >>> labels = np.eye(2)[np.arange(1000) % 2]
+    >>> values = np.stack([labels[:, 0], np.ones(1000)], axis=1)  # the class; always the same
+    >>> [round(float(value), 3) for value in quantile_information(values, labels).labels]
+    [1.001, 0.0]
+    """
+    values, membership = checked_samples(_units(values, bins), membership)
+    weight = ops.sum(membership, axis=-1)
+    codes = _quantile_codes(values, weight, bins)
+    in_bin = (ops.cast(codes == k, values.dtype) for k in range(bins))
+    tables = ops.stack([ops.matmul(ops.transpose(on), membership) for on in in_bin], axis=1)
+    plain = information_of(tables, tables)  # [units, bins, classes]
+
+    rest = of_the_others(tables)
+    samples = ops.square(ops.sum(weight)) / ops.sum(ops.square(weight))
+    of_bins = _occupied(ops.sum(tables, axis=-1))  # [units]
+    inside, outside = (_occupied(ops.swapaxes(x, 1, 2)) for x in (tables, rest))  # [units, classes]
+    some, others = (ops.cast(x > 0, values.dtype) for x in (inside, outside))
+    entropy = plain.input + _miller_madow(of_bins, of_bins, of_bins, samples)
+    labels = plain.labels + _miller_madow(
+        of_bins, ops.sum(some, axis=-1), ops.sum(inside, axis=-1), samples
+    )
+    per_class = plain.per_class + _miller_madow(
+        of_bins[:, None], some + others, inside + outside, samples
+    )
+    unknown = _unknown(values, weight)
+    return QuantileInformation(
+        ops.where(unknown, np.nan, entropy),
+        ops.where(unknown, np.nan, labels),
+        ops.where(unknown[:, None], np.nan, per_class),
+    )
+
+
+def pairwise_information(values, bins=10):
+    """Information between each two units, from the same bins as `quantile_information`.
+
+    I(T_k; T_l), with the other unit's bins in place of the classes and the same correction; on the
+    diagonal the entropy H(T_k). Every sample counts.
+
+    Memory is that of `bins` copies of `values`, beside the result.
+
+    Args:
+        values: `[samples, units]`.
+        bins: number of bins, a positive int.
+
+    Returns:
+        Tensor `[units, units]`, symmetric; NaN in the rows and columns of units that hold NaN.
+
+    Raises:
+        ValueError: other shapes, no samples, `bins` no positive int.
+
+    Source: as `quantile_information`.
+
+    Example:
+
+    >>> import numpy as np
+    >>> unit = np.linspace(-1, 1, 1000)
+    >>> found = pairwise_information(np.stack([unit, -unit, unit**2], axis=1))
+    >>> [round(float(value), 2) for value in found[0]]  # the same up to a sign; without the sign
+    [3.33, 3.33, 2.32]
+    """
+    values = _units(values, bins)
+    weight = ops.ones_like(values[:, 0])
+    samples, units = ops.shape(values)
+    number = ops.sum(weight)
+    codes = _quantile_codes(values, weight, bins)
+    one_hot = ops.cast(codes[..., None] == ops.arange(bins), values.dtype)
+    one_hot = ops.reshape(one_hot, (samples, units * bins))
+    of_bins = _occupied(ops.sum(ops.reshape(one_hot, (samples, units, bins)), axis=0))
+
+    def rows(index):
+        columns = ops.reshape(index[:, None] * bins + ops.arange(bins), (-1,))
+        some = ops.take(one_hot, columns, axis=1)
+        tables = ops.reshape(ops.matmul(ops.transpose(some), one_hot), (-1, bins, units, bins))
+        tables = ops.transpose(tables, (0, 2, 1, 3))  # [rows, units, bins, bins]
+        total = ops.sum(tables, axis=-1, keepdims=True)
+        plain = ops.sum(gain_of_classes(tables, tables, total, number), axis=-1)
+        pairs = _occupied(ops.reshape(tables, (-1, units, bins * bins)))
+        of_rows = ops.take(of_bins, index)[:, None]
+        return plain + _miller_madow(of_rows, of_bins, pairs, number)
+
+    found = in_blocks(rows, values.shape[1], values.shape[1] * bins * bins)
+    unknown = _unknown(values, weight)
+    return ops.where(ops.logical_or(unknown[:, None], unknown), np.nan, found)
+
+
+def redundant_units(pairwise, information=None, threshold=0.6):
+    """Units of which another one says enough.
+
+    Units are visited from the most informative to the least, of equal ones the earlier first. A
+    unit k is redundant if a unit i that stays has I(T_i; T_k) / H(T_k) >= `threshold`: so much of
+    what k says is said by i. (It is the unit k's own entropy that divides: a unit that tells less
+    than another is covered by it, not the other way round.) Else it stays. So of a group that
+    says the same, the most informative stays.
+
+    A unit without entropy is not redundant but says nothing (`less_effective_units`); one that is
+    NaN stays and covers none.
+
+    Args:
+        pairwise: `[units, units]`, from `pairwise_information`.
+        information: `[units]`, what makes a unit worth keeping, such as the `labels` of
+            `quantile_information`; None for its entropy.
+        threshold: share of the entropy, over 0 and at most 1. With 10 bins, 0.6 is reached by
+            normal units with a correlation of 0.99, 0.3 by 0.9; 1 by copies only, up to an
+            increasing or decreasing function.
+
+    Returns:
+        `Redundancy`, NumPy arrays.
+
+    Raises:
+        ValueError: other shapes, `threshold` outside its range.
+
+    Source: Fang et al. 2018, who compare kernels by their mutual information.
+
+    Example:
+
+    >>> values = np.random.default_rng(0).normal(size=(1000, 3))
+    >>> values[:, 2] = values[:, 0] ** 3
+    >>> redundant_units(pairwise_information(values)).kept.tolist()
+    [0, 1, 0]
+    """
+    if not 0 < threshold <= 1:
+        raise ValueError(f"threshold={threshold}; expected a number over 0 and at most 1.")
+    pairwise = np.asarray(ops.convert_to_numpy(pairwise), np.float64)
+    if pairwise.ndim != 2 or pairwise.shape[0] != pairwise.shape[1]:
+        raise ValueError(f"pairwise has shape {pairwise.shape}; expected [units, units].")
+    entropy = np.diag(pairwise)
+    if information is None:
+        information = entropy
+    information = np.asarray(ops.convert_to_numpy(information), np.float64)
+    if information.shape != entropy.shape:
+        raise ValueError(
+            f"information has shape {information.shape} and pairwise {pairwise.shape}; expected "
+            "[units] and [units, units]."
+        )
+    # Rounding may tell copies apart, by less than this.
+    needed = np.where(entropy > 0, (threshold - 1e-5) * entropy, np.inf)
+    kept, stays = np.arange(len(entropy)), []
+    for unit in np.argsort(-information, kind="stable"):
+        covering = [other for other in stays if pairwise[other, unit] >= needed[unit]]
+        if covering:
+            kept[unit] = max(covering, key=lambda other: pairwise[other, unit])
+        else:
+            stays.append(unit)
+    return Redundancy(kept != np.arange(len(entropy)), kept)
+
+
+def less_effective_units(information, threshold=0.1, flatness=0.1):
+    """Units that say little of the class and, where the past is known, never said anything else.
+
+    With M the largest information of the layer (of the last epoch; 0 if that is negative), a unit
+    is flagged if its own is at most `threshold` M and, given several epochs, its largest and
+    smallest over the epochs are at most `flatness` M apart. If no unit says anything, M is 0 and
+    all that have always said nothing are flagged.
+
+    Args:
+        information: `[units]`, or `[epochs, units]` with the last epoch last: I(T_k; Y), such as
+            the `labels` of `quantile_information`.
+        threshold: share of M, in 0..1.
+        flatness: share of M, not negative.
+
+    Returns:
+        bool NumPy array `[units]`; False for a unit that is NaN in any epoch.
+
+    Raises:
+        ValueError: other shapes, no epochs or units, shares outside their ranges.
+
+    Source: Fang et al. 2018, who look for kernels whose information stays low.
+
+    Example:
+
+    >>> epochs = [[0.0, 0.02, 0.5], [0.6, 0.02, 0.05], [1.0, 0.03, 0.05]]
+    >>> less_effective_units(epochs[-1]).tolist()
+    [False, True, True]
+    >>> less_effective_units(epochs).tolist()  # the last one has seen better days
+    [False, True, False]
+    """
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold={threshold}; expected a number in 0..1.")
+    if not flatness >= 0:
+        raise ValueError(f"flatness={flatness}; expected a number that is not negative.")
+    epochs = np.asarray(ops.convert_to_numpy(information), np.float64)
+    if epochs.ndim not in (1, 2) or 0 in epochs.shape:
+        raise ValueError(
+            f"information has shape {epochs.shape}; expected [units] or [epochs, units]."
+        )
+    epochs = np.atleast_2d(epochs)
+    last = epochs[-1]
+    largest = np.max(last, initial=0.0, where=~np.isnan(last))
+    return (last <= threshold * largest) & (np.ptp(epochs, axis=0) <= flatness * largest)
+
+
+def _quantile_codes(values, weight, bins):
+    """Bin 0..bins - 1 of every value, int `[samples, units]`.
+
+    The lower edge of bin k is the first value, in order, below and at which more than the share
+    k / bins of the weight lies.
+    """
+    counts = (weight > 0)[:, None]
+    last = ops.where(counts, values, np.inf)
+    order = ops.argsort(last, axis=0)
+    ordered = ops.take_along_axis(last, order, axis=0)
+    up_to = ops.cumsum(ops.take(weight, order), axis=0)
+    codes = ops.zeros_like(order)
+    for k in range(1, bins):
+        # Multiplied, not divided: exact for whole weights.
+        below = ops.cast(up_to * bins <= k * ops.sum(weight), "int32")
+        first = ops.minimum(ops.sum(below, axis=0, keepdims=True), ops.shape(order)[0] - 1)
+        edge = ops.take_along_axis(ordered, first, axis=0)
+        codes = codes + ops.cast(values >= edge, codes.dtype)
+    return codes
+
+
+def _miller_madow(first, second, pairs, samples):
+    return (first + second - pairs - 1.0) / (2.0 * math.log(2.0) * samples)
+
+
+def _occupied(tables):
+    """How many cells of the last axis are not empty."""
+    return ops.sum(ops.cast(tables > 0, tables.dtype), axis=-1)
+
+
+def _unknown(values, weight):
+    return ops.any(ops.logical_and(ops.isnan(values), (weight > 0)[:, None]), axis=0)
+
+
+def _units(values, bins):
+    check_bins(bins)
+    values = at_least_float32(values)
+    if len(values.shape) != 2 or 0 in values.shape:
+        raise ValueError(
+            f"values have shape {tuple(values.shape)}; expected [samples, units], none of them 0: "
+            "reduce each kernel's map to a number, such as its mean."
+        )
+    return values
+
+
+class UnitInformation(Measure):
+    """What every unit (neuron, kernel, channel) of a layer tells by itself.
+
+    A unit of a convolution or of a sequence gives a map of values for a sample, one of a Dense
+    layer a single value. The estimator `"quantile"`, the fast one, looks at the mean of a unit's
+    map, in bins that hold about equally many samples (`quantile_information`); `"kernel"` at whole
+    maps, with a Gaussian kernel around every sample (`kernel_information`). `"kernel"` depends on
+    the scale of activations, and says that everything is known, whatever the labels, where no two
+    maps lie near one another: look at what is shuffled.
+
+    `per_class`, `whole` (`labels`, `input`) and `shuffled` (`labels`) are means over units;
+    `profile.units` has every one of them.
+
+    Args:
+        estimator: `"quantile"` or `"kernel"`.
+        samples: how many samples are kept. `"kernel"` keeps whole maps of each.
+        variance: of the noise of `"kernel"`, as for `kernel_information`; it counts against the
+            squared distance of whole maps.
+        pairwise: whether units are compared with one another, for `UnitProfile.redundant`: units x
+            units numbers for each layer, and for each epoch of a monitor. None for layers of at
+            most 1,024 units.
+        name: as for every `Measure`.
+
+    Raises:
+        ValueError: no such estimator, `samples` no int of at least 2, `variance` not positive.
+
+    Source: Fang et al. 2018.
+
+    Example:
+
+    >>> UnitInformation(estimator="kernel", samples=50)
+    UnitInformation(estimator='kernel', samples=50)
+    """
+
+    key = "unit_information"
+    title = "Information of single units"
+    unit = "bits"
+    meaning = (
+        "What a unit tells of whether a sample is of the class, by itself, averaged over the units "
+        "of the layer: the mutual information of its output, in bins that hold about equally many "
+        "samples, and that yes or no."
+    )
+    caveat = (
+        "A mean over units: some may tell much where it is low. Units that tell the same each "
+        "count. Only what lies above the value for shuffled labels is information."
+    )
+    whole = {
+        "labels": Words(
+            "I(unit; labels)",
+            "bits",
+            "What a unit tells of the class, averaged over units. Shuffled is the same with the "
+            "labels of other samples.",
+        ),
+        "input": Words(
+            "I(input; unit)",
+            "bits",
+            "What a unit tells of which sample it was, averaged over units; of binned units their "
+            "entropy.",
+        ),
+    }
+    panels = (*Measure.panels, Panel("whole"))
+    layers = (
+        keras.layers.Dense, keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D,
+    )  # fmt: skip
+    needs_classes = True
+
+    def __init__(
+        self,
+        estimator="quantile",
+        samples=MOST_SAMPLES,
+        variance=0.1,
+        pairwise=None,
+        *,
+        name=None,
+    ):
+        super().__init__(
+            name, estimator=estimator, samples=samples, variance=variance, pairwise=pairwise
+        )
+        self.check(
+            estimator=(f"one of {ESTIMATORS}", estimator in ESTIMATORS),
+            samples=("an int of at least 2", is_int(samples, 2)),
+            variance=("a positive number", is_positive(variance)),
+            pairwise=("True, False or None", pairwise in (True, False, None)),
+        )
+        self.samples = samples
+
+    def row(self, tensors):
+        if self.options["estimator"] == "kernel":
+            return unmasked(tensors)
+        values, mask = ops.cast(tensors["output"], "float32"), tensors.get("mask")
+        places = tuple(range(1, len(values.shape) - 1))
+        if mask is None or not places:
+            return ops.mean(values, axis=places) if places else values
+        weight = like_positions(mask, values)
+        total = ops.sum(ops.where(weight > 0, values, 0.0), axis=places)
+        return total / ops.maximum(ops.sum(weight, axis=places), 1.0)
+
+    def row_width(self, layer):
+        if self.options["estimator"] == "kernel":
+            return super().row_width(layer)
+        return layer.units
+
+    def result(self, layers, states, samples):
+        membership, details = samples.membership, {}
+        # Kept samples come in random order: the label of a neighbour is that of any sample.
+        others = np.roll(membership, 1, axis=0)
+        for layer, rows in zip(layers, samples.layers, strict=True):
+            maps = rows.reshape(len(rows), -1, layer.units)
+            means = maps.mean(axis=1)
+            found, chance = (
+                self._estimate(maps, means, weights) for weights in (membership, others)
+            )
+            of_units = {
+                "labels": found.labels,
+                "labels_shuffled": chance.labels,
+                "input": found[0],  # of either estimator
+                "per_class": found.per_class,
+            }
+            pairwise = self.options["pairwise"]
+            if layer.units <= WIDEST if pairwise is None else pairwise:
+                of_units["pairwise"] = pairwise_information(means)
+            details[layer.path] = {k: ops.convert_to_numpy(v) for k, v in of_units.items()}
+        found = list(details.values())
+
+        def mean(name):
+            return [float(mean_of_known(of_units[name][None])[0]) for of_units in found]
+
+        return MeasureResult(
+            [mean_of_known(of_units["per_class"].T) for of_units in found],
+            {"labels": mean("labels"), "input": mean("input")},
+            {"labels": mean("labels_shuffled")},
+            self.unit,
+            details=details,
+        )
+
+    def _estimate(self, maps, means, membership):
+        if self.options["estimator"] == "quantile":
+            return quantile_information(means, membership)
+        maps = np.moveaxis(maps, -1, 0)
+        parts = np.array_split(maps, min(len(maps), -(-maps.size // _BLOCK)))
+        variance = self.options["variance"]
+        found = [
+            map(ops.convert_to_numpy, kernel_information(part, membership, variance))
+            for part in parts
+        ]
+        return Information(*map(np.concatenate, zip(*found, strict=True)))
