@@ -50,7 +50,7 @@ from keras_layer_entropy.pruning.checkpoint import (
     data_fingerprint,
     fingerprint,
 )
-from keras_layer_entropy.recording.layers import choose_layers
+from keras_layer_entropy.recording.layers import choose
 from keras_layer_entropy.recording.passes import Source
 
 _SHOWN = (ActivationEntropy(keep_patterns=True), "instability", "state_entropy")
@@ -348,12 +348,13 @@ def _write_report(search, model, validation):
 
 def _ranked_units(model, data):
     """The units of the model's convolutions; none, with a warning, where they have no maps."""
-    try:
-        layers = list(choose_layers(model, keras.layers.Conv2D))
-    except ValueError:  # there are none
+    chosen, out_of_reach = choose(model, keras.layers.Conv2D)
+    if not (chosen or out_of_reach):
         return ()
     try:
-        profiles = analyze_units(model, data, layers=layers, batch_size=FLAGS.batch_size, verbose=0)
+        profiles = analyze_units(
+            model, data, layers=keras.layers.Conv2D, batch_size=FLAGS.batch_size, verbose=0
+        )
     except ValueError as error:  # the search itself is done and written: the page is to be, too
         warnings.warn(f"Units of convolutions are left out of the report: {error}", stacklevel=2)
         return ()

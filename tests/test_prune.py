@@ -478,3 +478,21 @@ def test_help_says_which_criterion_to_use():
     ):
         assert word in out
     assert all(len(line) < 101 for line in itertools.islice(out.splitlines(), 20))
+
+
+def test_convolutions_out_of_reach_are_told_and_none_are_not(recwarn):
+    """The report does without units that cannot be looked at, but says so."""
+    from keras_layer_entropy import prune
+
+    if not prune.FLAGS.is_parsed():
+        prune.FLAGS(["prune"])
+    head = [keras.layers.Flatten(), keras.layers.Dense(3)]
+    conv = keras.layers.TimeDistributed(keras.layers.Conv2D(2, 3))
+    hidden = keras.Sequential([keras.Input((2, 8, 8, 1)), conv, *head])
+    data = np.ones((6, 2, 8, 8, 1)), np.arange(6) % 3
+    with pytest.warns(UserWarning, match="left out of the report: .*inside TimeDistributed"):
+        assert prune._ranked_units(hidden, data) == ()
+    dense = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    recwarn.clear()
+    assert prune._ranked_units(dense, (np.ones((6, 4)), np.arange(6) % 3)) == ()
+    assert not recwarn.list

@@ -107,11 +107,12 @@ class Measurement:
         ]
         self._is_output = [activation.is_output for activation in activations]
         rows = [request.rows_of(x, activations, self._infos) for x in request.measures]
-        kept = _Kept.of(request.measures, rows, self._infos, inputs, self._labels.num_classes)
-        self._check_memory(rows, kept)
+        self._kept = _Kept.of(request.measures, rows, self._infos, inputs, self._labels.num_classes)
+        self._check_memory(rows)
+        if self._kept:
+            self._kept.begin()
         self._counts = LabelStatistic(self._labels.num_classes, rows=self._labels.kind == "one_hot")
         self._left_out = keras.metrics.Sum(name="left_out")
-        self._kept = kept and kept.built()
         self._measuring = [
             _Measuring(
                 measure, own, [self._new_state(measure, activations[row], row) for row in own]
@@ -249,9 +250,9 @@ class Measurement:
                 "classes, above 1."
             )
 
-    def _check_memory(self, rows, kept):
+    def _check_memory(self, rows):
         classes = self._labels.num_classes
-        size = kept.size if kept else 0
+        size = self._kept.size if self._kept else 0
         for measure, own in zip(self._request.measures, rows, strict=True):
             size += sum(measure.state_size(self._infos[row], classes) for row in own)
         if size > MOST_STATE:
@@ -313,10 +314,13 @@ class _Kept:
         columns: (measure, row) of what is kept of each layer, for measures that keep the same the
             first of them.
         places: measure -> where in `columns` its layers are.
-        widths: how many numbers that is for each of the columns.
-        inputs: tensors that the model is given in a first batch.
+        infos: `LayerInfo` of each row.
+        inputs: what the model is given in a first batch.
         classes: number of classes.
-        most: how many samples.
+        reading: names of the measures that look at the inputs.
+
+    Raises:
+        ValueError: samples of no fixed size, or inputs without numbers that a measure looks at.
     """
 
     @classmethod
@@ -361,10 +365,9 @@ class _Kept:
         """Bytes of what is kept."""
         return KeptSamples.size(self._widths, self._most)
 
-    def built(self):
-        """Itself, once its state is made."""
+    def begin(self):
+        """Makes the state, once its size is known to be no more than there is."""
         self.metric = KeptSamples(self._widths, self._most)
-        return self
 
     def update(self, features, inputs, membership):
         """Adds a batch: `Activation.features()` of each layer, and weights `[batch, classes]`."""

@@ -523,10 +523,8 @@ class ActivationEntropy(_Normalized):
         return ops.expand_dims(softmax_entropy(centred), axis=-1)
 
     def result(self, layers, states, samples):
-        normalizer, found = (
-            self.normalizer([x.units for x in layers]),
-            [state.means() for state in states],
-        )
+        normalizer = self.normalizer([layer.units for layer in layers])
+        found = [state.means() for state in states]
         rows = [self._nats(mean) / n for (_, mean), n in zip(found, normalizer, strict=True)]
         details = {
             layer.path: {"pattern": _where_known(known, self._pattern(mean))}

@@ -96,7 +96,7 @@ def legend(axes, ax, place="lower center", **options):
     if ax is None:
         axes.figure.legend(loc=f"outside {place}", frameon=False, **options)
     else:
-        axes.legend(frameon=False, fontsize="small", **{**options, "ncols": 1})
+        axes.legend(frameon=False, **{**options, "ncols": 1, "fontsize": "small"})
 
 
 def epochs_of(profiles):

@@ -14,12 +14,14 @@ from keras_layer_entropy.plots.style import (
     ORDER,
     VERMILION,
     bare,
+    canvas,
     check_one_model,
     epochs_of,
     from_zero,
     layer_labels,
     layer_ticks,
     layers_width,
+    legend,
     plain,
     shortened,
     slanted,
@@ -81,12 +83,13 @@ def unit_information(profiles, title=None):
     return figure
 
 
-def unit_classes(profile, title=None):
+def unit_classes(profile, title=None, *, ax=None):
     """What every unit tells about each class: heat map, units x classes, I(T_k; 1[Y = c]), bits.
 
     Args:
         profile: `UnitProfile`.
         title: title of the figure.
+        ax: as for `entropy_curve`.
 
     Returns:
         `matplotlib.figure.Figure`.
@@ -104,8 +107,7 @@ def unit_classes(profile, title=None):
     >>> unit_classes(profile).axes[0].images[0].get_array().shape
     (2, 2)
     """
-    figure = Figure(figsize=(7.0, _height(profile.units)), layout="constrained")
-    axes, found = figure.add_subplot(), profile.information_per_class
+    axes, found = canvas(ax, (7.0, _height(profile.units))), profile.information_per_class
     image = axes.imshow(
         found, aspect="auto", cmap="cividis", vmin=0, interpolation="nearest",
         vmax=max(np.nanmax(found, initial=0.0), 1e-3),
@@ -119,17 +121,18 @@ def unit_classes(profile, title=None):
     _unit_ticks(axes.set_yticks, profile.units)
     axes.set_xlabel("class")
     axes.set_ylabel("unit")
-    figure.colorbar(image, ax=axes, label="I(unit; is it the class?), bits")
+    axes.figure.colorbar(image, ax=axes, label="I(unit; is it the class?), bits")
     axes.set_title(title or _title("What every unit tells of each class", profile), loc="left")
-    return figure
+    return axes.figure
 
 
-def unit_ranks(profiles, title=None):
+def unit_ranks(profiles, title=None, *, ax=None):
     """The rank of every unit of a layer over the epochs, by I(T_k; Y): rank 1 tells most.
 
     Args:
         profiles: `UnitProfile`s of one layer, one per epoch.
         title: title of the figure.
+        ax: as for `entropy_curve`.
 
     Returns:
         `matplotlib.figure.Figure`: a line per unit, from dark (rank 1 in the last epoch) to light.
@@ -154,8 +157,7 @@ def unit_ranks(profiles, title=None):
     units = profiles[0].units
     ranks = np.stack([_ranks(profile.information_labels) for profile in profiles])
     epochs = epochs_of(profiles)
-    figure = Figure(figsize=(7.0, _height(units)), layout="constrained")
-    axes = figure.add_subplot()
+    axes = canvas(ax, (7.0, _height(units)))
     step = -(-units // _MOST_TICKS)
     for unit in range(units):
         last = ranks[-1, unit]
@@ -173,10 +175,10 @@ def unit_ranks(profiles, title=None):
     bare(axes)
     words = title or _title("Which units tell most (unit numbers at the right)", profiles[0])
     axes.set_title(words, loc="left")
-    return figure
+    return axes.figure
 
 
-def unit_pairs(profile, less_effective=None, title=None):
+def unit_pairs(profile, less_effective=None, title=None, *, ax=None):
     """What units share, I(T_k; T_l), with those marked that repeat others or tell little.
 
     Args:
@@ -184,6 +186,7 @@ def unit_pairs(profile, less_effective=None, title=None):
         less_effective: bool `[units]`; None for `profile.less_effective()`, which knows of no
             earlier epochs.
         title: title of the figure.
+        ax: as for `entropy_curve`.
 
     Returns:
         `matplotlib.figure.Figure`: a matrix, units x units, bits. A square in the row of a
@@ -219,8 +222,7 @@ def unit_pairs(profile, less_effective=None, title=None):
     rows = np.flatnonzero(found.redundant)
     little = np.flatnonzero(less_effective)
     side = min(max(4.4, 2.6 + 0.16 * units), 7.0)
-    figure = Figure(figsize=(7.0, side), layout="constrained")
-    axes = figure.add_subplot()
+    axes = canvas(ax, (7.0, side))
     shared = profile.pairwise.copy()
     np.fill_diagonal(shared, np.nan)  # what a unit shares with itself would drown the rest
     image = axes.imshow(
@@ -245,15 +247,15 @@ def unit_pairs(profile, less_effective=None, title=None):
     _unit_ticks(axes.set_yticks, units)
     axes.set_xlabel("unit")
     axes.set_ylabel("unit")
-    figure.colorbar(image, ax=axes, label="I(unit; unit), bits")
+    axes.figure.colorbar(image, ax=axes, label="I(unit; unit), bits")
     axes.set_title(title or _title("What units share", profile), loc="left")
     handles = [
         Line2D([], [], linestyle="none", color=VERMILION, markeredgewidth=1.8, markersize=8,
                label=label, **style)
         for label, (_, _, style) in marks.items()
     ]  # fmt: skip
-    figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
-    return figure
+    legend(axes, ax, handles=handles, ncols=2, fontsize=9)
+    return axes.figure
 
 
 def unit_ranking(profile, images, maps, title=None):

@@ -75,10 +75,11 @@ def entropy_gradient(situation):
     """The paper's: where entropy falls by less than the tolerance, flattest or rising first."""
     profile, found = situation.profile, []
     gradients = dict(zip(profile.layers, profile.gradient, strict=True))
+    trend = dict(zip(profile.layers, profile.trend(situation.tolerance), strict=True))
     for path in situation.blocks:
         gradient = float(gradients[path])
         if gradient < situation.tolerance:  # the first layer has none, NaN
-            how = "rises" if gradient < 0 else "is flat"
+            how = "rises" if trend[path] == "rises" else "is flat"
             words = f"entropy {how} (gradient {gradient:+.3f}, tolerance {situation.tolerance:g})"
             found.append(Candidate(path, gradient, words))
     return found

@@ -372,7 +372,8 @@ class _Search:
         kept = choose_layers(self._original, keep) if keep else {}
         blocks, reasons = removable_blocks(self.model, refit=options.refit)
         if self._tried is not self.model:
-            self._tried, self._misfits = self.model, _misfits(self.model, blocks)
+            inputs = Source(*self._evaluated).first()[0]
+            self._tried, self._misfits = self.model, _misfits(self.model, blocks, inputs)
         reasons.update(self._misfits)
         for path in blocks:
             if path in kept:
@@ -515,14 +516,15 @@ def _training(data, options, seed):
     return {"x": Shuffled(arrays, train["batch_size"], seed)}
 
 
-def _misfits(model, blocks):
-    """Path of each block without which Keras cannot make the model -> why."""
-    found = {}
+def _misfits(model, blocks, inputs):
+    """Path of each block without which Keras cannot make the model, or run it -> why."""
+    found, sample = {}, tree.map_structure(lambda part: part[:1], inputs)
     for path, block in blocks.items():
         if block.input_shape != block.output_shape:
             try:
-                without(model, block)
-            except ValueError as error:
+                smaller, _ = without(model, block)
+                smaller(sample)  # layers that are built no longer look at shapes
+            except Exception as error:  # noqa: BLE001 - layers and backends may raise anything
                 found[path] = f"{error}".partition("\n")[0]
     return found
 

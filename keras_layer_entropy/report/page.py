@@ -56,8 +56,8 @@ def write_report(
     '<!doctype html>'
     """
     check_new_file(path, overwrite)
-    history, entropy = list(history), profile.measures.get("activation_entropy")
-    words = summary(profile, tolerance) if len(profile.entropy) else ""
+    profile["activation_entropy"]  # or an error, before anything is drawn
+    history = list(history)
     if any(epoch.layers != profile.layers for epoch in history):
         raise ValueError(
             "history holds profiles of other layers than the profile: expected those of one model, "
@@ -69,13 +69,13 @@ def write_report(
     values = {
         "model": profile.settings.get("model", "a Keras model"),
         "facts": _facts(profile),
-        "verdict": words,
+        "verdict": summary(profile, tolerance),
         "networks": networks,
         "patterns": {n["key"]: n["patterns"] for n in networks},
         "epochs": plots.svg(plots.entropy_over_epochs, history) if history else None,
         "pruning": pruning and _pruning(pruning),
         "descriptions": _descriptions(profile, pruning),
-        "has_class_patterns": entropy.options["pattern"] != "per_sample",
+        "has_class_patterns": _has_class_patterns(profile),
         "command": profile.settings.get("command") or (None if pruning else _command(profile)),
     }
     with replacing(path) as temporary:
@@ -250,6 +250,11 @@ def _number(value, words, after="", sign=""):
 
 def _cell(sort, text, title):
     return {"sort": sort, "text": text, "title": title}
+
+
+def _has_class_patterns(profile):
+    """Whether the entropy is that of a pattern of each class."""
+    return profile.measures["activation_entropy"].options["pattern"] != "per_sample"
 
 
 def _patterns(profile):

@@ -604,3 +604,10 @@ def test_numbers_of_bins_that_may_be_left_out():
         (units.pairwise_information, 10),
     ):
         assert inspect.signature(function).parameters["bins"].default == bins
+
+
+@pytest.mark.tensorflow  # no backend in it
+@pytest.mark.parametrize("variance", [0.0, -1.0, float("inf"), math.nan])
+def test_noise_has_a_positive_variance(variance):
+    with pytest.raises(ValueError, match="expected a positive number"):
+        mutual.kernel_information(np.eye(3), np.eye(3), variance)

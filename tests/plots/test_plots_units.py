@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 from profiles import make
 
 from keras_layer_entropy import UnitProfile, plots
@@ -201,3 +202,21 @@ def test_nothing_is_drawn_on_a_global_figure():
     plots.unit_pairs(unit_profile())
     plots.unit_classes(unit_profile())
     assert plt.get_fignums() == []
+
+
+def test_figures_with_one_axes_stand_in_those_of_a_user():
+    profile = unit_profile()
+    for draw in (
+        lambda ax: plots.unit_classes(profile, ax=ax),
+        lambda ax: plots.unit_ranks([profile] * 3, ax=ax),
+        lambda ax: plots.unit_pairs(profile, ax=ax),
+    ):
+        figure = Figure()
+        mine, other = figure.subplots(1, 2)
+        assert draw(mine) is figure
+        assert mine.has_data()
+        assert not other.has_data()
+        assert not figure.legends
+        alone = draw(None)
+        assert alone is not figure
+        assert alone.axes[0].get_title("left") == mine.get_title("left")

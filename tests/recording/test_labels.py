@@ -350,3 +350,20 @@ def test_a_row_that_is_no_class_is_shown_by_what_is_wrong_with_it(row, example):
     y[7] = row
     with pytest.raises(ValueError, match=rf"another size, for example {example}\)"):
         analyze_model(model, (np.ones((12, 4)), y), verbose=0)
+
+
+def test_a_single_entry_counts_whatever_its_name():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="out")])
+    x, y = np.ones((12, 4)), np.arange(12) % 3
+    assert analyze_model(model, (x, {"other": y}), verbose=0).count.tolist() == [4, 4, 4]
+    both = {"other": y, "another": y}
+    with pytest.raises(ValueError, match="another"):
+        analyze_model(model, (x, both), verbose=0)
+
+
+def test_the_weight_of_a_single_sample():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="out")])
+    for weight in (np.ones(1), np.ones((1, 1))):
+        with pytest.warns(UserWarning, match="No sample belongs to 2 of 3 classes"):
+            profile = analyze_model(model, (np.ones((1, 4)), np.array([1]), weight), verbose=0)
+        assert profile.count.tolist() == [0, 1, 0]
