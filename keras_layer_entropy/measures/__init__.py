@@ -3,6 +3,7 @@
 from keras_layer_entropy.measures import (
     births,
     feature_entropy,
+    linear_probe,
     logdet,
     mutual_information,
     unit_information,
@@ -21,6 +22,7 @@ from keras_layer_entropy.measures.entropy import (
     state_entropy,
 )
 from keras_layer_entropy.measures.feature_entropy import FeatureEntropy
+from keras_layer_entropy.measures.linear_probe import LinearProbe
 from keras_layer_entropy.measures.logdet import LogDet
 from keras_layer_entropy.measures.measure import Measure, MeasureResult
 from keras_layer_entropy.measures.mutual_information import MutualInformation
@@ -32,6 +34,7 @@ __all__ = [
     "ActivationEntropy",
     "FeatureEntropy",
     "Instability",
+    "LinearProbe",
     "LogDet",
     "Measure",
     "MeasureResult",
@@ -44,6 +47,7 @@ __all__ = [
     "births",
     "feature_entropy",
     "instability",
+    "linear_probe",
     "logdet",
     "maximum_entropy",
     "mutual_information",

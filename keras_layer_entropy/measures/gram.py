@@ -54,13 +54,53 @@ def ridge_regression(gram, features, ridge=1e-8, intercept=True):
     (True, [5.0, 5.0])
     """
     moments, targets, raw, _ = _moments(gram, features, intercept)
-    variation = np.diag(moments)
-    # What rounding leaves of a constant is no variation.
-    alive = variation > 1e-10 * np.maximum(raw, np.finfo(np.float64).tiny)
-    scale = np.where(alive, 1.0 / np.sqrt(np.where(alive, variation, 1.0)), 0.0)
+    scale = _scale(moments, raw)
     standardized = moments * np.outer(scale, scale) + ridge * np.eye(features)
     kernel = scale[:, None] * np.linalg.solve(standardized, scale[:, None] * targets)
     return fit_of(kernel, gram, features, intercept)
+
+
+def generalized_cross_validation(gram, features, ridges):
+    """How large the mean squared error of ridge regressions would be on other samples.
+
+    For the n samples of a Gram matrix and the fitted values `H z` of `ridge_regression` it is
+    `|z - H z|^2 / n / (1 - trace(H) / n)^2`: what leaving out one sample after the other gives,
+    where all of them count alike. With the eigenvalues d of the correlations of the features,
+    `trace(H) = 1 + sum d / (d + ridge)`.
+
+    Args:
+        gram, features: as for `ridge_regression`, of samples that each have the weight 1.
+        ridges: `[ridges]`, as for `ridge_regression`.
+
+    Returns:
+        float64 `[ridges]`, summed over the targets; infinite where nothing is left to judge by.
+
+    Raises:
+        ValueError: as `ridge_regression`.
+
+    Source: Golub, Heath & Wahba, *Generalized cross-validation as a method for choosing a good
+    ridge parameter*, Technometrics 1979.
+
+    Example:
+
+    >>> random = np.random.default_rng(0)
+    >>> x, noise = random.normal(size=(50, 40)), random.normal(size=(50, 1))
+    >>> columns = np.hstack([x, np.ones((50, 1)), x[:, :1] + noise])
+    >>> few, some, much = generalized_cross_validation(columns.T @ columns, 40, [1e-6, 1.0, 1e6])
+    >>> bool(some < few), bool(some < much)
+    (True, True)
+    """
+    moments, targets, raw, around_mean = _moments(gram, features, intercept=True)
+    count = float(np.asarray(gram)[features, features])
+    scale = _scale(moments, raw)
+    values, vectors = np.linalg.eigh(moments * np.outer(scale, scale))
+    values = np.maximum(values, 0.0)  # but for rounding
+    along = np.sum((vectors.T @ (scale[:, None] * targets)) ** 2, axis=1)
+    shrunk = values + np.asarray(ridges, np.float64)[:, None]
+    residual = around_mean - np.sum(along * (2 * shrunk - values) / shrunk**2, axis=1)
+    left = 1.0 - (1.0 + np.sum(values / shrunk, axis=1)) / count
+    error = np.maximum(residual, 0.0) / count / np.where(left > 0, left, 1.0) ** 2
+    return np.where(left > 0, error, np.inf)
 
 
 def fit_of(kernel, gram, features, intercept=True):
@@ -83,6 +123,14 @@ def fit_of(kernel, gram, features, intercept=True):
         sums = np.asarray(gram, np.float64)[features]
         bias = (sums[features + 1 :] - sums[:features] @ kernel) / sums[features]
     return LinearFit(kernel, bias, float(residual))
+
+
+def _scale(moments, raw):
+    """What makes the sum of squares of a feature 1, `[features]`; 0 for those that never change."""
+    variation = np.diag(moments)
+    # What rounding leaves of a constant is no variation.
+    alive = variation > 1e-10 * np.maximum(raw, np.finfo(np.float64).tiny)
+    return np.where(alive, 1.0 / np.sqrt(np.where(alive, variation, 1.0)), 0.0)
 
 
 def _moments(gram, features, intercept):
@@ -114,13 +162,15 @@ class GramStatistic(keras.metrics.Metric):
         self.features = features
         self._gram = self.add_variable((size, size), "zeros", "float64", name="gram")
 
-    def update_state(self, x, z, mask=None):
-        """Adds a batch: `[..., features]`, `[..., targets]`, and a mask `[...]` or None."""
+    def update_state(self, x, z, mask=None, weight=None):
+        """Adds a batch: `[..., features]`, `[..., targets]`; mask and weight `[...]`, or None."""
         x, z = (ops.reshape(ops.cast(t, "float64"), (-1, t.shape[-1])) for t in (x, z))
         rows = ops.concatenate([x, ops.ones_like(z[:, :1]), z], axis=-1)
         if mask is not None:
             # Zero times NaN is NaN, so that hidden rows are replaced.
             rows = ops.where(ops.reshape(mask, (-1, 1)), rows, ops.zeros_like(rows))
+        if weight is not None:
+            rows = rows * ops.sqrt(ops.reshape(ops.cast(weight, "float64"), (-1, 1)))
         self._gram.assign_add(ops.matmul(ops.transpose(rows), rows))
 
     def merge_state(self, statistics):

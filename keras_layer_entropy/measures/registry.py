@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from keras_layer_entropy.measures.entropy import ActivationEntropy, Instability, StateEntropy
 from keras_layer_entropy.measures.feature_entropy import FeatureEntropy
+from keras_layer_entropy.measures.linear_probe import LinearProbe
 from keras_layer_entropy.measures.logdet import LogDet
 from keras_layer_entropy.measures.measure import Measure
 from keras_layer_entropy.measures.mutual_information import MutualInformation
@@ -21,6 +22,7 @@ MEASURES = {
         MutualInformation,
         FeatureEntropy,
         UnitInformation,
+        LinearProbe,
     )
 }
 

@@ -11,6 +11,7 @@ from keras_layer_entropy.plots.activations import (
     probability_histograms,
 )
 from keras_layer_entropy.plots.information import (
+    beside_entropy,
     information_plane,
     layer_to_layer_plane,
     layer_values,
@@ -37,6 +38,7 @@ from keras_layer_entropy.plots.units import (
 
 __all__ = [
     "activation_probabilities",
+    "beside_entropy",
     "compared_curves",
     "entropy_and_patterns",
     "entropy_curve",

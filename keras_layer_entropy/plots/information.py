@@ -1,4 +1,4 @@
-"""Figures of the numbers of whole layers: information on inputs, labels and other layers."""
+"""Figures of the numbers of whole layers: information, probes, beside one another."""
 
 import numpy as np
 from matplotlib.cm import ScalarMappable
@@ -6,10 +6,14 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from keras_layer_entropy.plots.style import (
+    BLUE,
     CYCLE,
     GRID,
     MARKERS,
     ORDER,
+    PALE_BLUE,
+    VERMILION,
+    axis_label,
     bare,
     canvas,
     check_one_model,
@@ -20,6 +24,7 @@ from keras_layer_entropy.plots.style import (
     layers_width,
     legend,
     plain,
+    set_limits,
     spread_out,
     whole_steps,
 )
@@ -180,6 +185,78 @@ def layer_values(profile, measure, title=None):
         bare(axes)
     panels[0].set_title(title or f"{described.title}: layers as a whole", loc="left")
     figure.legend(loc="outside lower center", ncols=4, frameon=False)
+    return figure
+
+
+def beside_entropy(profile, measure, name, title=None):
+    """A number of layers as a whole above their activation entropy: where do the two disagree?
+
+    Two of its standard errors are shaded where the measure brings `<name>_error`. What is shuffled
+    is dashed, or only in the legend where it lies far below. Without activation entropy in the
+    profile the number stands alone.
+
+    Args:
+        profile: `EntropyProfile`.
+        measure: one that brings such a number, `"linear_probe"` say.
+        name: of the number, `"accuracy"` say.
+        title: title of the figure.
+
+    Returns:
+        `matplotlib.figure.Figure`.
+
+    Raises:
+        ValueError: there is no such number.
+
+    Example:
+
+    >>> import keras
+    >>> from keras_layer_entropy import analyze_model
+    >>> model = keras.Sequential([keras.layers.Dense(8, "tanh"), keras.layers.Dense(3)])
+    >>> data = np.random.normal(size=(90, 4)), np.arange(90) % 3
+    >>> measures = ["activation_entropy", "linear_probe"]
+    >>> profile = analyze_model(model, data, measures=measures, verbose=0)
+    >>> figure = beside_entropy(profile, "linear_probe", "accuracy")
+    >>> [line.get_label() for axes in figure.axes for line in axes.lines]  # doctest: +ELLIPSIS
+    ['accuracy', 'accuracy, shuffled (...)', 'activation entropy']
+    """
+    result, described = profile[measure], profile.measures[measure]
+    if name not in result.whole:
+        raise ValueError(f"{measure!r} brings no {name!r} of layers as a whole.")
+    labels, depth = layer_labels(profile), np.arange(len(profile.layers))
+    both = "activation_entropy" in profile.results
+    width, height = max(7.0, layers_width(labels, 2.2, 0.6)), 3.4 + 0.04 * max(map(len, labels))
+    figure = Figure(figsize=(width, height + 1.8 * both), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(1 + both, 1, sharex=True))
+    found, words, label = result.whole[name], described.words(name), name.replace("_", " ")
+    shown = [found]
+    if (error := result.whole.get(f"{name}_error")) is not None:
+        shown = [found - 2 * error, found + 2 * error]
+        panels[0].fill_between(depth, *shown, color=PALE_BLUE, alpha=0.35, lw=0,
+                               label="two standard errors")  # fmt: skip
+    panels[0].plot(depth, found, "o-", color=BLUE, lw=2.2, label=label)
+    if (chance := result.shuffled.get(name)) is not None:
+        lowest, highest = np.nanmin(shown), np.nanmax(shown)
+        note = f" ({np.nanmin(chance):.2f} to {np.nanmax(chance):.2f})"
+        panels[0].plot(depth, chance, "s--", color="0.45", lw=1.3, ms=4.5,
+                       label=f"{label}, shuffled{note}")  # fmt: skip
+        if np.nanmax(chance) < lowest - 2 * (highest - lowest):
+            # It lies so far below that nothing could be told apart beside it.
+            margin = 0.1 * max(highest - lowest, 0.01)
+            panels[0].set_ylim(lowest - margin, highest + margin)
+    panels[0].set_ylabel(plain(words.unit))
+    panels[0].set_title(plain(title or f"{words.title} against depth"), loc="left")
+    if both:
+        entropy = profile["activation_entropy"].mean
+        panels[1].plot(depth, entropy, "o-", color=VERMILION, lw=2.2, label="activation entropy")
+        if profile.baseline is not None:
+            panels[1].plot(depth, profile.baseline.mean, "s--", color=VERMILION, lw=1.3, ms=4.5,
+                           alpha=0.6, label="activation entropy, untrained")  # fmt: skip
+        panels[1].set_ylabel(axis_label(profile, "activation_entropy").replace(" (", "\n("))
+        set_limits(panels[1], profile, "activation_entropy")
+    layer_ticks(panels[-1], labels)
+    for axes in panels:
+        bare(axes)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 

@@ -1,6 +1,10 @@
 """The figures of a measure, as it says them in words."""
 
-from keras_layer_entropy.plots.information import information_plane, layer_values
+from keras_layer_entropy.plots.information import (
+    beside_entropy,
+    information_plane,
+    layer_values,
+)
 from keras_layer_entropy.plots.profiles import entropy_curve, heatmap
 
 # What a `Panel` may ask for.
@@ -9,6 +13,7 @@ PANELS = {
     "heatmap": heatmap,
     "whole": layer_values,
     "plane": information_plane,
+    "beside_entropy": beside_entropy,
 }
 # Of these, what shows every epoch of a training where they are known.
 _OF_EPOCHS = ("plane",)

@@ -3,7 +3,12 @@
 import numpy as np
 import pytest
 
-from keras_layer_entropy.measures.gram import fit_of, ridge_regression
+from keras_layer_entropy.measures.gram import (
+    GramStatistic,
+    fit_of,
+    generalized_cross_validation,
+    ridge_regression,
+)
 
 pytestmark = pytest.mark.tensorflow  # no backend in it
 
@@ -74,3 +79,37 @@ def test_the_ridge_shrinks_standardized_features(random):
         assert fit.kernel.item() == pytest.approx(2 / 1.25)
         assert fit.bias.item() == pytest.approx((2 * x + 1).mean() - fit.kernel.item() * x.mean())
         assert fit.residual == pytest.approx(0.2**2)  # (1 - 1 / 1.25)^2
+
+
+def test_generalized_cross_validation_is_its_formula(random):
+    """With the matrix that gives the fitted values, written out for every ridge."""
+    x = random.normal(size=(60, 20)) * np.logspace(-2, 2, 20) + 3.0
+    x[:, 7] = 5.0  # a dead feature
+    z = random.normal(size=(60, 3)) + x[:, :3]
+    ridges = 10.0 ** np.arange(-6.0, 3.0)
+    found = generalized_cross_validation(gram_of(x, z), 20, ridges)
+    centred = x - x.mean(0)
+    lengths = np.sqrt((centred**2).sum(0))
+    scaled = np.divide(centred, lengths, out=np.zeros_like(x), where=lengths > 0)
+    for ridge, error in zip(ridges, found, strict=True):
+        hat = scaled @ np.linalg.solve(scaled.T @ scaled + ridge * np.eye(20), scaled.T) + 1 / 60
+        expected = ((z - hat @ z) ** 2).sum() / 60 / (1 - np.trace(hat) / 60) ** 2
+        # Centring sums of products costs four digits where means are far above deviations.
+        assert error == pytest.approx(expected, rel=1e-8)
+        fit = ridge_regression(gram_of(x, z), 20, ridge)
+        np.testing.assert_allclose(x @ fit.kernel + fit.bias, hat @ z, atol=1e-6)
+
+
+def test_nothing_is_left_to_judge_by():
+    """One sample: a constant takes it all."""
+    one = gram_of(np.ones((1, 2)), np.ones((1, 1)))
+    assert generalized_cross_validation(one, 2, [1.0]).tolist() == [np.inf]
+
+
+def test_weights_of_sums_of_products_are_copies(random):
+    x, z = random.normal(size=(9, 3)), random.normal(size=(9, 2))
+    weight = np.arange(9)
+    statistic = GramStatistic(3, 2)
+    statistic.update_state(x, z, weight=weight)
+    expected = gram_of(np.repeat(x, weight, axis=0), np.repeat(z, weight, axis=0))
+    np.testing.assert_allclose(statistic.result(), expected, rtol=1e-10, atol=1e-12)
