@@ -25,8 +25,8 @@ from ml_collections import config_flags
 from keras_layer_entropy import analyze_model
 from keras_layer_entropy.datasets import DatasetSpec, load_parts
 from keras_layer_entropy.pruning import CRITERIA, PruningOptions, prune_model, remove_layer
-from keras_layer_entropy.pruning.blocks import removable_blocks
 from keras_layer_entropy.pruning.criteria import Situation, rank
+from keras_layer_entropy.pruning.layer_parts import removable_layers
 from keras_layer_entropy.pruning.shuffling import Shuffled
 from keras_layer_entropy.pruning.surgery import take_out
 
@@ -96,12 +96,12 @@ def choose(criterion, student, teacher, data, config, seed):
     profile = analyze_model(
         student, data.validation, measures=("activation_entropy", "state_entropy"), verbose=0
     )
-    blocks, _ = removable_blocks(student)
+    parts, _ = removable_layers(student)
     situation = Situation(
-        student, teacher, blocks, profile, data.calibration, data.validation,
+        student, teacher, profile, data.calibration, data.validation,
         tolerance=math.inf, seed=seed,
     )  # fmt: skip
-    return rank(criterion, situation)[0].part
+    return next(iter(rank(criterion, situation, parts.values()))).path
 
 
 def without_training(criterion, model, data, config, seed):

@@ -2,8 +2,9 @@
 
 python examples/prune.py --config configs/pruning.py:full --workdir runs/pruning
 
-Leaves the trained network in saved_model/, the smaller one in pruned/, and report.html, which tells
-of every step. What `python -m keras_layer_entropy.prune` does with a saved model, from Python.
+Leaves the trained network in saved_model/, the smaller one with the records of the search in
+pruned/, and report.html, which tells of every step. What `python -m keras_layer_entropy.prune` does
+with a saved model, from Python.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ import rich
 import studies
 
 from keras_layer_entropy import PruningOptions, prune_model, report, save_model
-from keras_layer_entropy.pruning import compare_costs
+from keras_layer_entropy.pruning.outcome import Output, compared
 
 
 def run(config, workdir, overwrite=False):
@@ -29,18 +30,13 @@ def run(config, workdir, overwrite=False):
         epochs=config.epochs_after, batch_size=config.batch_size, seed=config.seed,
     )  # fmt: skip
     result = prune_model(model, data.train.arrays, data.validation.arrays, options)
-    save_model(result.model, folder / "pruned", dataset=data.test.spec, overwrite=overwrite)
-    accuracies = {
-        name: [studies.accuracy(m, part.arrays) for m in (model, result.model)]
-        for name, part in (("validation", data.validation), ("test", data.test))
-    }
-    costs = compare_costs([model, result.model], data.test.arrays[0][:1])
     before, after = (p.with_classes(data.test.classes) for p in (result.before, result.after))
     result = dataclasses.replace(result, before=before, after=after)
-    search = report.Pruning(result, costs, accuracies)
+    search = compared(model, result, data.validation.arrays, data.test.arrays)
+    Output(folder / "pruned", is_file=False).write(search, dataset=data.test.spec)
     report.write_report(folder / "report.html", before, pruning=search, overwrite=overwrite)
     rich.print(search.summary())
-    rich.print(report.comparison(*costs, **accuracies))
+    rich.print(report.comparison(*search.costs, **search.accuracies))
     return result
 
 

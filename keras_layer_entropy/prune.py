@@ -30,31 +30,15 @@ from keras_layer_entropy import command_line, report
 from keras_layer_entropy.analysis.analyzer import analyze_model, analyze_units
 from keras_layer_entropy.command_line import FLAGS
 from keras_layer_entropy.datasets import load_parts
-from keras_layer_entropy.files import recover, replacing
+from keras_layer_entropy.files import recover
 from keras_layer_entropy.measures.entropy import ActivationEntropy
-from keras_layer_entropy.model_files import FILE_SUFFIXES, model_format, model_parts, save_model
-from keras_layer_entropy.pruning import (
-    CRITERIA,
-    PruningOptions,
-    compare_costs,
-    plan,
-    prune_model,
-    rank_units,
-    score,
-)
-from keras_layer_entropy.pruning.accuracies import accuracy_metrics
-from keras_layer_entropy.pruning.checkpoint import (
-    FORMAT_VERSION,
-    RECORD,
-    Checkpoint,
-    data_fingerprint,
-    fingerprint,
-)
+from keras_layer_entropy.model_files import FILE_SUFFIXES, model_format
+from keras_layer_entropy.pruning import CRITERIA, PruningOptions, plan, prune_model, rank_units
+from keras_layer_entropy.pruning.checkpoint import Checkpoint, data_fingerprint, fingerprint
+from keras_layer_entropy.pruning.outcome import Output, compared
 from keras_layer_entropy.recording.layers import choose
-from keras_layer_entropy.recording.passes import Source
 
 _SHOWN = (ActivationEntropy(keep_patterns=True), "instability", "state_entropy")
-_RECORDS = (RECORD, "before.json", "after.json", "pruning.png")
 
 flags.adopt_module_key_flags(command_line)
 _DEFAULTS = PruningOptions()
@@ -85,18 +69,18 @@ def run():
     if _DRY_RUN.value:
         _dry_run(options, model_path)
         return
-    output, page = _output_path(), command_line.path_of("report")
+    output, page = _output(), command_line.path_of("report")
     if page is not None:
         _check_report(page, output)
         report.check_new_file(page, FLAGS.overwrite)
-    with command_line.claimed_for_this_run(output, page):
+    with command_line.claimed_for_this_run(output.path, page):
         _prune(options, model_path, output)
 
 
 def _dry_run(options, model_path):
     console, model = command_line.console(), command_line.opened(model_path)
     parts = _parts(console, model, options.seed)
-    _print_plan(console, *plan(model, *_searched(parts, options), options))
+    _print_plan(console, plan(model, *_searched(parts, options), options))
 
 
 def _searched(parts, options):
@@ -111,7 +95,7 @@ def _prune(options, model_path, output):
     console, model = command_line.console(), command_line.opened(model_path)
     parts = _parts(console, model, options.seed)
     settings = _settings(options, parts)
-    checkpoint = Checkpoint(_partial_path(output), settings)
+    checkpoint = Checkpoint(output.unfinished, settings)
     resume = _resumed(console, checkpoint, output)
     steps = [] if resume is None else list(resume[1])
     with _Progress(console, options, len(steps)) as progress:
@@ -171,10 +155,14 @@ def _settings(options, parts):
     return json.loads(json.dumps(whole))
 
 
-def _output_path():
+def _output():
     """Where the model goes; errors where that cannot be, before anything is computed."""
-    model = pathlib.Path(os.path.realpath(command_line.model_path()))
     suffixes = FILE_SUFFIXES[model_format(command_line.model_path())]
+    return Output(_output_path(suffixes), is_file=bool(suffixes))
+
+
+def _output_path(suffixes):
+    model = pathlib.Path(os.path.realpath(command_line.model_path()))
     if FLAGS.output is None:
         if not suffixes:
             return model.with_name(f"{model.name}_pruned")
@@ -198,29 +186,16 @@ def _output_path():
 def _check_report(page, output):
     """Raises where the report would take the place of something else."""
     page, model = (pathlib.Path(os.path.realpath(p)) for p in (page, command_line.model_path()))
-    partial = _partial_path(output)
-    for path in (model, output, partial, *_record_paths(output).values()):
-        if page == path or (path in (model, partial) and path in page.parents):
+    unfinished = output.unfinished
+    for path in (model, output.path, unfinished, *output.records.values()):
+        if page == path or (path in (model, unfinished) and path in page.parents):
             raise ValueError(f"--report={FLAGS.report} would write over {path}: name another file.")
-
-
-def _partial_path(output):
-    return output.with_name(f"{output.name}.partial")
-
-
-def _check_replaceable(output):
-    """Raises where `--overwrite` would remove something that is no model."""
-    is_model = bool(model_parts(output)) if output.is_dir() else not output.exists()
-    if _is_file():
-        is_model = not output.is_dir()
-    if not is_model and (not output.is_dir() or any(output.iterdir())):
-        raise FileExistsError(f"{output} is no model: it is not replaced. Choose another --output.")
 
 
 def _resumed(console, checkpoint, output):
     """`(model, steps)` to go on from, or None to begin; errors where something is in the way."""
-    _check_replaceable(output)
-    for path in (*recover(output), *recover(checkpoint.folder)):
+    output.check_replaceable()
+    for path in (*recover(output.path), *recover(checkpoint.folder)):
         console.print(f"note: removed {path}, which a run that was killed left half-written")
     if _RESUME.value:
         model, steps = checkpoint.load(command_line.opened)
@@ -241,80 +216,35 @@ def _resumed(console, checkpoint, output):
 
 
 def _check_free(output, besides=""):
-    for path in (output, *_record_paths(output).values()):
-        if path.exists():
-            other = "" if besides else "choose another --output, or "
-            raise FileExistsError(f"{path} exists: {other}pass --overwrite {besides}to replace it.")
+    for path in output.taken():
+        other = "" if besides else "choose another --output, or "
+        raise FileExistsError(f"{path} exists: {other}pass --overwrite {besides}to replace it.")
 
 
-def _is_file():
-    """Whether models of the input's format are files."""
-    return bool(FILE_SUFFIXES[model_format(command_line.model_path())])
-
-
-def _record_paths(output):
-    """Where the records go: into a directory, or beside a file."""
-    if _is_file():
-        return {name: output.with_name(f"{output.stem}.{name}") for name in _RECORDS}
-    return {name: output / name for name in _RECORDS}
-
-
-def _print_plan(console, candidates, reasons):
-    for number, candidate in enumerate(candidates, start=1):
-        console.print(f"{number}. {candidate.part}: {candidate.reason}", highlight=False)
-    if not candidates:
+def _print_plan(console, found):
+    pairs = zip(found.parts, found.predictions, strict=True)
+    for number, (part, prediction) in enumerate(pairs, start=1):
+        saves = f"saves {part.saves.parameters:,d} parameters"
+        console.print(f"{number}. {part.name}: {prediction.words}; {saves}", highlight=False)
+    if not found.parts:
         console.print("No layer would be taken out.")
-    tried = {candidate.part for candidate in candidates}
-    for path, reason in reasons.items():
-        if path not in tried:
-            console.print(f"{path} stays: {reason}", highlight=False)
+    for path, reason in found.reasons.items():
+        console.print(f"{path} stays: {reason}", highlight=False)
     console.print("Dry run: nothing was written.")
 
 
 def _finish(console, model, result, parts, output, settings):
     """Measures both models, writes everything, prints the table."""
-    validation = parts.validation.batches(FLAGS.batch_size)
-    costs = compare_costs([model, result.model], Source(validation, FLAGS.batch_size).first()[0])
-    metrics = accuracy_metrics(model, validation, FLAGS.batch_size)
-    accuracies = {
-        name: [
-            score(m, part.batches(FLAGS.batch_size), FLAGS.batch_size, metrics).accuracy
-            for m in (model, result.model)
-        ]
-        for name, part in (("validation", parts.validation), ("test", parts.test))
-    }
-    profiles = [
+    validation, test = (x.batches(FLAGS.batch_size) for x in (parts.validation, parts.test))
+    before, after = (
         command_line.signed(_named(profile, parts), parts.validation.spec, "prune")
         for profile in (result.before, result.after)
-    ]
-    result = dataclasses.replace(result, before=profiles[0], after=profiles[1])
-    search = report.Pruning(result, costs, accuracies)
-    record = {
-        "format_version": FORMAT_VERSION,
-        "settings": settings,
-        "steps": [dataclasses.asdict(step) for step in result.steps],
-        "reasons": result.reasons,
-        "cost": dict(zip(("before", "after"), map(dataclasses.asdict, costs), strict=True)),
-        "accuracy": accuracies,
-    }
-
-    def write_records(paths):
-        result.before.save(paths["before.json"])
-        result.after.save(paths["after.json"])
-        with replacing(paths["pruning.png"]) as temporary:
-            search.figure().savefig(temporary, dpi=150)
-        with replacing(paths[RECORD]) as temporary:
-            temporary.write_text(json.dumps(record, indent=1) + "\n")
-
-    if _is_file():
-        save_model(result.model, output, dataset=parts.test.spec, overwrite=True)
-        write_records(_record_paths(output))
-    else:
-        with replacing(output, (*model_parts(output), *_RECORDS)) as temporary:
-            save_model(result.model, temporary, dataset=parts.test.spec)
-            write_records(_record_paths(temporary))
-    console.print(f"\n{search.summary()}\nWrote {output}", highlight=False)
-    console.print(report.comparison(*costs, **accuracies))
+    )
+    result = dataclasses.replace(result, before=before, after=after)
+    search = compared(model, result, validation, test, FLAGS.batch_size)
+    output.write(search, settings, parts.test.spec)
+    console.print(f"\n{search.summary()}\nWrote {output.path}", highlight=False)
+    console.print(report.comparison(*search.costs, **search.accuracies))
     if FLAGS.report is not None:
         _write_report(search, model, validation)
         console.print(f"wrote {command_line.path_of('report')}", highlight=False)
@@ -347,7 +277,7 @@ def _write_report(search, model, validation):
 
 
 def _ranked_units(model, data):
-    """The units of the model's convolutions; none, with a warning, where they have no maps."""
+    """Names and words on the units of the model's convolutions; none where these have no maps."""
     chosen, out_of_reach = choose(model, keras.layers.Conv2D)
     if not (chosen or out_of_reach):
         return ()
@@ -358,7 +288,8 @@ def _ranked_units(model, data):
     except ValueError as error:  # the search itself is done and written: the page is to be, too
         warnings.warn(f"Units of convolutions are left out of the report: {error}", stacklevel=2)
         return ()
-    return tuple(unit for profile in profiles for unit in rank_units("feature_entropy", profile))
+    ranked = [rank_units("feature_entropy", profile) for profile in profiles]
+    return tuple((part.name, found) for units in ranked for part, found in units.items())
 
 
 def _named(profile, parts):

@@ -94,15 +94,15 @@ EQUIVALENT = {
         "births = ops.where(rank[:, 0] > limit, 0, - 2)",
     ): "any number below 0 says that a birth is not known yet",
     (
-        "keras_layer_entropy/pruning/blocks.py",
-        "tensor = graph.calls_of(block.members[-1])[0].outputs[ -1]",
-    ): "the members of a block have one output",
+        "keras_layer_entropy/pruning/layer_parts.py",
+        "tensor = graph.calls_of(part.members[-1])[0].outputs[ -1]",
+    ): "the members of a part have one output",
     (
-        "keras_layer_entropy/pruning/blocks.py",
+        "keras_layer_entropy/pruning/layer_parts.py",
         "input_shape=tuple(graph.shapes[call.inputs[ -1]]),",
     ): "a Dense layer has one input",
     (
-        "keras_layer_entropy/pruning/blocks.py",
+        "keras_layer_entropy/pruning/layer_parts.py",
         "if sum(isinstance(call.operation, keras.layers.Dense) for call in graph.calls) <= 1:",
     ): "the layer itself is one",
     (

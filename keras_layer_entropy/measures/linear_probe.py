@@ -131,7 +131,7 @@ class _ClassProducts(GramStatistic):
         self._bad.assign_add(ops.cast(bad, "float32"))
         weight = ops.sum(membership, axis=-1)
         share = membership / ops.where(weight > 0, weight, 1.0)[:, None]
-        super().update_state(ops.where(finite, x, ops.zeros_like(x)), share, weight=weight)
+        super().update_state(x, share, weight=weight)
 
     def not_finite(self):
         """Boolean `[classes]`: where activations were NaN or infinite."""

@@ -2,6 +2,7 @@
 
 from keras_layer_entropy.pruning.cost import Cost, compare_costs
 from keras_layer_entropy.pruning.criteria import CRITERIA, UNIT_CRITERIA, rank_units
+from keras_layer_entropy.pruning.parts import Part, Plan, Prediction
 from keras_layer_entropy.pruning.search import (
     PruningOptions,
     PruningResult,
@@ -16,6 +17,9 @@ __all__ = [
     "CRITERIA",
     "UNIT_CRITERIA",
     "Cost",
+    "Part",
+    "Plan",
+    "Prediction",
     "PruningOptions",
     "PruningResult",
     "PruningStep",

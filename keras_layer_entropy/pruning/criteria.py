@@ -1,12 +1,14 @@
-"""Which layer goes first: each criterion gives every layer that may go a score, lowest first."""
+"""Which part goes first: each criterion says of every part what it costs to lose it."""
 
 import dataclasses
 from typing import Any
 
+import keras
 import numpy as np
 
 from keras_layer_entropy.measures.entropy import FLAT_TOLERANCE
 from keras_layer_entropy.pruning.evaluation import evaluate
+from keras_layer_entropy.pruning.parts import Part, Prediction
 from keras_layer_entropy.pruning.refit import WIDEST, linear_fits
 from keras_layer_entropy.pruning.surgery import take_out
 
@@ -18,19 +20,17 @@ class Situation:
     Attributes:
         student: the model as it is now.
         teacher: the model that was trained last.
-        blocks: path -> `Block` of the layers that may go.
         profile: `EntropyProfile` of the student, with activation_entropy and state_entropy.
         train_data, validation_data: data.
         batch_size: batch size for arrays.
         tolerance: below this gradient a layer is flat.
-        seed: seed of `random`.
+        seed: seed of `random`, and of kernels that have to be made anew.
         refit: whether a removal is followed by a regression.
         train_steps, validation_steps: number of batches of these data, None for all.
     """
 
     student: Any
     teacher: Any
-    blocks: dict
     profile: Any
     train_data: Any
     validation_data: Any
@@ -41,119 +41,119 @@ class Situation:
     train_steps: int | None = None
     validation_steps: int | None = None
 
+    def without(self, part):
+        """`(model, residuals)`, the student without a part, the same whoever asks."""
+        keras.utils.set_random_seed(self.seed)
+        return take_out(
+            self.student,
+            self.teacher,
+            [part.path],
+            self.train_data if self.refit else None,
+            self.batch_size,
+            steps=self.train_steps,
+        )
 
-@dataclasses.dataclass(frozen=True)
-class Candidate:
-    """A part that may go: its path, its score (lowest goes first), and the reason in words."""
 
-    part: str
-    score: float
-    reason: str
-
-
-def rank(criterion, situation):
-    """The layers that a criterion would take out, the first to go first.
+def rank(criterion, situation, parts):
+    """What a criterion says of the parts that it would take out.
 
     Args:
         criterion: a name in `CRITERIA`.
         situation: `Situation`.
+        parts: list of `Part`, what may go.
 
     Returns:
-        List of `Candidate`.
+        `Part` -> `Prediction`, the first to go first.
 
     Raises:
         ValueError: no such criterion.
     """
     if criterion not in CRITERIA:
         raise ValueError(f"criterion={criterion!r}; expected one of {tuple(CRITERIA)}.")
-    if not situation.blocks:
-        return []
-    return sorted(CRITERIA[criterion](situation), key=lambda candidate: candidate.score)
+    return _sorted(CRITERIA[criterion](situation, parts)) if parts else {}
 
 
-def entropy_gradient(situation):
+def _sorted(predictions):
+    return dict(sorted(predictions.items(), key=lambda item: item[1].loss))
+
+
+def entropy_gradient(situation, parts):
     """The paper's: where entropy falls by less than the tolerance, flattest or rising first."""
-    profile, found = situation.profile, []
+    profile, found = situation.profile, {}
     gradients = dict(zip(profile.layers, profile.gradient, strict=True))
     trend = dict(zip(profile.layers, profile.trend(situation.tolerance), strict=True))
-    for path in situation.blocks:
-        gradient = float(gradients[path])
+    for part in parts:
+        gradient = float(gradients[part.path])
         if gradient < situation.tolerance:  # the first layer has none, NaN
-            how = "rises" if trend[path] == "rises" else "is flat"
+            how = "rises" if trend[part.path] == "rises" else "is flat"
             words = f"entropy {how} (gradient {gradient:+.3f}, tolerance {situation.tolerance:g})"
-            found.append(Candidate(path, gradient, words))
+            found[part] = Prediction(gradient, words)
     return found
 
 
-def state_entropy(situation):
+def state_entropy(situation, parts):
     """Lowest entropy of the on/off states of neurons, bits."""
     means = situation.profile["state_entropy"].mean
-    bits = dict(zip(situation.profile.layers, means, strict=True))
-    return [
-        Candidate(path, float(bits[path]), f"on/off state entropy of {bits[path]:.3f} bits")
-        for path in situation.blocks
-    ]
+    bits = dict(zip(situation.profile.layers, map(float, means), strict=True))
+    return {
+        part: Prediction(bits[part.path], f"on/off state entropy of {bits[part.path]:.3f} bits")
+        for part in parts
+    }
 
 
-def linearity(situation):
+def linearity(situation, parts):
     """Smallest relative residual of the regression that a removal would need.
 
-    How well what the next layers compute is already a linear function of what the block is given:
+    How well what the next layers compute is already a linear function of what the layer is given:
     0 is a perfect fit. One pass over the training data ranks all layers.
     """
     pairs = [
-        (path, consumer)
-        for path, block in situation.blocks.items()
-        for consumer in block.consumers
-        if block.direct and block.input_shape[-1] <= WIDEST
+        (part.path, consumer)
+        for part in parts
+        for consumer in part.consumers
+        if part.direct and part.input_shape[-1] <= WIDEST
     ]
     models = (situation.student, situation.teacher)
     data, steps = (situation.train_data, situation.batch_size), situation.train_steps
     fits = linear_fits(*models, pairs, *data, steps=steps) if pairs else {}
-    found = []
-    for path, block in situation.blocks.items():
-        residuals = [fit.residual for (x, _), fit in fits.items() if x == path]
-        # What others are given is known once the block is out.
-        if not block.direct and not block.fixed:
-            _, removed = take_out(*models, [path], *data, steps=steps)
+    found = {}
+    for part in parts:
+        residuals = [fit.residual for (x, _), fit in fits.items() if x == part.path]
+        # What others are given is known once the part is out.
+        if not part.direct and not part.fixed:
+            _, removed = take_out(*models, [part.path], *data, steps=steps)
             residuals = list(removed.values())
-        score = float(np.mean(residuals)) if residuals else 1.0
-        words = f"the next layers are linear in its input but for {score:.2%}"
-        found.append(Candidate(path, score, words if residuals else "nothing tells how linear"))
+        loss = float(np.mean(residuals)) if residuals else 1.0
+        words = f"the next layers are linear in its input but for {loss:.2%}"
+        found[part] = Prediction(loss, words if residuals else "nothing tells how linear")
     return found
 
 
-def loss_gap(situation):
+def loss_gap(situation, parts):
     """Smallest rise of the validation loss after removing and refitting each: the oracle."""
     validation = (situation.validation_data, situation.batch_size, situation.validation_steps)
-    now, found = evaluate(situation.student, *validation).loss, []
-    for path in situation.blocks:
-        smaller, _ = take_out(
-            situation.student,
-            situation.teacher,
-            [path],
-            situation.train_data if situation.refit else None,
-            situation.batch_size,
-            steps=situation.train_steps,
-        )
+    now, found, first = evaluate(situation.student, *validation).loss, {}, None
+    for part in parts:
+        smaller, residuals = situation.without(part)
         gap = evaluate(smaller, *validation).loss - now
-        found.append(Candidate(path, gap, f"validation loss {gap:+.4f} without it"))
-    return found
+        found[part] = Prediction(gap, f"validation loss {gap:+.4f} without it")
+        if first is None or gap < found[first].loss:
+            first, cut = part, (smaller, residuals)
+    return {**found, first: dataclasses.replace(found[first], cut=cut)}
 
 
-def random(situation):
+def random(situation, parts):
     """Any of them."""
-    order = np.random.default_rng(situation.seed).permutation(len(situation.blocks))
-    return [
-        Candidate(path, float(place), "at random")
-        for path, place in zip(situation.blocks, order, strict=True)
-    ]
+    order = np.random.default_rng(situation.seed).permutation(len(parts))
+    return {
+        part: Prediction(float(place), "at random")
+        for part, place in zip(parts, order, strict=True)
+    }
 
 
-def last(situation):
+def last(situation, parts):
     """The deepest first."""
-    paths = list(situation.blocks)
-    return [Candidate(path, -float(i), "the deepest") for i, path in enumerate(paths)]
+    return {part: Prediction(-float(i), "the deepest") for i, part in enumerate(parts)}
 
 
 CRITERIA = {
@@ -176,8 +176,8 @@ def rank_units(criterion, profile):
         profile: `UnitProfile` of the layer.
 
     Returns:
-        List of `Candidate`, the first to go first; unit 3 of the layer `conv` is called `conv[3]`.
-        Units of which nothing is known are left out.
+        `Part` -> `Prediction`, the first to go first; unit 3 of the layer `conv` is called
+        `conv[3]`. Units of which nothing is known are left out.
 
     Raises:
         ValueError: no such criterion.
@@ -188,28 +188,27 @@ def rank_units(criterion, profile):
     >>> profile = UnitProfile(
     ...     layer="conv", classes=("a",), count=[5], information_labels=[0.9, 0.8],
     ...     feature_entropy=[[1.0], [3.0]], selective_rate=[[1.0], [0.5]])
-    >>> first, second = rank_units("feature_entropy", profile)
-    >>> first.part, first.reason
+    >>> found = rank_units("feature_entropy", profile)
+    >>> [(part.name, prediction.words) for part, prediction in found.items()][0]
     ('conv[1]', 'feature entropy of 3.000 nats (a loop in 50% of the images)')
     """
     if criterion not in UNIT_CRITERIA:
         raise ValueError(f"criterion={criterion!r}; expected one of {tuple(UNIT_CRITERIA)}.")
-    return sorted(UNIT_CRITERIA[criterion](profile), key=lambda candidate: candidate.score)
+    return _sorted(UNIT_CRITERIA[criterion](profile))
 
 
 def feature_entropy(profile):
     """Highest topological feature entropy, nats, averaged over the classes."""
     entropy, rate = profile.mean_feature_entropy, profile.mean_selective_rate
-    return [
-        Candidate(
-            f"{profile.layer}[{unit}]",
+    return {
+        Part(kind="unit", path=profile.layer, indices=(unit,)): Prediction(
             -float(entropy[unit]),
             f"feature entropy of {entropy[unit]:.3f} nats (a loop in {rate[unit]:.0%} of the "
             "images)",
         )
         for unit in range(profile.units)
         if np.isfinite(entropy[unit])
-    ]
+    }
 
 
 UNIT_CRITERIA = {"feature_entropy": feature_entropy}

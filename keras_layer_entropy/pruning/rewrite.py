@@ -9,26 +9,26 @@ from keras_layer_entropy.pruning.optimizer_state import assign_copy, copy_compil
 from keras_layer_entropy.recording.passes import own_variables
 
 
-def without(model, block):
-    """The model without a block: a new model, with the weights and state of the old one.
+def without(model, part):
+    """The model without a part: a new model, with the weights and state of the old one.
 
     Args:
         model: a built Sequential or functional model; it is not changed.
-        block: `blocks.Block`; None to copy the model as it is.
+        part: `layer_parts.LayerPart`; None to copy the model as it is.
 
     Returns:
         `(model, fresh)`: the new model, compiled like the old one, and the paths of layers whose
         kernels had to be made anew, because they take another number of features now.
 
     Raises:
-        ValueError: Keras cannot make the model without the block, or a variable has no place in it.
+        ValueError: Keras cannot make the model without the part, or a variable has no place in it.
 
     Example: see `surgery.remove_layer`.
     """
     graph = flat_graph(model)
-    gone, renewed = _operations(graph, block)
+    gone, renewed = _operations(graph, part)
     copies = Copies(model, gone, renewed.values())
-    what = f"{model.name!r} without {block.path!r}" if block is not None else f"{model.name!r}"
+    what = f"{model.name!r} without {part.path!r}" if part is not None else f"{model.name!r}"
     with strategy_scope(model):
         try:
             new = copies(model)
@@ -44,14 +44,14 @@ def without(model, block):
     return new, fresh
 
 
-def _operations(graph, block):
-    """The operations of a block; path -> layer of those that take another width without it."""
-    if block is None:
+def _operations(graph, part):
+    """The operations of a part; path -> layer of those that take another width without it."""
+    if part is None:
         return [], {}
     first = {call.path: call.operation for call in reversed(graph.calls)}
-    same = block.input_shape == block.output_shape
-    renewed = {} if same else {path: first[path] for path in block.consumers}
-    return [first[path] for path in block.members], renewed
+    same = part.input_shape == part.output_shape
+    renewed = {} if same else {path: first[path] for path in part.consumers}
+    return [first[path] for path in part.members], renewed
 
 
 def _restore(layer, twin, survivors):

@@ -14,18 +14,20 @@ from keras_layer_entropy.analysis.analyzer import analyze_model
 from keras_layer_entropy.analysis.profile import EntropyProfile
 from keras_layer_entropy.measures.entropy import FLAT_TOLERANCE
 from keras_layer_entropy.pruning.accuracies import accuracy_metrics
-from keras_layer_entropy.pruning.blocks import removable_blocks
+from keras_layer_entropy.pruning.cost import Cost
 from keras_layer_entropy.pruning.criteria import CRITERIA, Situation, rank
 from keras_layer_entropy.pruning.evaluation import accuracy, compiled_with, evaluate
+from keras_layer_entropy.pruning.graph import flat_graph
+from keras_layer_entropy.pruning.layer_parts import removable_layers
 from keras_layer_entropy.pruning.optimizer_state import (
     fresh_metrics,
     learning_rate_of,
     recompile,
     set_learning_rate,
 )
+from keras_layer_entropy.pruning.parts import Plan
 from keras_layer_entropy.pruning.rewrite import without
 from keras_layer_entropy.pruning.shuffling import Shuffled
-from keras_layer_entropy.pruning.surgery import take_out
 from keras_layer_entropy.recording.layers import choose_layers
 from keras_layer_entropy.recording.passes import Source
 
@@ -174,7 +176,7 @@ def prune_model(
     In each step the criterion chooses a layer; it goes, the layers behind it are refitted in closed
     form on the training data, the model is trained for some epochs, and it is kept if its
     validation accuracy is at most `max_accuracy_drop` below the original's. A layer without which
-    accuracy falls by more stays, and the next candidate is tried. Which layers can go is asked
+    accuracy falls by more stays, and the next one is tried. Which layers can go is asked
     anew of each smaller model. Accuracy is that of `accuracies.accuracy_metrics`; of several
     outputs it is the mean.
 
@@ -222,15 +224,18 @@ def prune_model(
 
 
 def plan(model, train_data, validation_data, options=None):
-    """What `prune_model` would try at first: `(candidates, reasons)`, with no change to anything.
+    """What `prune_model` would try at first, with no change to anything.
 
     Args, errors: as for `prune_model`.
 
     Returns:
-        List of `criteria.Candidate`, the first to go first, and path -> reason why a layer stays.
+        `Plan`.
     """
     search = _Search(model, train_data, validation_data, options or PruningOptions(), None)
-    return search.candidates(), search.reasons()
+    found = search.ranked()
+    tried = {part.path for part in found}
+    reasons = {path: why for path, why in search.reasons().items() if path not in tried}
+    return Plan(tuple(found), tuple(found.values()), reasons)
 
 
 def score(model, data, batch_size=256, metrics=None):
@@ -258,7 +263,7 @@ class _Search:
         self._evaluated = (validation_data, options.batch_size, options.validation_steps)
         _check_data("train_data", self._train_data(options.seed), options, "steps_per_epoch")
         _check_data("validation_data", validation_data, options, "validation_steps")
-        removable_blocks(model, options.layers, options.keep)  # checks the names
+        removable_layers(model, options.layers, options.keep)  # checks the names
         _check_weights(model)
         self._metrics = accuracy_metrics(model, *self._evaluated)
         self.before = self._analyze(model, baseline=True)
@@ -272,61 +277,38 @@ class _Search:
         # Targets of regressions come from what was trained, never from what was only refitted.
         self._teacher = self.model if options.epochs else self._first
         self._steps = list(steps)
-        self._tried, self._misfits = None, {}
+        self._found = {}  # of the model as it stands
         self._profile = self.before if resume is None else self._analyze(self.model)
         self._base = self._scored(self._first)
         self._now = self._base if resume is None else self._scored(self.model)
 
-    def candidates(self):
-        """What may go next, the first to go first."""
-        options = self._options
+    def ranked(self):
+        """`Part` -> `Prediction` of what may go next, the first to go first."""
         if self._is_enough():
-            return []
-        blocks, _ = self._blocks()
-        situation = Situation(
-            student=self.model,
-            teacher=self._teacher,
-            blocks={p: b for p, b in blocks.items() if p not in self._rejected()},
-            profile=self._profile,
-            train_data=self._train_data(self._seed),
-            validation_data=self._validation,
-            batch_size=options.batch_size,
-            tolerance=options.tolerance,
-            seed=self._seed,
-            refit=options.refit,
-            train_steps=options.steps_per_epoch,
-            validation_steps=options.validation_steps,
-        )
-        return rank(options.criterion, situation)
+            return {}
+        rejected = self._rejected()
+        parts = [part for path, part in self._parts()[0].items() if path not in rejected]
+        return rank(self._options.criterion, self._situation(), parts)
 
     def step(self, callbacks):
         """Tries the next layer; its `PruningStep`, or None when there is none left."""
         started = time.perf_counter()
         keras.utils.set_random_seed(self._seed)
-        candidates = self.candidates()
-        if not candidates:
+        ranked = self.ranked()
+        if not ranked:
             return None
-        chosen = candidates[0]
-        block = self._blocks()[0][chosen.part]
-        keras.utils.set_random_seed(self._seed)  # fresh kernels are the same whatever was tried
-        smaller, residuals = take_out(
-            self.model,
-            self._teacher,
-            [chosen.part],
-            self._train_data(self._seed) if self._options.refit else None,
-            self._options.batch_size,
-            steps=self._options.steps_per_epoch,
-        )
+        part, prediction = next(iter(ranked.items()))
+        smaller, residuals = prediction.cut or self._situation().without(part)
         with compiled_with(smaller, self._metrics):
             removed = evaluate(smaller, *self._evaluated).accuracy
             retrained = self._retrain(smaller, removed, callbacks)
         accepted = bool(retrained >= self._base - self._options.max_accuracy_drop)
         step = PruningStep(
-            part=chosen.part,
-            members=block.members[1:],
+            part=part.path,
+            members=part.members[1:],
             criterion=self._options.criterion,
-            score=chosen.score,
-            reason=chosen.reason,
+            score=prediction.loss,
+            reason=prediction.words,
             accepted=accepted,
             accuracy_before=self._now,
             accuracy_removed=removed,
@@ -346,11 +328,11 @@ class _Search:
 
     def reasons(self):
         """Path of each Dense layer that stays -> why."""
-        blocks, reasons = self._blocks()
-        other = "the criterion does not choose it"
+        parts, reasons = self._parts()
+        reasons, other = dict(reasons), "the criterion does not choose it"
         if self._is_enough():
             other = f"max_removals={self._options.max_removals} is reached"
-        for path in blocks:
+        for path in parts:
             reasons[path] = self._rejected().get(path, other)
         return reasons
 
@@ -365,22 +347,47 @@ class _Search:
             self.model, tuple(self._steps), self.before, after, self.reasons(), self._options
         )
 
-    def _blocks(self):
-        """As `removable_blocks` of the model as it stands, of the layers that may go."""
+    def _parts(self):
+        """As `removable_layers` of the model as it stands, of the layers that may go."""
+        if self._found.get("model") is not self.model:
+            self._found = {"model": self.model, "parts": self._find_parts()}
+        return self._found["parts"]
+
+    def _find_parts(self):
         options, keep = self._options, list(self._options.keep)
         chosen = choose_layers(self._original, options.layers)
         kept = choose_layers(self._original, keep) if keep else {}
-        blocks, reasons = removable_blocks(self.model, refit=options.refit)
-        if self._tried is not self.model:
-            inputs = Source(*self._evaluated).first()[0]
-            self._tried, self._misfits = self.model, _misfits(self.model, blocks, inputs)
-        reasons.update(self._misfits)
-        for path in blocks:
+        found, reasons = removable_layers(self.model, refit=options.refit)
+        for path in found:
             if path in kept:
                 reasons[path] = "it is to be kept"
             elif path not in chosen:
                 reasons[path] = "it is not among the layers that may go"
-        return {path: block for path, block in blocks.items() if path not in reasons}, reasons
+        sample = tree.map_structure(lambda part: part[:1], Source(*self._evaluated).first()[0])
+        parts = {}
+        for path, part in found.items():
+            if path not in reasons:
+                try:
+                    parts[path] = dataclasses.replace(part, saves=_saved(self.model, part, sample))
+                except Exception as error:  # noqa: BLE001 - layers and backends may raise anything
+                    reasons[path] = f"{error}".partition("\n")[0]
+        return parts, reasons
+
+    def _situation(self):
+        options = self._options
+        return Situation(
+            student=self.model,
+            teacher=self._teacher,
+            profile=self._profile,
+            train_data=self._train_data(self._seed),
+            validation_data=self._validation,
+            batch_size=options.batch_size,
+            tolerance=options.tolerance,
+            seed=self._seed,
+            refit=options.refit,
+            train_steps=options.steps_per_epoch,
+            validation_steps=options.validation_steps,
+        )
 
     def _is_enough(self):
         """Whether as many parts went as may go."""
@@ -516,17 +523,17 @@ def _training(data, options, seed):
     return {"x": Shuffled(arrays, train["batch_size"], seed)}
 
 
-def _misfits(model, blocks, inputs):
-    """Path of each block without which Keras cannot make the model, or run it -> why."""
-    found, sample = {}, tree.map_structure(lambda part: part[:1], inputs)
-    for path, block in blocks.items():
-        if block.input_shape != block.output_shape:
-            try:
-                smaller, _ = without(model, block)
-                smaller(sample)  # layers that are built no longer look at shapes
-            except Exception as error:  # noqa: BLE001 - layers and backends may raise anything
-                found[path] = f"{error}".partition("\n")[0]
-    return found
+def _saved(model, part, sample):
+    """What a model saves without a part; errors of Keras where it cannot make or run that."""
+    if part.input_shape == part.output_shape:
+        gone = [call.operation for call in flat_graph(model).calls if call.path in part.members]
+        weights = {id(v): v for operation in gone for v in getattr(operation, "weights", ())}
+        saved = sum(math.prod(variable.shape) for variable in weights.values())
+    else:
+        smaller, _ = without(model, part)
+        smaller(sample)  # layers that are built no longer look at shapes
+        saved = model.count_params() - smaller.count_params()
+    return Cost(dense_layers=1, parameters=saved, flops=None, latency={})
 
 
 def _check_weights(model):

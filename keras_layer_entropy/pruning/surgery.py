@@ -2,8 +2,9 @@
 
 import warnings
 
-from keras_layer_entropy.pruning.blocks import block_of
+from keras_layer_entropy.pruning.layer_parts import layer_part
 from keras_layer_entropy.pruning.optimizer_state import restart_averages
+from keras_layer_entropy.pruning.parts import Plan
 from keras_layer_entropy.pruning.refit import refit
 from keras_layer_entropy.pruning.rewrite import without
 from keras_layer_entropy.recording.layers import choose_layers
@@ -24,8 +25,8 @@ def remove_layer(model, name, calibration_data=None, steps=None):
 
     Args:
         model: a built Sequential or functional model, nested as you like; it is not changed.
-        name: name or path (`"block/dense_1"`) of a Dense layer; or several of these, which go in
-            one step with one regression.
+        name: name or path (`"block/dense_1"`) of a Dense layer; or several of these, or a `Plan`
+            of some, which go in one step with one regression.
         calibration_data: `(x, y)` or `x` arrays, a `tf.data.Dataset` or a `PyDataset`; labels are
             not used. Training data do well; they should be some times as many as features.
         steps: number of batches of the calibration data to read, None for all; for data without an
@@ -71,12 +72,12 @@ def take_out(student, teacher, names, calibration_data, batch_size=256, *, steps
     smaller, consumers, fresh = student, {}, set()
     left = _paths(student, names)
     while left:
-        block = _next_block(smaller, left, refit=calibration_data is not None)
-        left.remove(block.path)
-        smaller, new = without(smaller, block)
+        part = _next_part(smaller, left, refit=calibration_data is not None)
+        left.remove(part.path)
+        smaller, new = without(smaller, part)
         fresh.update(new)
-        consumers.update(dict.fromkeys(block.consumers))
-        for path in block.members:
+        consumers.update(dict.fromkeys(part.consumers))
+        for path in part.members:
             consumers.pop(path, None)
             fresh.discard(path)
     if smaller is student:
@@ -99,6 +100,10 @@ def take_out(student, teacher, names, calibration_data, batch_size=256, *, steps
 
 def _paths(model, names):
     """The paths of the layers that are meant, each once."""
+    if isinstance(names, Plan):
+        if other := [part.name for part in names.parts if part.kind != "layer"]:
+            raise ValueError(f"The plan has parts that are no layers: {', '.join(other)}.")
+        names = [part.path for part in names.parts]
     given = [names] if isinstance(names, str) else names
     if not isinstance(given, list | tuple | set | frozenset) or not all(
         isinstance(name, str) for name in given
@@ -117,12 +122,12 @@ def _paths(model, names):
     return paths
 
 
-def _next_block(model, paths, refit):
-    """The first of some blocks that can go: some can only after others."""
+def _next_part(model, paths, refit):
+    """The first of some parts that can go: some can only after others."""
     errors = []
     for path in paths:
         try:
-            return block_of(model, path, refit=refit)
+            return layer_part(model, path, refit=refit)
         except ValueError as error:
             errors.append(error)
     raise errors[0]

@@ -15,8 +15,8 @@ class Pruning:
         result: `pruning.PruningResult`.
         costs: `pruning.Cost` of the original and of the smaller model.
         accuracies: `"validation"` and `"test"` -> accuracies of the two.
-        units: the units of the smaller model's convolutions, if there are any, as
-            `pruning.rank_units` ranks them.
+        units: of the smaller model's convolutions, if there are any: pairs of a unit's name and the
+            `pruning.Prediction` of it, as `pruning.rank_units` ranks them.
     """
 
     result: Any

@@ -321,9 +321,10 @@ def test_units_by_feature_entropy():
     np.testing.assert_array_equal(profile.mean_feature_entropy, [2.0, 3.5, np.nan])
     assert profile.by_feature_entropy().tolist() == [0, 1, 2]
     ranked = rank_units("feature_entropy", profile)
-    assert [candidate.part for candidate in ranked] == ["conv[1]", "conv[0]"]
-    assert [candidate.score for candidate in ranked] == [-3.5, -2.0]
-    assert ranked[0].reason == "feature entropy of 3.500 nats (a loop in 88% of the images)"
+    assert [part.name for part in ranked] == ["conv[1]", "conv[0]"]
+    assert [prediction.loss for prediction in ranked.values()] == [-3.5, -2.0]
+    first = next(iter(ranked.values()))
+    assert first.words == "feature entropy of 3.500 nats (a loop in 88% of the images)"
     with pytest.raises(ValueError, match=r"criterion='labels'; expected one of \('feature_ent"):
         rank_units("labels", profile)
 

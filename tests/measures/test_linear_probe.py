@@ -13,7 +13,7 @@ from keras_layer_entropy import EntropyProfile, analyze_model, plots, report
 from keras_layer_entropy.measures import LinearProbe, MeasureResult
 from keras_layer_entropy.measures.kept_samples import KeptSamples
 from keras_layer_entropy.measures.linear_probe import fit_probe, projected
-from keras_layer_entropy.measures.measure import Panel
+from keras_layer_entropy.measures.measure import LayerInfo, Panel
 
 
 def kept_order(samples, most):
@@ -104,6 +104,27 @@ def test_shuffled_labels_know_how_frequent_classes_are(random):
     found = analyze_model(mlp(2), (x, y), measures="linear_probe", verbose=0)["linear_probe"]
     np.testing.assert_allclose(found.shuffled["accuracy"], 0.9, atol=0.04)
     assert found.whole["accuracy"][0] > 0.97
+
+
+def test_shuffled_labels_are_scored_on_samples_that_were_not_fitted(random):
+    """Those left out, in two halves, each sample with the label of the one before."""
+    x, y = problem(random)
+    model = mlp()
+    profile = analyze_model(model, (x, y), measures=LinearProbe(5000), verbose=0)
+    held = kept_order(600, 5000)[:300]
+    features, labels = np.asarray(model.layers[0](x))[held], np.roll(y[held], 1)
+    columns = np.hstack([features, np.ones((300, 1)), np.eye(3)[labels]])[:150]
+    right = fit_probe(columns.T @ columns, 20)(features[150:]) == labels[150:]
+    found = profile["linear_probe"].shuffled["accuracy"][0]
+    assert found == pytest.approx(right.mean())
+
+
+def test_the_size_of_the_state():
+    """A float64 matrix of 1,024 features, a constant and 10 classes."""
+    layer = LayerInfo("wide", 3000, {"output": (None, 3000)})
+    state = LinearProbe().new_state(layer, 10)
+    assert state.variables[0].shape == (1035, 1035)
+    assert LinearProbe().state_size(layer, 10) == 8 * 1035**2
 
 
 @pytest.mark.tensorflow  # training
@@ -308,6 +329,14 @@ def profile_of(accuracy, gain, later, error=0.01, entropy=(0.9, 0.8, 0.7, 0.0)):
             ("A linear probe reads 60.0% of held-out samples right from b, and from no later layer "
             "more, as far as these samples tell. Entropy does not fall over b (+10.0%), but the "
             "share that a probe has right rises there: look twice before taking that out."),
+        ),
+        # The gain over c alone is not beyond its error, but the one over b and c is: it is needed.
+        (
+            profile_of([0.5, 0.8, 0.815, 0.83], [0.3, 0.015, 0.015], [0.33, 0.03, 0.015]),
+            (
+                "A linear probe reads 81.5% of held-out samples right from c, and from no later "
+                "layer more, as far as these samples tell."
+            ),
         ),
         # Twice the error is not exceeded.
         (

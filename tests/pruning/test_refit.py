@@ -11,7 +11,7 @@ from keras import layers, ops
 
 from keras_layer_entropy import remove_layer
 from keras_layer_entropy.measures.gram import fit_of, ridge_regression
-from keras_layer_entropy.pruning.blocks import removable_blocks
+from keras_layer_entropy.pruning.layer_parts import removable_layers
 from keras_layer_entropy.pruning.refit import linear_fits
 from keras_layer_entropy.pruning.rewrite import without
 
@@ -268,8 +268,8 @@ def test_before_what_cannot_be_refitted_a_layer_stays(name):
     flat = name in ("lora", "quantized", "own", "own_dense")
     shape = (8,) if flat else (4, 8)
     model, x = of_another_width(make(), layers.Reshape((-1,)), shape=shape, hidden=8)
-    blocks, reasons = removable_blocks(model)
-    assert "h" not in blocks
+    parts, reasons = removable_layers(model)
+    assert "h" not in parts
     assert "out takes its output and cannot be refitted" in reasons["h"]
     with pytest.raises(ValueError, match=f"out takes its output and cannot be refitted: .*{words}"):
         remove_layer(model, "h", x)
@@ -287,7 +287,7 @@ def test_a_layer_that_takes_its_own_output_is_not_refitted():
     shared = layers.Dense(8, "relu", name="shared")
     x = shared(layers.Dense(8)(shared(layers.Dense(8, "relu", name="h")(inputs))))
     model = keras.Model(inputs, layers.Dense(2)(x))
-    reasons = removable_blocks(model)[1]
+    reasons = removable_layers(model)[1]
     assert "takes what it gave itself" in reasons["h"]
 
 
@@ -299,7 +299,7 @@ def test_weights_that_something_else_uses_are_not_refitted():
     model = keras.Model(inputs, layers.Dense(2)(ops.matmul(x, taker.kernel)))
     assert (
         "taker takes its output and cannot be refitted: matmul uses its weights, too"
-        in (removable_blocks(model)[1]["h"])
+        in (removable_layers(model)[1]["h"])
     )
 
 

@@ -8,7 +8,7 @@ from keras import layers, ops
 
 from keras_layer_entropy import remove_layer
 from keras_layer_entropy.pruning import refit as refit_module
-from keras_layer_entropy.pruning.blocks import block_of, removable_blocks
+from keras_layer_entropy.pruning.layer_parts import layer_part, removable_layers
 from keras_layer_entropy.pruning.rewrite import without
 from keras_layer_entropy.pruning.surgery import take_out
 
@@ -234,8 +234,8 @@ class Holding(layers.Layer):
 
 @pytest.mark.tensorflow
 def test_what_cannot_go_is_listed_with_the_reason():
-    blocks, reasons = removable_blocks(refusals(), keep=["kept"])
-    assert list(blocks) == ["wide"]
+    parts, reasons = removable_layers(refusals(), keep=["kept"])
+    assert list(parts) == ["wide"]
     expected = {
         "twice": "shared: the model calls it 2 times",
         "narrowing": "from 4 to 8 features, but feeds add",
@@ -251,8 +251,8 @@ def test_what_cannot_go_is_listed_with_the_reason():
     for path, words in expected.items():
         assert words in reasons[path]
     # what cannot be refitted takes what has the same shape, if that is what is asked for
-    blocks, reasons = removable_blocks(refusals(), "same", refit=False)
-    assert blocks["same"].fixed == ("conv",)
+    parts, reasons = removable_layers(refusals(), "same", refit=False)
+    assert parts["same"].fixed == ("conv",)
     assert not reasons
 
 
@@ -261,7 +261,7 @@ def test_a_layer_of_another_width_before_a_convolution_stays():
     inputs = keras.Input((8,))
     x = layers.Reshape((4, 1))(layers.Dense(4, name="a")(inputs))
     model = keras.Model(inputs, layers.Dense(2)(layers.Flatten()(layers.Conv1D(2, 2)(x))))
-    assert "conv1d after it has weights for that many" in removable_blocks(model)[1]["a"]
+    assert "conv1d after it has weights for that many" in removable_layers(model)[1]["a"]
 
 
 class Plain(keras.Model):
@@ -297,8 +297,8 @@ def test_an_ambiguous_name_asks_for_the_path():
         x = keras.Sequential([keras.Input((8,)), layers.Dense(8, name="same")], name=part)(x)
     model = keras.Model(inputs, layers.Dense(2, name="out")(x))
     with pytest.raises(ValueError, match="'one/same', 'two/same'.*path"):
-        block_of(model, "same")
-    assert block_of(model, "two/same").path == "two/same"
+        layer_part(model, "same")
+    assert layer_part(model, "two/same").path == "two/same"
 
 
 @pytest.mark.tensorflow
@@ -344,7 +344,7 @@ def test_a_path_is_that_layer_alone():
     smaller = remove_layer(model, "p", data()[0])
     kernels = [m.get_layer("block").get_layer("c").kernel for m in (model, smaller)]
     np.testing.assert_array_equal(*map(np.asarray, kernels))
-    assert block_of(model, "c").path == "c"
+    assert layer_part(model, "c").path == "c"
 
 
 @pytest.mark.tensorflow
@@ -355,7 +355,7 @@ def test_a_nested_model_called_by_names_takes_each_by_its_name():
     inputs = keras.Input((8,))
     taken = layers.Dense(3, name="a")(layers.Dense(3, name="first")(inputs))
     model = keras.Model(inputs, layers.Dense(2, name="out")(nest({"aa": taken, "bb": inputs})))
-    assert removable_blocks(model)[0]["a"].consumers == ("nest/ona",)
+    assert removable_layers(model)[0]["a"].consumers == ("nest/ona",)
     x = data()[0]
     # linear, so that nothing is lost
     np.testing.assert_allclose(remove_layer(model, "a", x)(x), model(x), atol=1e-4)
@@ -377,7 +377,7 @@ def test_the_only_dense_layer_stays():
     inputs = keras.Input((5, 6))
     x = layers.Conv1D(2, 3)(layers.Dense(6, name="a")(inputs))
     model = keras.Model(inputs, layers.Softmax()(layers.GlobalAveragePooling1D()(x)))
-    assert removable_blocks(model)[1] == {"a": "it is the only Dense layer"}
+    assert removable_layers(model)[1] == {"a": "it is the only Dense layer"}
 
 
 @pytest.mark.tensorflow
@@ -403,7 +403,7 @@ def test_an_optimizer_that_cannot_be_copied_is_named():
     model.compile(Sealed(), "mse")
     model.optimizer.sealed = True
     with pytest.raises(ValueError, match="optimizer of .*, Sealed, cannot be copied: it is sealed"):
-        without(model, removable_blocks(model)[0]["b"])
+        without(model, removable_layers(model)[0]["b"])
 
 
 def test_an_activation_that_takes_one_of_two_ways_is_no_part_of_a_layer():
@@ -411,6 +411,6 @@ def test_an_activation_that_takes_one_of_two_ways_is_no_part_of_a_layer():
     b = layers.Dense(4, name="b")(layers.Dense(4, "relu", name="a")(inputs))
     ways = [layers.Dense(3, name="c")(layers.ReLU(name="relu")(b)), layers.Dense(3, name="d")(b)]
     model = keras.Model(inputs, layers.Add()(ways))
-    block = removable_blocks(model)[0]["b"]
+    block = removable_layers(model)[0]["b"]
     assert block.members == ("b",)
     assert set(block.consumers) == {"c", "d"}

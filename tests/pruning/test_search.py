@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import warnings
 
 import keras
@@ -11,10 +12,10 @@ import pytest
 from keras_layer_entropy import analyze_model, load_model, prune_model, remove_layer, save_model
 from keras_layer_entropy.analysis.profile import EntropyProfile
 from keras_layer_entropy.datasets import DatasetSpec, load_dataset
-from keras_layer_entropy.pruning import PruningOptions, plan
-from keras_layer_entropy.pruning.blocks import removable_blocks
+from keras_layer_entropy.pruning import Part, Plan, Prediction, PruningOptions, plan
 from keras_layer_entropy.pruning.checkpoint import Checkpoint
 from keras_layer_entropy.pruning.criteria import CRITERIA, Situation, rank
+from keras_layer_entropy.pruning.layer_parts import removable_layers
 from keras_layer_entropy.pruning.search import MEASURES, reseed
 from keras_layer_entropy.pruning.surgery import take_out
 
@@ -168,15 +169,21 @@ def test_nothing_flat_nothing_done(trained):
 
 
 def test_a_plan_changes_nothing(trained):
-    candidates, reasons = plan(
+    found = plan(
         trained,
         digits("train"),
         digits("validation"),
         PruningOptions(criterion="linearity", keep=("h40",)),
     )
-    assert sorted(c.part for c in candidates) == ["h24", "h32", "h48"]
-    assert "linear in its input but for" in candidates[0].reason
-    assert reasons["h40"] == "it is to be kept"
+    assert sorted(part.path for part in found.parts) == ["h24", "h32", "h48"]
+    assert "linear in its input but for" in found.predictions[0].words
+    assert found.reasons["h40"] == "it is to be kept"
+    assert set(found.reasons) == {"h40", "out"}
+    losses = [prediction.loss for prediction in found.predictions]
+    assert losses == sorted(losses)
+    for part in found.parts:  # what it saves is what the model without it does not have
+        smaller = remove_layer(trained, part.path, digits("train"))
+        assert part.saves.parameters == trained.count_params() - smaller.count_params()
 
 
 def situation(model, **changes):
@@ -185,7 +192,6 @@ def situation(model, **changes):
         Situation(
             student=model,
             teacher=model,
-            blocks=removable_blocks(model)[0],
             profile=analyze_model(model, validation, measures=MEASURES, verbose=0),
             train_data=digits("train"),
             validation_data=validation,
@@ -194,12 +200,20 @@ def situation(model, **changes):
     )
 
 
+def ranked(criterion, now):
+    """Path -> `Prediction`, the first to go first."""
+    parts = removable_layers(now.student)[0].values()
+    return {part.path: found for part, found in rank(criterion, now, parts).items()}
+
+
 def test_entropy_gradient_takes_the_flattest_first(trained):
     now = situation(trained, tolerance=0.5)
     gradient = dict(zip(now.profile.layers, now.profile.gradient, strict=True))
-    expected = sorted((g, p) for p, g in gradient.items() if g < 0.5 and p in now.blocks)
-    assert [(c.score, c.part) for c in rank("entropy_gradient", now)] == expected
-    assert "h48" not in [c.part for c in rank("entropy_gradient", situation(trained))]
+    parts = removable_layers(trained)[0]
+    expected = sorted((g, p) for p, g in gradient.items() if g < 0.5 and p in parts)
+    found = ranked("entropy_gradient", now)
+    assert [(prediction.loss, path) for path, prediction in found.items()] == expected
+    assert "h48" not in ranked("entropy_gradient", situation(trained))
 
 
 def test_reasons_say_whether_entropy_rises_or_is_flat(trained):
@@ -209,8 +223,8 @@ def test_reasons_say_whether_entropy_rises_or_is_flat(trained):
         count=[5],
         results={"activation_entropy": [[0.75], [0.875], [0.875], [0.75], [0.0]]},
     )  # fmt: skip
-    found = rank("entropy_gradient", situation(trained, profile=made, tolerance=0.1))
-    assert [(candidate.part, candidate.reason) for candidate in found] == [
+    found = ranked("entropy_gradient", situation(trained, profile=made, tolerance=0.1))
+    assert [(path, prediction.words) for path, prediction in found.items()] == [
         ("h40", "entropy rises (gradient -0.125, tolerance 0.1)"),
         ("h32", "entropy is flat (gradient +0.000, tolerance 0.1)"),
     ]
@@ -226,7 +240,7 @@ def test_state_entropy_takes_the_lowest_first(trained):
         with np.errstate(divide="ignore", invalid="ignore"):
             bits = -shares * np.log2(shares) - (1 - shares) * np.log2(1 - shares)
         expected.append((np.nan_to_num(bits).mean(), layer.name))
-    found = [(c.score, c.part) for c in rank("state_entropy", situation(trained))]
+    found = [(x.loss, path) for path, x in ranked("state_entropy", situation(trained)).items()]
     assert [name for _, name in found] == [name for _, name in sorted(expected)]
     # float32 shares
     np.testing.assert_allclose([s for s, _ in found], [s for s, _ in sorted(expected)], atol=1e-5)
@@ -243,7 +257,7 @@ def test_linearity_is_the_residual_of_the_regression(trained):
         columns = np.hstack([given[i], np.ones((len(x), 1))]).astype("float64")
         rest = z - columns @ np.linalg.lstsq(columns, z, rcond=None)[0]
         expected[layer.name] = (rest**2).sum() / ((z - z.mean(axis=0)) ** 2).sum()
-    found = {c.part: c.score for c in rank("linearity", situation(trained))}
+    found = {path: x.loss for path, x in ranked("linearity", situation(trained)).items()}
     assert list(found) == sorted(expected, key=expected.get)
     for name, score in found.items():  # float32 activations
         assert score == pytest.approx(expected[name], rel=1e-3, abs=1e-6)
@@ -252,24 +266,66 @@ def test_linearity_is_the_residual_of_the_regression(trained):
 def test_loss_gap_is_the_rise_of_the_loss(trained):
     validation = digits("validation")
     now = trained.evaluate(*validation, verbose=0)[0]
-    candidates = rank("loss_gap", situation(trained))
-    assert len(candidates) == 4
-    for candidate in candidates:
-        smaller = remove_layer(trained, candidate.part, digits("train"))
+    found = ranked("loss_gap", situation(trained))
+    assert len(found) == 4
+    for path, prediction in found.items():
+        smaller = remove_layer(trained, path, digits("train"))
         gap = smaller.evaluate(*validation, verbose=0)[0] - now
-        assert candidate.score == pytest.approx(gap, abs=1e-4)  # two regressions in float
+        assert prediction.loss == pytest.approx(gap, abs=1e-4)  # two regressions in float
 
 
 def test_random_is_reproducible_and_last_is_deepest(trained):
-    orders = [[c.part for c in rank("random", situation(trained, seed=s))] for s in (0, 0, 1)]
+    orders = [list(ranked("random", situation(trained, seed=s))) for s in (0, 0, 1)]
     assert orders[0] == orders[1] != orders[2]
-    assert [c.part for c in rank("last", situation(trained))] == ["h24", "h32", "h40", "h48"]
+    assert list(ranked("last", situation(trained))) == ["h24", "h32", "h40", "h48"]
 
 
-def test_no_candidates_no_ranking(trained):
-    nothing = situation(trained, blocks={})
+def test_what_loss_gap_has_made_is_not_made_again(trained):
+    """Only the first to go is kept, and it is what anybody gets who takes that part out."""
+    now = situation(trained)
+    first, *others = ranked("loss_gap", now).values()
+    assert [x.cut for x in others] == [None] * 3
+    (part, _), *_ = rank("loss_gap", now, removable_layers(trained)[0].values()).items()
+    model, residuals = first.cut
+    again, same = now.without(part)
+    assert residuals == same
+    assert_same_weights(model, again)
+    step = prune(trained, criterion="loss_gap", epochs=0, max_removals=1, max_accuracy_drop=1.0)
+    assert step.removed == (part.path,)
+    assert_same_weights(step.model, model)
+
+
+def test_a_plan_is_carried_out_at_once(trained, tmp_path):
+    """Also after a way through a file; it is as if the layers were named."""
+    found = plan(trained, digits("train"), digits("validation"), PruningOptions("linearity"))
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(found.to_json()))
+    loaded = Plan.from_json(json.loads(path.read_text()))
+    assert [part.name for part in loaded.parts] == [part.name for part in found.parts]
+    assert loaded.predictions == found.predictions
+    assert loaded.reasons == found.reasons
+    assert [part.saves for part in loaded.parts] == [part.saves for part in found.parts]
+    two = dataclasses.replace(loaded, parts=loaded.parts[:2], predictions=loaded.predictions[:2])
+    smaller = remove_layer(trained, two, digits("train"))
+    names = [part.path for part in two.parts]
+    assert_same_weights(smaller, remove_layer(trained, names, digits("train")))
+    assert [x.name for x in smaller.layers] == [
+        x.name for x in trained.layers if x.name not in names
+    ]
+
+
+def test_what_is_no_plan_of_layers_is_refused(trained):
+    units = Plan((Part(kind="unit", path="h40", indices=(1, 2)),), (Prediction(0.0, ""),))
+    with pytest.raises(ValueError, match=r"parts that are no layers: h40\[1, 2\]"):
+        remove_layer(trained, units)
+    with pytest.raises(ValueError, match="This is no plan: KeyError"):
+        Plan.from_json({"parts": []})
+
+
+def test_no_parts_no_ranking(trained):
+    nothing = situation(trained)
     for criterion in CRITERIA:
-        assert rank(criterion, nothing) == [], criterion
+        assert rank(criterion, nothing, []) == {}, criterion
 
 
 def test_a_model_without_accuracy_gets_one_for_the_search_only(trained):
@@ -308,9 +364,9 @@ def test_linearity_looks_past_what_lies_between():
     joined = keras.layers.Concatenate()([block, inputs])
     model = keras.Model(inputs, keras.layers.Dense(10, "softmax", name="out")(joined))
     model.compile("sgd", "sparse_categorical_crossentropy", metrics=["accuracy"])
-    (candidate,) = rank("linearity", situation(model))
-    assert candidate.part == "b"
-    assert candidate.score < 1e-6
+    ((path, prediction),) = ranked("linearity", situation(model)).items()
+    assert path == "b"
+    assert prediction.loss < 1e-6
 
 
 class Subclassed(keras.Model):
@@ -459,8 +515,8 @@ def test_what_can_go_only_after_another_is_tried():
     x = keras.layers.Add(name="sum")([inputs, keras.layers.Dense(64, name="b")(x)])
     model = keras.Model(inputs, keras.layers.Dense(10, "softmax", name="out")(x))
     model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
-    blocks, reasons = removable_blocks(model)
-    assert list(blocks) == ["a"]
+    parts, reasons = removable_layers(model)
+    assert list(parts) == ["a"]
     assert "feeds sum together with another tensor" in reasons["b"]
     options = dict(criterion="last", epochs=0, max_accuracy_drop=1.0)
     assert prune(model, **options).removed == ("a", "b")
@@ -593,6 +649,7 @@ def test_a_layer_without_which_no_model_can_be_made_stays():
     model = keras.Model(inputs, keras.layers.Dense(10, "softmax", name="out")(pooled))
     model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
     options = PruningOptions(criterion="last")
-    candidates, reasons = plan(model, digits("train"), digits("validation"), options)
-    assert candidates == []
+    found = plan(model, digits("train"), digits("validation"), options)
+    reasons = found.reasons
+    assert found.parts == ()
     assert reasons["h"] == "Exception encountered when calling Concatenate.call()."

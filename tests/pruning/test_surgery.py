@@ -10,7 +10,7 @@ from keras import layers, ops
 from precision import roundings
 
 from keras_layer_entropy import remove_layer
-from keras_layer_entropy.pruning.blocks import removable_blocks
+from keras_layer_entropy.pruning.layer_parts import removable_layers
 from keras_layer_entropy.pruning.rewrite import without
 
 SAMPLES = 200
@@ -388,8 +388,8 @@ def test_it_saves_loads_and_trains(case, tmp_path):
 
 @pytest.mark.tensorflow  # no forward pass in it
 def test_the_block_is_found(case):
-    blocks, _ = removable_blocks(case.model)
-    block = blocks[case.remove]
+    parts, _ = removable_layers(case.model)
+    block = parts[case.remove]
     assert block.members[0] == case.remove
     assert block.members[1:] == case.members
     assert block.consumers == case.consumers

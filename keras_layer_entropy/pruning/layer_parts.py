@@ -7,36 +7,35 @@ import keras
 
 from keras_layer_entropy.pruning.graph import flat_graph, shared_paths
 from keras_layer_entropy.pruning.linear import obstacle
+from keras_layer_entropy.pruning.parts import Part
 from keras_layer_entropy.recording.layer_kinds import kind
 from keras_layer_entropy.recording.layers import choose_layers
 
 
-@dataclasses.dataclass(frozen=True)
-class Block:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LayerPart(Part):
     """A Dense layer and what belongs to it.
 
+    `members` are the layer and the normalisation, activation and dropout after it; `consumers` the
+    layers that take what these give, directly or through layers without weights (and
+    normalisation), and are refitted: Dense, EinsumDense and convolutions of single points, on the
+    last axis.
+
     Attributes:
-        path: path of the Dense layer.
-        members: paths of the layer and of the normalisation, activation and dropout after it.
-        consumers: paths of the layers that take what the block gives, directly or through layers
-            without weights (and normalisation), and are refitted: Dense, EinsumDense and
-            convolutions of single points, on the last axis.
         fixed: paths of other layers with weights that take it.
         direct: whether the consumers take the output as it is, once each, and nothing else does.
         input_shape, output_shape: shapes of what goes in and comes out.
     """
 
-    path: str
-    members: tuple
-    consumers: tuple
+    kind: str = "layer"
     fixed: tuple
     direct: bool
     input_shape: tuple
     output_shape: tuple
 
 
-def removable_blocks(model, layers=None, keep=(), refit=True):
-    """`(blocks, reasons)`: `Block`s that can be taken out, and why the other Dense layers cannot.
+def removable_layers(model, layers=None, keep=(), refit=True):
+    """`(parts, reasons)`: `LayerPart`s that can go, and why the other Dense layers cannot.
 
     Args:
         model: a built Sequential or functional model; it is not changed.
@@ -55,8 +54,8 @@ def removable_blocks(model, layers=None, keep=(), refit=True):
 
     >>> names = ("first", "second", "logits")
     >>> dense = [keras.layers.Dense(8, name=name) for name in names]
-    >>> blocks, reasons = removable_blocks(keras.Sequential([keras.Input((4,)), *dense]))
-    >>> list(blocks), reasons
+    >>> parts, reasons = removable_layers(keras.Sequential([keras.Input((4,)), *dense]))
+    >>> list(parts), reasons
     (['first', 'second'], {'logits': 'it is an output layer'})
     """
     graph = flat_graph(model)
@@ -67,39 +66,39 @@ def removable_blocks(model, layers=None, keep=(), refit=True):
     called = dict.fromkeys(call.path for call in graph.calls)
     order = [path for path in called if path in chosen]
     order += [path for path in chosen if path not in called]
-    blocks, reasons = {}, {}
+    parts, reasons = {}, {}
     for path in order:
         layer = chosen[path]
         reason = "it is to be kept" if path in kept else _reason(graph, path, layer, shared)
         if reason is None:
-            found = _block(graph, path, shared, obstacles)
+            found = _part(graph, path, shared, obstacles)
             reason = _misfit(graph, found)
         if reason is None and refit and found.fixed:
             other = found.fixed[0]
             reason = f"{other} takes its output and cannot be refitted: {obstacles[other]}"
         if reason is None:
-            blocks[path] = found
+            parts[path] = found
         else:
             reasons[path] = reason
-    return blocks, reasons
+    return parts, reasons
 
 
-def block_of(model, name, refit=True):
-    """The block of one layer.
+def layer_part(model, name, refit=True):
+    """The `LayerPart` of one layer.
 
     Args:
-        model, refit: as for `removable_blocks`.
+        model, refit: as for `removable_layers`.
         name: name or path of a Dense layer.
 
     Raises:
         ValueError: no such layer, several of this name, or one that cannot go.
     """
-    blocks, reasons = removable_blocks(model, name, refit=refit)
-    if len(blocks) + len(reasons) > 1:
-        raise ValueError(f"{name!r} fits {[*blocks, *reasons]}: give the path of one of them.")
+    parts, reasons = removable_layers(model, name, refit=refit)
+    if len(parts) + len(reasons) > 1:
+        raise ValueError(f"{name!r} fits {[*parts, *reasons]}: give the path of one of them.")
     for path, reason in reasons.items():
         raise ValueError(f"{path!r} cannot be taken out of {model.name!r}: {reason}.")
-    return next(iter(blocks.values()))
+    return next(iter(parts.values()))
 
 
 def _reason(graph, path, layer, shared):
@@ -155,7 +154,7 @@ def _feeds_itself(graph, path):
     )
 
 
-def _block(graph, path, shared, obstacles):
+def _part(graph, path, shared, obstacles):
     (call,) = graph.calls_of(path)
     members, tensor = [path], call.outputs[0]
     while True:
@@ -168,7 +167,7 @@ def _block(graph, path, shared, obstacles):
         tensor = takers[0].outputs[0]
     takers = {c.path for c in graph.consumers(tensor)}
     reached = list(dict.fromkeys(c.path for c in graph.reaches(tensor, _has_own_weights)[0]))
-    return Block(
+    return LayerPart(
         path=path,
         members=tuple(members),
         consumers=tuple(c for c in reached if obstacles[c] is None),
@@ -179,17 +178,17 @@ def _block(graph, path, shared, obstacles):
     )
 
 
-def _misfit(graph, block):
-    """Why what takes a block's output cannot take its input instead, or None."""
-    if block.input_shape == block.output_shape:
+def _misfit(graph, part):
+    """Why what takes a part's output cannot take its input instead, or None."""
+    if part.input_shape == part.output_shape:
         return None
-    widths = f"it goes from {block.input_shape[-1]} to {block.output_shape[-1]} features"
-    tensor = graph.calls_of(block.members[-1])[0].outputs[0]
+    widths = f"it goes from {part.input_shape[-1]} to {part.output_shape[-1]} features"
+    tensor = graph.calls_of(part.members[-1])[0].outputs[0]
     _, passed, _ = graph.reaches(tensor, _has_own_weights)
     for call in passed:
         if len(call.inputs) > 1 and not isinstance(call.operation, keras.layers.Concatenate):
             return f"{widths}, but feeds {call.path} together with another tensor of that many"
-    for path in (*block.fixed, *(c.path for c in passed if getattr(c.operation, "weights", ()))):
+    for path in (*part.fixed, *(c.path for c in passed if getattr(c.operation, "weights", ()))):
         return f"{widths}, and {path} after it has weights for that many and cannot be refitted"
     for call in passed:
         if not _takes_any_width(call.operation):

@@ -1,0 +1,122 @@
+"""What can be taken out of a model, what that is predicted to cost, and a plan of both."""
+
+import dataclasses
+from typing import Any
+
+from keras_layer_entropy.pruning.cost import Cost
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Part:
+    """What goes as one: a layer with what belongs to it, or some units of a layer.
+
+    Attributes:
+        kind: `"layer"` or `"unit"`.
+        path: path of the layer.
+        indices: of the units that go, for the kind `"unit"`.
+        members: paths of all layers that go, or lose something.
+        consumers: paths of the layers that take what goes, and are refitted.
+        saves: the `Cost` of the model minus that of the model without it, where that is known.
+
+    Example:
+
+    >>> Part(kind="unit", path="conv", indices=(3,)).name
+    'conv[3]'
+    """
+
+    kind: str
+    path: str
+    indices: tuple = ()
+    members: tuple = ()
+    consumers: tuple = ()
+    saves: Cost | None = dataclasses.field(default=None, compare=False)
+
+    @property
+    def name(self):
+        """What it is called where people read it."""
+        return f"{self.path}[{', '.join(map(str, self.indices))}]" if self.indices else self.path
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What a criterion says of a part.
+
+    Attributes:
+        loss: what it costs to lose the part, in the criterion's own unit: the lowest goes first.
+        words: the same in words.
+        cut: `(model, residuals)`, the model without the part as `surgery.take_out` gives it, where
+            the criterion had to make it and it is the first to go.
+    """
+
+    loss: float
+    words: str
+    cut: Any = dataclasses.field(default=None, repr=False, compare=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What may go, the first to go first, and why the rest stays.
+
+    Attributes:
+        parts: tuple of `Part`.
+        predictions: tuple of `Prediction`, one for each part.
+        reasons: path of a layer -> why nothing of it goes.
+        costs: `Cost` of the model as it is, and without all parts where that is known.
+
+    Example:
+
+    >>> plan = Plan((Part(kind="layer", path="a"),), (Prediction(0.1, "it is flat"),))
+    >>> Plan.from_json(plan.to_json()) == plan
+    True
+    """
+
+    parts: tuple = ()
+    predictions: tuple = ()
+    reasons: dict = dataclasses.field(default_factory=dict)
+    costs: tuple = ()
+
+    def to_json(self):
+        """The plan as plain values; models that a criterion made are left out."""
+        predictions = [{"loss": x.loss, "words": x.words} for x in self.predictions]
+        return {
+            "parts": [
+                {name: _plain(getattr(part, name)) for name in _FIELDS} for part in self.parts
+            ],
+            "predictions": predictions,
+            "reasons": dict(self.reasons),
+            "costs": [_plain(cost) for cost in self.costs],
+        }
+
+    @classmethod
+    def from_json(cls, data):
+        """What `to_json` gave, also after a way through a file.
+
+        Raises:
+            ValueError: it is no plan.
+        """
+        try:
+            parts = [{name: _read(part[name]) for name in _FIELDS} for part in data["parts"]]
+            return cls(
+                parts=tuple(Part(**part) for part in parts),
+                predictions=tuple(Prediction(**x) for x in data["predictions"]),
+                reasons=dict(data["reasons"]),
+                costs=tuple(map(_read, data["costs"])),
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"This is no plan: {error!r}.") from error
+
+
+_FIELDS = tuple(field.name for field in dataclasses.fields(Part))
+
+
+def _plain(value):
+    if isinstance(value, Cost):
+        return dataclasses.asdict(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _read(value):
+    if isinstance(value, dict):
+        latency = {int(size): time for size, time in value["latency"].items()}
+        return Cost(**{**value, "latency": latency})
+    return tuple(value) if isinstance(value, list) else value
