@@ -49,12 +49,13 @@ class Copies:
     Args:
         model: the model that is copied, `Copies(model)(model)`; it is not changed.
         left_out: layers and operations that are not called: what they take goes on in their place.
-        renewed: layers that get weights for whatever they are called with now.
+        edits: pairs of an operation and a function that its copy is given to, before it is called
+            for the first time.
     """
 
-    def __init__(self, model, left_out=(), renewed=()):
+    def __init__(self, model, left_out=(), edits=()):
         self._left_out = {id(operation) for operation in left_out}
-        self._renewed = {id(layer) for layer in renewed}
+        self._edits = {id(operation): edit for operation, edit in edits}
         self._parts = {id(model)}
         for layer in model._flatten_layers():
             self._parts.update(map(id, (layer, *own_variables(layer))))
@@ -245,9 +246,8 @@ class Copies:
             given = nested_inputs(graph, args, kwargs)
             self._model(operation, [tensor.shape for tensor in given])
         twin = self(operation)
-        if id(operation) in self._renewed:
-            self._renewed.remove(id(operation))
-            forget_weights(twin)
+        if id(operation) in self._edits:
+            self._edits.pop(id(operation))(twin)
         return twin(*self(args), **self(kwargs))
 
     def _complete(self, old, new):

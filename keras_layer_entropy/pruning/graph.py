@@ -17,12 +17,14 @@ class Call:
         path: slash path of the layer.
         operation: the layer or operation.
         inputs, outputs: numbers of the tensors that go in and come out.
+        node: Keras's node of the call.
     """
 
     path: str
     operation: Any
     inputs: tuple
     outputs: tuple
+    node: Any = dataclasses.field(repr=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Graph:
         calls: tuple of `Call`.
         outputs: numbers of the tensors that the model returns.
         nested: path of each nested model -> numbers of the tensors it is called with.
-        shapes: number of a tensor -> its shape.
+        shapes, dtypes: number of a tensor -> its shape and dtype.
         arguments: id of each variable that a call takes as an argument -> path of the call.
     """
 
@@ -41,6 +43,7 @@ class Graph:
     outputs: tuple
     nested: dict
     shapes: dict
+    dtypes: dict
     arguments: dict
 
     def calls_of(self, path):
@@ -97,10 +100,11 @@ def flat_graph(model):
             "that cannot be rewritten. analyze_model works on it; to take layers out, make it "
             "functional: keras.Model(inputs, outputs) from the same layers."
         )
-    graph = Graph([], (), {}, {}, {})
+    graph = Graph([], (), {}, {}, {}, {})
     numbers = itertools.count()
     bound = {id(tensor): next(numbers) for tensor in functional.inputs}
-    graph.shapes.update((bound[id(tensor)], tensor.shape) for tensor in functional.inputs)
+    for tensor in functional.inputs:
+        _describe(graph, bound[id(tensor)], tensor)
     outputs = _collect(functional, "", bound, graph, numbers)
     held = {}
     for call in graph.calls:
@@ -141,7 +145,7 @@ def _collect(functional, prefix, bound, graph, numbers):
             inner = opened(node.operation)
             if inner is None:
                 results = [next(numbers) for _ in node.output_tensors]
-                graph.calls.append(Call(path, node.operation, given, tuple(results)))
+                graph.calls.append(Call(path, node.operation, given, tuple(results), node))
             else:
                 given = nested_inputs(inner, node.arguments.args, node.arguments.kwargs)
                 numbered = [bound[id(tensor)] for tensor in given]
@@ -150,8 +154,26 @@ def _collect(functional, prefix, bound, graph, numbers):
                 results = _collect(inner, f"{path}/", within, graph, numbers)
             for number, tensor in zip(results, node.output_tensors, strict=True):
                 bound[id(tensor)] = number
-                graph.shapes.setdefault(number, tensor.shape)
+                _describe(graph, number, tensor)
     return [bound[id(tensor)] for tensor in functional.outputs]
+
+
+def _describe(graph, number, tensor):
+    graph.shapes.setdefault(number, tensor.shape)
+    graph.dtypes.setdefault(number, tensor.dtype)
+
+
+def run(call, values, operation=None):
+    """The outputs of a call, a flat list, for values of its inputs.
+
+    Args:
+        call: `Call`.
+        values: list of arrays or tensors, one for each of its inputs.
+        operation: what is called in place of its operation.
+    """
+    given = dict(zip(map(id, call.node.input_tensors), values, strict=True))
+    args, kwargs = call.node.arguments.fill_in(given)
+    return keras.tree.flatten((operation or call.operation)(*args, **kwargs))
 
 
 def nested_inputs(inner, args, kwargs):

@@ -10,7 +10,7 @@ from keras.src.utils.tracking import DotNotTrackScope
 from keras_layer_entropy.pruning.copying import Copies
 
 
-def copy_compilation(model, new, variables):
+def copy_compilation(model, new, variables, cuts=None):
     """Compiles `new` like `model`, with an optimizer that goes on where the old one stands.
 
     Args:
@@ -18,6 +18,8 @@ def copy_compilation(model, new, variables):
         new: the new model.
         variables: id of each variable of the old model that is in the new one, too -> its twin.
             Optimizer slots of all others, and of those with another shape now, start anew.
+        cuts: id of a variable of the old model -> list of (axis, places that are kept); slots are
+            cut like their variables.
     """
     if not model.compiled:
         return
@@ -29,7 +31,7 @@ def copy_compilation(model, new, variables):
             f"{error}"
         ) from error
     new.compile(**{**fresh_metrics(model), "optimizer": optimizer})
-    _copy_optimizer(model.optimizer, optimizer, new, variables)
+    _copy_optimizer(model.optimizer, optimizer, new, variables, cuts or {})
 
 
 def set_learning_rate(model, learning_rate):
@@ -44,7 +46,7 @@ def set_learning_rate(model, learning_rate):
     optimizer = _unbuilt_copy(model, variables)
     _replace_learning_rate(getattr(optimizer, "inner_optimizer", optimizer), learning_rate)
     model.compile(**{**fresh_metrics(model), "optimizer": optimizer})
-    _copy_optimizer(old, optimizer, model, variables)
+    _copy_optimizer(old, optimizer, model, variables, {})
     if isinstance(learning_rate, float):
         getattr(optimizer, "inner_optimizer", optimizer).learning_rate = learning_rate
 
@@ -178,7 +180,7 @@ def _set_variables(optimizer, variables):
     optimizer._tracker.stored_ids["variables"] = set(map(id, variables))
 
 
-def _copy_optimizer(old, new, model, variables):
+def _copy_optimizer(old, new, model, variables, cuts):
     if not old.built:
         return
     if not new.built:
@@ -189,9 +191,9 @@ def _copy_optimizer(old, new, model, variables):
             if id(variable) in variables:
                 order.setdefault(id(variables[id(variable)]), variables[id(variable)])
         _build(new, list(order.values()))
-    accounted = _copy_slots(old, new, variables)
+    accounted = _copy_slots(old, new, variables, cuts)
     if hasattr(old, "inner_optimizer"):  # LossScaleOptimizer
-        _copy_optimizer(old.inner_optimizer, new.inner_optimizer, model, variables)
+        _copy_optimizer(old.inner_optimizer, new.inner_optimizer, model, variables, cuts)
         accounted |= {id(variable) for variable in old.inner_optimizer.variables}
     lost = [variable.name for variable in old.variables if id(variable) not in accounted]
     if lost:
@@ -202,11 +204,10 @@ def _copy_optimizer(old, new, model, variables):
         )
 
 
-def _copy_slots(old, new, variables):
+def _copy_slots(old, new, variables, cuts):
     """Copies single variables and lists of one variable per weight; ids of what was seen."""
     trained = old._trainable_variables
     place = {id(v): i for i, v in enumerate(new._trainable_variables)}
-    same = [id(v) for v in trained if id(v) in variables and variables[id(v)].shape == v.shape]
     accounted = set()
     for name, value in vars(old).items():
         if name in ("_variables", "_trainable_variables"):
@@ -222,7 +223,33 @@ def _copy_slots(old, new, variables):
                 if not isinstance(slot, keras.Variable):
                     continue
                 accounted.add(id(slot))
-                index = place.get(id(variables[id(weight)])) if id(weight) in same else None
-                if index is not None:
-                    assign_copy(twin[index], slot)
+                index = place.get(id(variables.get(id(weight))))
+                if index is None:
+                    continue
+                axes = _axes_of_slot(name, slot, weight)
+                found = [(axes[a], kept) for a, kept in cuts.get(id(weight), ()) if a in axes]
+                kept_slot = cut(slot, found)
+                if kept_slot.shape == tuple(twin[index].shape) and (
+                    cuts.get(id(weight)) or weight.shape == variables[id(weight)].shape
+                ):
+                    twin[index].assign(kept_slot)
     return accounted
+
+
+def cut(variable, cuts):
+    """The value of a variable at some places of some axes: `cuts` is a list of (axis, places)."""
+    value = np.array(keras.ops.convert_to_numpy(variable))
+    for axis, kept in cuts:
+        value = np.take(value, kept, axis=axis)
+    return value
+
+
+def _axes_of_slot(name, slot, weight):
+    """Axis of a weight -> axis of a slot of it; Adafactor keeps means over one of two axes."""
+    axes = list(range(len(weight.shape)))
+    if len(slot.shape) == len(axes) - 1 and name in _MEANS_OVER:
+        axes.remove(axes[_MEANS_OVER[name]])
+    return {axis: place for place, axis in enumerate(axes)} if slot.shape else {}
+
+
+_MEANS_OVER = {"_r": -1, "_c": -2}

@@ -1,11 +1,15 @@
 """Make a model again without some of its layers, everything else being as it was."""
 
+import collections
+import copy
+import functools
+
 import keras
 
 from keras_layer_entropy.backend import strategy_scope
-from keras_layer_entropy.pruning.copying import Copies
+from keras_layer_entropy.pruning.copying import Copies, forget_weights
 from keras_layer_entropy.pruning.graph import flat_graph
-from keras_layer_entropy.pruning.optimizer_state import assign_copy, copy_compilation
+from keras_layer_entropy.pruning.optimizer_state import copy_compilation, cut
 from keras_layer_entropy.recording.passes import own_variables
 
 
@@ -25,23 +29,91 @@ def without(model, part):
 
     Example: see `surgery.remove_layer`.
     """
-    graph = flat_graph(model)
-    gone, renewed = _operations(graph, part)
-    copies = Copies(model, gone, renewed.values())
+    gone, renewed = _operations(flat_graph(model), part)
     what = f"{model.name!r} without {part.path!r}" if part is not None else f"{model.name!r}"
+    edits = {path: (layer, forget_weights) for path, layer in renewed.items()}
+    return _remade(model, gone, edits, {}, what)
+
+
+def thinned(model, channels, gone):
+    """The model without some units: a new model, with the weights and state of the old one.
+
+    Args:
+        model: a built Sequential or functional model; it is not changed.
+        channels: its `channels.Channels`.
+        gone: numbers of the units that go, as `Channels.roots` gives them.
+
+    Returns:
+        The new model, compiled like the old one, its optimizer's slots sliced like the weights.
+
+    Raises:
+        ValueError: Keras cannot make the model without them.
+    """
+    cuts = collections.defaultdict(list)
+    changes = collections.defaultdict(dict)
+    operations = {call.path: call.operation for call in channels.graph.calls}
+    for part in channels.slices:
+        kept = channels.kept(part.ids, gone)
+        if len(kept) < len(part.ids):
+            cuts[id(part.variable)].append((part.axis, kept))
+            changes[part.path].update()
+    for edit in channels.edits:
+        before, after = (
+            edit.value(lambda ids, gone=x: len(channels.kept(ids, gone))) for x in ((), gone)
+        )
+        if after != before:
+            changes[edit.path][edit.attribute] = after
+    edits = {
+        path: (operations[path], functools.partial(_change, attributes))
+        for path, attributes in changes.items()
+    }
+    new, fresh = _remade(model, [], edits, cuts, f"{model.name!r} without some units")
+    if fresh:
+        raise ValueError(
+            f"Nothing tells how {fresh[0]} of {model.name!r} goes on with fewer units."
+        )
+    return new
+
+
+def _remade(model, gone, edits, cuts, what):
+    """A copy of a model, and paths of layers of which some weights had to be made anew.
+
+    Args:
+        model: the model.
+        gone: operations that are left out.
+        edits: path -> (operation, what its copy is given to before it is called).
+        cuts: id of a variable -> list of (axis, places that are kept).
+        what: the new model in words.
+    """
+    copies = Copies(model, gone, edits.values())
     with strategy_scope(model):
         try:
             new = copies(model)
         except Exception as error:
             raise ValueError(f"Keras cannot make {what}: {error}") from error
         survivors = {id(old): twin for old, twin in copies.pairs(keras.Variable)}
+        changed = {p: x for p, (x, _) in edits.items() if isinstance(x, keras.layers.Layer)}
         fresh = [
-            path for path, layer in renewed.items() if _restore(layer, copies(layer), survivors)
+            path
+            for path, layer in changed.items()
+            if _restore(layer, copies(layer), survivors, cuts)
         ]
-        _account(model, new, survivors, [*gone, *renewed.values()], what)
+        _account(model, new, survivors, [*gone, *changed.values()], what)
         for old, twin in copies.pairs(keras.Model):
-            copy_compilation(old, twin, survivors)
+            copy_compilation(old, twin, survivors, cuts)
     return new, fresh
+
+
+def _change(attributes, twin):
+    """Gives the copy of an operation other attributes; it is built for these when it is called."""
+    for name, value in attributes.items():
+        setattr(twin, name, value)
+    automatic = getattr(twin, "_auto_config", None)
+    if automatic is not None and attributes.keys() & automatic.config.keys():
+        twin._auto_config = copy.copy(automatic)
+        twin._auto_config.config = {**automatic.config, **attributes}
+    if isinstance(twin, keras.layers.Layer):
+        forget_weights(twin)
 
 
 def _operations(graph, part):
@@ -54,14 +126,15 @@ def _operations(graph, part):
     return [first[path] for path in part.members], renewed
 
 
-def _restore(layer, twin, survivors):
+def _restore(layer, twin, survivors, cuts):
     """Gives a layer that was built anew what still fits; whether anything did not."""
     anew = False
     for variable, copied in zip(own_variables(layer), own_variables(twin), strict=True):
         survivors[id(variable)] = copied
         copied.trainable, copied._path = variable.trainable, variable.path
-        if variable.shape == copied.shape:
-            assign_copy(copied, variable)
+        value = cut(variable, cuts.get(id(variable), ()))
+        if value.shape == tuple(copied.shape):
+            copied.assign(value)
         else:
             anew = True
     return anew

@@ -1,0 +1,214 @@
+"""Layers with weights: which entries of which variables belong to which units.
+
+A rule is called with the finder of `channels`, a call and its layer. It binds axes of variables to
+units, says which attributes count units, and returns axis -> units for the layer's output.
+"""
+
+import numpy as np
+from keras import layers
+
+
+def _dense(finder, call, layer):
+    given, last = finder.given(call), finder.rank(call) - 1
+    taken, units = given.pop(last, None), finder.make(call, layer.units)
+    finder.take(call, taken)
+    finder.bind(call, layer.kernel, 0, taken)
+    finder.bind(call, layer.kernel, 1, units)
+    finder.bind(call, layer.bias, 0, units)
+    finder.edit(call, "units", lambda kept: kept(units))
+    finder.activate(call, layer.activation, units)
+    return {**given, last: units}
+
+
+def _convolution(finder, call, layer):
+    taken, axis = _channels_alone(finder, call, layer.data_format)
+    if layer.groups > 1:
+        return _grouped_convolution(finder, call, layer, taken, axis)
+    units = finder.make(call, layer.filters)
+    finder.take(call, taken)
+    finder.bind(call, layer.kernel, layer.rank, taken)
+    finder.bind(call, layer.kernel, layer.rank + 1, units)
+    finder.bind(call, layer.bias, 0, units)
+    finder.edit(call, "filters", lambda kept: kept(units))
+    finder.activate(call, layer.activation, units)
+    return {axis: units}
+
+
+def _grouped_convolution(finder, call, layer, taken, axis):
+    """A group goes as one, what it takes and what it makes: depthwise ones are of one each."""
+    if taken is None:
+        return {}
+    groups = taken.reshape(layer.groups, -1)
+    for group in groups:
+        finder.ties.tie_all(group)
+    made = np.repeat(groups[:, 0], layer.filters // layer.groups)
+    finder.bind(call, layer.kernel, layer.rank + 1, made)
+    finder.bind(call, layer.bias, 0, made)
+    finder.edit(call, "groups", lambda kept: kept(groups[:, 0]))
+    finder.edit(call, "filters", lambda kept: kept(made))
+    finder.activate(call, layer.activation, made)
+    return {axis: made}
+
+
+def _transposed_convolution(finder, call, layer):
+    taken, axis = _channels_alone(finder, call, layer.data_format)
+    units = finder.make(call, layer.filters)
+    finder.bind(call, layer.kernel, layer.rank + 1, taken)
+    finder.bind(call, layer.kernel, layer.rank, units)
+    finder.bind(call, layer.bias, 0, units)
+    finder.edit(call, "filters", lambda kept: kept(units))
+    finder.activate(call, layer.activation, units)
+    return {axis: units}
+
+
+def _depthwise_convolution(finder, call, layer):
+    taken, axis = _channels_alone(finder, call, layer.data_format)
+    if taken is None:
+        return {}
+    made = np.repeat(taken, layer.depth_multiplier)
+    finder.bind(call, layer.kernel, layer.rank, taken)
+    finder.bind(call, layer.bias, 0, made)
+    finder.activate(call, layer.activation, made)
+    return {axis: made}
+
+
+def _separable_convolution(finder, call, layer):
+    taken, axis = _channels_alone(finder, call, layer.data_format)
+    units = finder.make(call, layer.filters)
+    between = None if taken is None else np.repeat(taken, layer.depth_multiplier)
+    finder.bind(call, layer.depthwise_kernel, layer.rank, taken)
+    finder.bind(call, layer.pointwise_kernel, layer.rank, between)
+    finder.bind(call, layer.pointwise_kernel, layer.rank + 1, units)
+    finder.bind(call, layer.bias, 0, units)
+    finder.edit(call, "filters", lambda kept: kept(units))
+    finder.activate(call, layer.activation, units)
+    return {axis: units}
+
+
+def _batch_normalization(finder, call, layer):
+    given = finder.given(call)
+    axis = layer.axis % finder.rank(call)
+    for variable in (layer.gamma, layer.beta, layer.moving_mean, layer.moving_variance):
+        finder.bind(call, variable, 0, given.get(axis))
+    return given
+
+
+def _layer_normalization(finder, call, layer):
+    """Its mean and variance are of what remains: never exact, and left to what is refitted."""
+    root_mean_square = isinstance(layer, layers.RMSNormalization)
+    variables = [layer.scale] if root_mean_square else [layer.gamma, layer.beta]
+    given, rank = finder.given(call), finder.rank(call)
+    axes = [axis % rank for axis in np.atleast_1d(layer.axis)]
+    for place, axis in enumerate(axes):
+        for variable in variables:
+            finder.bind(call, variable, place, given.get(axis))
+    return given
+
+
+def _group_normalization(finder, call, layer):
+    given, axis = finder.given(call), layer.axis % finder.rank(call)
+    for other in set(given) - {axis}:
+        finder.freeze(given.pop(other), f"{call.path} mixes it with others")
+    units = given.get(axis)
+    if units is not None and layer.groups > 1:
+        groups = units.reshape(layer.groups, -1)
+        for group in groups:
+            finder.ties.tie_all(group)
+        finder.edit(call, "groups", lambda kept: kept(groups[:, 0]))
+    for variable in (layer.gamma, layer.beta):
+        finder.bind(call, variable, 0, units)
+    return given
+
+
+def _prelu(finder, call, layer):
+    given = finder.given(call)
+    for axis, units in given.items():
+        if layer.alpha.shape[axis - 1] == len(units):
+            finder.bind(call, layer.alpha, axis - 1, units)
+    return given
+
+
+def _embedding(finder, call, layer):
+    units = finder.make(call, layer.output_dim)
+    finder.bind(call, layer.embeddings, 1, units)
+    finder.edit(call, "output_dim", lambda kept: kept(units))
+    return {finder.rank(call): units}
+
+
+def _einsum_dense(finder, call, layer):
+    """Of several axes that it makes, units lie along the first: whole heads, not parts of all."""
+    given, rank = finder.given(call), finder.rank(call)
+    taken, kernel, made = _letters(layer.equation, rank, layer.kernel)
+    found, features = {}, [letter for letter in kernel if letter not in made]
+    for axis, units in given.items():
+        letter = taken[axis]
+        if letter in kernel:
+            finder.bind(call, layer.kernel, kernel.index(letter), units)
+        if letter in made:
+            found[made.index(letter)] = units
+    for letter in features:
+        axis = taken.index(letter)
+        if axis not in given:
+            finder.bind(call, layer.kernel, kernel.index(letter), None)
+    if len(features) == 1:
+        finder.take(call, given.get(taken.index(features[0])))
+    new = [letter for letter in made if letter in kernel and letter not in taken]
+    if new:
+        place = made.index(new[0])
+        units = finder.make(call, layer.kernel.shape[kernel.index(new[0])])
+        finder.bind(call, layer.kernel, kernel.index(new[0]), units)
+        found[place] = units
+        shape = layer.partial_output_shape
+        inside = place - 1 - (len(made) - 1 - len(shape))
+        finder.edit(
+            call, "partial_output_shape",
+            lambda kept: tuple(kept(units) if i == inside else n for i, n in enumerate(shape)),
+        )  # fmt: skip
+        finder.activate(call, layer.activation, units)
+    for axis, units in found.items():
+        if layer.bias is not None:
+            inside = axis - (len(made) - len(layer.bias.shape))
+            if inside >= 0 and layer.bias.shape[inside] == len(units):
+                finder.bind(call, layer.bias, inside, units)
+    return found
+
+
+def _letters(equation, rank, kernel):
+    """The letters of what an equation takes, of its kernel and of what it makes."""
+    taken, rest = equation.replace(" ", "").split(",")
+    weights, made = rest.split("->")
+    more = rank - len(taken.replace("...", ""))
+    others = "".join(x for x in "ABCDEFGHIJKLMNOPQRSTUVWXYZ" if x not in equation)[:more]
+    return taken.replace("...", others), weights, made.replace("...", others)
+
+
+def _channels_alone(finder, call, data_format):
+    """The units along the axis of channels, and that axis; those along others are mixed."""
+    given, rank = finder.given(call), finder.rank(call)
+    axis = rank - 1 if data_format == "channels_last" else 1
+    taken = given.pop(axis, None)
+    for units in given.values():
+        finder.freeze(units, f"{call.path} mixes it with others")
+    return taken, axis
+
+
+CARRIERS = {
+    layers.Dense: _dense,
+    layers.Conv1D: _convolution,
+    layers.Conv2D: _convolution,
+    layers.Conv3D: _convolution,
+    layers.Conv1DTranspose: _transposed_convolution,
+    layers.Conv2DTranspose: _transposed_convolution,
+    layers.Conv3DTranspose: _transposed_convolution,
+    layers.DepthwiseConv1D: _depthwise_convolution,
+    layers.DepthwiseConv2D: _depthwise_convolution,
+    layers.SeparableConv1D: _separable_convolution,
+    layers.SeparableConv2D: _separable_convolution,
+    layers.BatchNormalization: _batch_normalization,
+    layers.LayerNormalization: _layer_normalization,
+    layers.RMSNormalization: _layer_normalization,
+    layers.GroupNormalization: _group_normalization,
+    layers.PReLU: _prelu,
+    layers.Embedding: _embedding,
+    layers.EinsumDense: _einsum_dense,
+}

@@ -1,0 +1,316 @@
+"""Which units there are in a model, what carries each of them, and which belong together."""
+
+import copy
+import dataclasses
+import functools
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_layer_entropy.pruning.carriers import CARRIERS
+from keras_layer_entropy.pruning.graph import flat_graph
+from keras_layer_entropy.pruning.probing import outputs_of, sources, values_of
+from keras_layer_entropy.pruning.ties import Ties
+
+
+@dataclasses.dataclass(frozen=True)
+class Slice:
+    """An axis of a variable whose entries belong to units, `ids` one for each."""
+
+    path: str
+    variable: Any
+    axis: int
+    ids: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Edit:
+    """An attribute of an operation that says how many units there are.
+
+    Attributes:
+        path: of the operation.
+        operation: whose attribute it is.
+        attribute: its name.
+        value: what it is, a function of a function that counts the units that are kept of some.
+    """
+
+    path: str
+    operation: Any
+    attribute: str
+    value: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Channels:
+    """The units of a model.
+
+    Attributes:
+        graph: `graph.Graph`.
+        makers: path of a layer that makes units -> `[units]`, the number of each.
+        takers: path of a layer -> `[features]`, which unit each feature of its kernel belongs to;
+            of those layers that can be refitted once some are gone.
+        slices, edits: what has to change with them.
+        ties: `ties.Ties`, which units go together and which have to stay.
+    """
+
+    graph: Any
+    makers: dict
+    takers: dict
+    slices: tuple
+    edits: tuple
+    ties: Ties
+
+    def roots(self, path):
+        """Of each unit of a layer the number that it shares with all that it is tied to."""
+        return self.ties.roots(self.makers[path])
+
+    def reasons(self, path):
+        """Number of a unit of a layer -> why it has to stay."""
+        frozen = self.ties.reasons(self.makers[path])
+        return {i: frozen[root] for i, root in enumerate(self.roots(path)) if root in frozen}
+
+    def kept(self, ids, gone):
+        """Places of the units that stay when those with the roots `gone` go."""
+        return np.flatnonzero(~np.isin(self.ties.roots(ids), gone))
+
+
+def find_channels(model):
+    """The `Channels` of a built Sequential or functional model; it is not changed.
+
+    Layers with weights are known by rules (`carriers`); all others are run on a few numbers, to
+    see which unit each entry of their output comes from, and once more with half of the units
+    gone: what then gives something else freezes its units.
+
+    Raises:
+        ValueError: a subclassed model, or one that is not built.
+
+    Example:
+
+    >>> dense = keras.layers.Dense
+    >>> inputs = keras.Input((4,))
+    >>> x = dense(8, name="a")(inputs)
+    >>> x = keras.layers.Add()([x, dense(8, name="b")(x)])
+    >>> found = find_channels(keras.Model(inputs, dense(2, name="out")(x)))
+    >>> found.roots("b").tolist() == found.roots("a").tolist(), found.reasons("out")[0]
+    (True, 'it is an output of the model')
+    """
+    graph = flat_graph(model)
+    finder = _Finder(graph)
+    for call in graph.calls:
+        finder.visit(call)
+    for number in graph.outputs:
+        for ids in finder.labels.get(number, {}).values():
+            finder.ties.freeze(ids, "it is an output of the model")
+    return finder.result()
+
+
+class _Finder:
+    """Goes through the calls of a graph and notes what becomes of units.
+
+    `labels` maps the number of a tensor to axis -> `[size]`, the unit at each place.
+    """
+
+    def __init__(self, graph):
+        self.graph = graph
+        self.ties = Ties()
+        self.labels = {}
+        self._makers, self._takers = {}, {}
+        self._bound, self._edits = {}, []
+
+    def visit(self, call):
+        """Notes what a call does."""
+        operation = call.operation
+        rule = CARRIERS.get(type(operation))
+        reason = _obstacle(operation) if rule else f"it is a {type(operation).__name__}"
+        if rule is not None and reason is None:
+            self.labels[call.outputs[0]] = rule(self, call, operation)
+        elif getattr(operation, "weights", ()):
+            words = f"{call.path} takes it and cannot be thinned: {reason}"
+            for number in call.inputs:
+                for units in self.labels.get(number, {}).values():
+                    self.ties.freeze(units, words)
+        else:
+            self._probe(call)
+
+    def given(self, call):
+        """Axis -> units of the first input of a call."""
+        return dict(self.labels.get(call.inputs[0], {}))
+
+    def rank(self, call):
+        """Number of axes of the first input of a call."""
+        return len(self.graph.shapes[call.inputs[0]])
+
+    def make(self, call, count):
+        """New units of a layer; the same ones in every call of it."""
+        if call.path not in self._makers:
+            self._makers[call.path] = self.ties.new(count)
+        return self._makers[call.path]
+
+    def take(self, call, features):
+        """Says which unit each feature belongs to that a layer's kernel takes."""
+        if features is not None:
+            self._takers[call.path] = features
+
+    def bind(self, call, variable, axis, ids):
+        """Says which units the entries along an axis of a variable belong to, None for no unit.
+
+        A variable that is used several times ties what it is used for.
+        """
+        if variable is None:
+            return
+        before = self._bound.setdefault((id(variable), axis), (call.path, variable, ids))[2]
+        if before is ids:
+            return
+        if before is None or ids is None:
+            known = before if ids is None else ids
+            self.ties.freeze(known, f"{call.path} uses weights for it elsewhere, too")
+        else:
+            self.ties.tie(before, ids)
+
+    def edit(self, call, attribute, value):
+        """Says which attribute of an operation counts units."""
+        self._edits.append(Edit(call.path, call.operation, attribute, value))
+
+    def freeze(self, ids, reason):
+        """Says why units have to stay."""
+        if ids is not None:
+            self.ties.freeze(ids, reason)
+
+    def activate(self, call, activation, units):
+        """Freezes units that the activation function inside a layer mixes."""
+        x = np.random.default_rng(0).uniform(-1.0, 1.0, (4, len(units))).astype("float32")
+        half = np.arange(len(units)) % 2 == 0
+        whole, part = (
+            np.asarray(keras.ops.convert_to_numpy((activation or keras.activations.linear)(values)))
+            for values in (x, x[:, half])
+        )
+        if whole.shape != x.shape or not np.allclose(whole[:, half], part, atol=1e-5):
+            self.freeze(units, f"the activation function of {call.path} mixes it with others")
+
+    def result(self):
+        """The `Channels`."""
+        slices = [
+            Slice(path, variable, axis, ids)
+            for (_, axis), (path, variable, ids) in self._bound.items()
+            if ids is not None
+        ]
+        edits = {(id(edit.operation), edit.attribute): edit for edit in self._edits}
+        return Channels(
+            self.graph, self._makers, self._takers, tuple(slices), tuple(edits.values()), self.ties
+        )
+
+    def _probe(self, call):
+        """What becomes of units in an operation without weights."""
+        shapes = [self.graph.shapes[number] for number in call.inputs]
+        dtypes = [self.graph.dtypes[number] for number in call.inputs]
+        labelled = [
+            (place, axis, ids)
+            for place, number in enumerate(call.inputs)
+            for axis, ids in self.labels.get(number, {}).items()
+        ]
+        for place, axis, ids in labelled:
+            try:
+                found = sources(call, shapes, dtypes, place, axis)
+            except Exception as error:  # noqa: BLE001 - operations may raise anything
+                words = f"{error}".partition("\n")[0]
+                self.ties.freeze(
+                    ids, f"{call.path} takes it, and nothing is known of that: {words}"
+                )
+                continue
+            for number, source in zip(call.outputs, found, strict=True):
+                if source is not None:
+                    self.ties.tie(ids[source.merged[0]], ids[source.merged[1]])
+                    self._label(call, number, source, ids)
+        if labelled:
+            self._check(call, shapes, dtypes)
+
+    def _label(self, call, number, source, ids):
+        labels = self.labels.setdefault(number, {})
+        found = np.where(source.of < 0, -1, ids[source.of])
+        before = labels.get(source.axis)
+        if before is not None:
+            both = (found >= 0) & (before >= 0)
+            self.ties.tie(found[both], before[both])
+            found = np.where(before < 0, found, before)
+        labels[source.axis] = found
+
+    def _check(self, call, shapes, dtypes):
+        """Freezes units without which a call gives something else than the rest of what it gave."""
+        for number in call.outputs:
+            for axis, ids in self.labels.get(number, {}).items():
+                constant = ids < 0
+                if constant.any():
+                    fresh = self.ties.new(int(constant.sum()))
+                    self.ties.freeze(fresh, f"{call.path} gives a constant there")
+                    self.labels[number][axis] = ids = ids.copy()
+                    ids[constant] = fresh
+        taken = [self.labels.get(number, {}) for number in call.inputs]
+        given = [self.labels.get(number, {}) for number in call.outputs]
+        everything = np.concatenate([ids for labels in taken for ids in labels.values()])
+        roots = np.unique(self.ties.roots(everything))
+        roots = roots[~np.isin(roots, list(self.ties.reasons(everything)))]
+        for half in range(2):
+            gone = roots[half::2]
+            if len(gone) in (0, len(np.unique(self.ties.roots(everything)))):
+                continue
+            values = values_of(shapes, dtypes, seed=2 + half)
+            wanted = self._cut(outputs_of(call, values), given, gone)
+            operation, edits = self._edited(call, given, gone)
+            try:
+                found = outputs_of(call, self._cut(values, taken, gone), operation)
+                same = all(
+                    a.shape == b.shape and np.allclose(a, b, rtol=1e-4, atol=1e-5, equal_nan=True)
+                    for a, b in zip(found, wanted, strict=True)
+                )
+            except Exception:  # noqa: BLE001 - operations may raise anything
+                same = False
+            if not same:
+                self.ties.freeze(everything, f"{call.path} depends on how many there are")
+                return
+            for attribute, value in edits:
+                self.edit(call, attribute, value)
+
+    def _cut(self, arrays, labels, gone):
+        found = []
+        for array, axes in zip(arrays, labels, strict=True):
+            for axis, ids in axes.items():
+                array = np.compress(self._stays(ids, gone), array, axis=axis)
+            found.append(array)
+        return found
+
+    def _edited(self, call, given, gone):
+        """`(function, edits)`: what is called once units are gone, and how it differs."""
+        operation = call.operation
+        for name in _SHAPES:
+            old = getattr(operation, name, None)
+            if isinstance(old, tuple | list):
+                first = isinstance(operation, keras.layers.Layer)  # without the samples
+                value = functools.partial(_shape, old, given[0], first)
+                changed = copy.copy(operation)
+                vars(changed)[name] = value(lambda ids: int(self._stays(ids, gone).sum()))
+                return changed.call, [(name, value)]
+        return operation, []
+
+    def _stays(self, ids, gone):
+        return ~np.isin(self.ties.roots(ids), gone)
+
+
+_SHAPES = ("target_shape", "newshape")  # attributes that hold the shape of what is given
+
+
+def _shape(old, labels, first, kept):
+    """A shape as it is once units are gone; its first axis is number `first` of the tensor."""
+    return tuple(
+        kept(labels[axis]) if n != -1 and axis in labels else n
+        for axis, n in enumerate(old, start=int(first))
+    )
+
+
+def _obstacle(layer):
+    """Why a layer cannot be thinned, though there is a rule for its kind, or None."""
+    if getattr(layer, "lora_enabled", False):
+        return "it is being fine-tuned with LoRA"
+    if getattr(layer, "quantization_mode", None):
+        return f"it is quantized ({layer.quantization_mode})"
+    return None

@@ -1,0 +1,137 @@
+"""What an operation without weights does to the units of its inputs, found by running it.
+
+Half of the units are changed at a time, by the bits of their numbers, and then the other half: an
+entry of the output that reacts to exactly one of the two, for every bit, has one source, whose
+number can be read off; one that reacts to both has several; one that never reacts is a constant.
+"""
+
+import dataclasses
+
+import numpy as np
+from keras import ops
+
+from keras_layer_entropy.pruning.graph import run
+from keras_layer_entropy.pruning.ties import Ties
+
+_UNKNOWN = 8  # size of an axis of which the shape says nothing
+_DRAWS = ((0.2, 1.0), (-1.5, 1.5))  # ranges of values: some functions are flat in one of them
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where the entries of an output come from.
+
+    Attributes:
+        axis: the axis of the output along which the units lie.
+        of: `[size of the axis]`, the unit of the input, -1 where it is a constant.
+        merged: `[2, pairs]`, units of the input that cannot be told apart along this axis.
+    """
+
+    axis: int
+    of: np.ndarray
+    merged: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((2, 0), int))
+
+
+def values_of(shapes, dtypes, seed, draw=0):
+    """Values for tensors of some shapes, so that no axis is unknown.
+
+    Args:
+        shapes, dtypes: of each tensor; the first axis is that of the samples.
+        seed: of the values.
+        draw: which range they lie in.
+    """
+    random = np.random.default_rng(seed)
+    found = []
+    for shape, dtype in zip(shapes, dtypes, strict=True):
+        size = [2 if axis == 0 else n or _UNKNOWN for axis, n in enumerate(shape)]
+        if "float" in dtype:
+            values = random.uniform(*_DRAWS[draw], size).astype("float32")
+        else:
+            values = np.ones(size, "bool" if dtype == "bool" else dtype)
+        found.append(values)
+    return found
+
+
+def sources(call, shapes, dtypes, place, axis):
+    """What becomes of the units along an axis of one input of a call.
+
+    Args:
+        call: `graph.Call`.
+        shapes, dtypes: of its inputs.
+        place: which of these.
+        axis: of that input, along which its units lie.
+
+    Returns:
+        List of `Source` or None, one for each output: None where nothing of the units is in it.
+
+    Raises:
+        ValueError: an output mixes units.
+    """
+    draws = []
+    for draw in range(len(_DRAWS)):
+        values = values_of(shapes, dtypes, seed=draw, draw=draw)
+        draws.append((values, outputs_of(call, values)))
+    units = draws[0][0][place].shape[axis]
+    numbers = np.arange(units)
+    codes = [np.zeros(y.shape, np.int64) for y in draws[0][1]]
+    seen, mixed = ([np.zeros(y.shape, bool) for y in draws[0][1]] for _ in range(2))
+    for bit in range(max(1, int(units - 1).bit_length())):
+        reacts = []
+        for polarity in (0, 1):
+            chosen = (numbers >> bit) & 1 == polarity
+            reacts.append(_reacts(call, draws, place, axis, chosen))
+        for i, (to_0, to_1) in enumerate(zip(*reacts, strict=True)):
+            codes[i] |= to_1.astype(np.int64) << bit
+            mixed[i] |= to_0 & to_1
+            seen[i] |= to_0 | to_1
+    for i in range(len(codes)):
+        if mixed[i].any():
+            raise ValueError("it mixes them")
+    return [_along_one_axis(*found) for found in zip(codes, seen, strict=True)]
+
+
+def outputs_of(call, values, operation=None):
+    """The outputs of a call as float64 arrays; arguments as for `graph.run`."""
+    return [np.asarray(ops.convert_to_numpy(y), np.float64) for y in run(call, values, operation)]
+
+
+def _reacts(call, draws, place, axis, chosen):
+    """Boolean arrays like the outputs: where these change with the chosen units."""
+    found = None
+    for values, before in draws:
+        changed = list(values)
+        shape = [-1 if i == axis else 1 for i in range(values[place].ndim)]
+        step = np.where(chosen, 0.05, 0.0).astype("float32").reshape(shape)
+        changed[place] = values[place] + step
+        after = outputs_of(call, changed)
+        with np.errstate(invalid="ignore"):
+            pairs = zip(after, before, strict=True)
+            reacts = [np.abs(a - b) > 1e-5 * (np.abs(b) + 1e-2) for a, b in pairs]
+        found = reacts if found is None else [a | b for a, b in zip(found, reacts, strict=True)]
+    return found
+
+
+def _along_one_axis(codes, seen):
+    """The `Source` of an output from the source of each of its entries, or None."""
+    if not seen.any():
+        return None
+    best = None
+    for axis in range(codes.ndim - 1, 0, -1):
+        rows = np.moveaxis(codes, axis, 0).reshape(codes.shape[axis], -1)
+        there = np.moveaxis(seen, axis, 0).reshape(codes.shape[axis], -1)
+        lowest = np.where(there, rows, np.iinfo(np.int64).max).min(axis=1)
+        highest = np.where(there, rows, -1).max(axis=1)
+        if ((highest < 0) | (lowest == highest)).all():
+            return Source(axis, highest)
+        pairs = np.unique(
+            np.stack([np.broadcast_to(lowest[:, None], rows.shape)[there], rows[there]]), axis=1
+        )
+        ties = Ties()
+        units = ties.new(rows.max() + 1)
+        ties.tie(units[pairs[0]], units[pairs[1]])
+        left = len(np.unique(ties.roots(units[pairs[1]])))
+        if best is None or left > best[0]:
+            best = (left, Source(axis, np.where(highest < 0, -1, lowest), pairs))
+    if best is None:
+        raise ValueError("it puts them into the axis of the samples")
+    return best[1]
