@@ -12,6 +12,7 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy keras_layer_entropy
 	$(RUN) -m pytest -n 2
 	KERAS_BACKEND=jax $(RUN) -m pytest -n 2 -m "not tensorflow"
 

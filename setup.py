@@ -41,6 +41,7 @@ setup(
         "test": [
             "gudhi>=3.10",  # persistent homology, to compare the births of loops with
             "jax>=0.6",
+            "mypy>=1.16",
             "pandas>=2.2",  # tables as data
             "pytest>=8",
             "pytest-xdist>=3.6",

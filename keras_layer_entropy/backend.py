@@ -3,10 +3,16 @@
 import concurrent.futures
 import contextlib
 import importlib
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops, tree
+
+# A tensor of any backend, or an array, which does as well: no type that all of them share.
+Tensor = Any
+# Data as `evaluate` takes them: `(x, y)` arrays, a `tf.data.Dataset`, a `PyDataset`, a generator.
+Data = Any
 
 _READERS = {
     "tensorflow": "get_tf_dataset",

@@ -4,11 +4,15 @@ import dataclasses
 import itertools
 import math
 import os
+import pathlib
 import zipfile
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import keras
 import numpy as np
 
+from keras_layer_entropy.backend import Data, Tensor
 from keras_layer_entropy.files import local_path
 
 SOURCES = """\
@@ -38,7 +42,7 @@ class DatasetSpec:
     split: str | None = None
     data_dir: str | None = None
     scale: float | None = None
-    shape: tuple | None = None
+    shape: tuple[int, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,23 +55,23 @@ class Dataset:
     """
 
     spec: DatasetSpec
-    classes: tuple | None
-    _arrays: tuple | None = None
-    _stream: object = None
+    classes: tuple[str, ...] | None
+    _arrays: tuple[np.ndarray, np.ndarray] | None = None
+    _stream: Any = None
 
-    def batches(self, batch_size=256):
+    def batches(self, batch_size: int = 256) -> Data:
         """The data as `analyze_model` and `fit` take them: arrays `(x, y)` or batched tf.data."""
         return self._arrays if self._stream is None else self._stream.batch(batch_size)
 
     @property
-    def arrays(self):
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
         """`(x, y)` NumPy arrays; a stream is read to its end."""
         if self._arrays is not None:
             return self._arrays
         x, y = zip(*self._stream.batch(1000).as_numpy_iterator(), strict=True)
         return np.concatenate(x), np.concatenate(y)
 
-    def in_memory(self, most=_MOST_IN_MEMORY):
+    def in_memory(self, most: int = _MOST_IN_MEMORY) -> "Dataset":
         """The data set as arrays, where they surely take no more than `most` bytes."""
         if self._stream is None:
             return self
@@ -79,7 +83,7 @@ class Dataset:
             return self
         return dataclasses.replace(self, _arrays=self.arrays, _stream=None)
 
-    def training_batches(self, batch_size, seed=0):
+    def training_batches(self, batch_size: int, seed: int = 0) -> Data:
         """Like `batches`, shuffled where a search does not do it itself, as the seed decides."""
         if self._stream is None:
             return self._arrays
@@ -98,10 +102,10 @@ class Parts:
     train: Dataset
     validation: Dataset
     test: Dataset
-    notes: tuple
+    notes: tuple[str, ...]
 
 
-def load_dataset(spec):
+def load_dataset(spec: DatasetSpec | str) -> Dataset:
     """Opens a data set.
 
     Args:
@@ -131,7 +135,7 @@ def load_dataset(spec):
     return _tfds(spec)
 
 
-def load_parts(spec, seed=0):
+def load_parts(spec: DatasetSpec | str, seed: int = 0) -> Parts:
     """Opens the training, validation and test part of a data set.
 
     Parts that the source does not have are split off: a tenth of the training data for validation;
@@ -159,18 +163,19 @@ def load_parts(spec, seed=0):
         spec = DatasetSpec(spec)
     names = spec.split.split(",") if spec.split else _named_parts(spec)
     if len(names) == 3:
-        found = [_load(spec, name) for name in names]
-        return Parts(*found, notes=())
+        train, validation, test = (_load(spec, name) for name in names)
+        return Parts(train, validation, test, notes=())
     if len(names) == 2:
         (train, validation), note = _split(spec, names[0], (0.9, 0.1), seed)
         return Parts(train, validation, _load(spec, names[1]), (note,))
     if len(names) > 3:
         raise ValueError(f"split={spec.split!r}; expected one part, or three comma-separated.")
     found, note = _split(spec, names[0] if names else None, (0.6, 0.2, 0.2), seed)
-    return Parts(*found, notes=(note,))
+    train, validation, test = found
+    return Parts(train, validation, test, notes=(note,))
 
 
-def _named_parts(spec):
+def _named_parts(spec: DatasetSpec) -> list[str]:
     """The names of the parts of a source: three, two (train, test), one, or none."""
     path = local_path(spec.name)
     if spec.name == "digits":
@@ -190,11 +195,13 @@ def _named_parts(spec):
     return [name for name in found if name][:1]
 
 
-def _load(spec, split):
+def _load(spec: DatasetSpec, split: str | None) -> Dataset:
     return load_dataset(dataclasses.replace(spec, split=split)).in_memory()
 
 
-def _split(spec, name, shares, seed):
+def _split(
+    spec: DatasetSpec, name: str | None, shares: Sequence[float], seed: int
+) -> tuple[list[Dataset], str]:
     """One part in several: `(list of Dataset, note)`."""
     what = f"{name} part of {spec.name}" if name else spec.name
     percent = ", ".join(f"{share:.0%}" for share in shares)
@@ -219,7 +226,7 @@ def _split(spec, name, shares, seed):
     return datasets, f"The {what} is split at random (seed {seed}), {percent}."
 
 
-def _random_split(rows, y, share, seed):
+def _random_split(rows: np.ndarray, y: np.ndarray, share: float, seed: int) -> Sequence[np.ndarray]:
     from sklearn.model_selection import train_test_split
 
     try:
@@ -228,7 +235,7 @@ def _random_split(rows, y, share, seed):
         return train_test_split(rows, train_size=share, random_state=seed)
 
 
-def _digits(spec):
+def _digits(spec: DatasetSpec) -> Dataset:
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -244,7 +251,7 @@ def _digits(spec):
     return _from_arrays(spec, x[rows].reshape(-1, 8, 8, 1), y[rows], map(str, range(10)))
 
 
-def _npz(spec, path):
+def _npz(spec: DatasetSpec, path: pathlib.Path) -> Dataset:
     spec, arrays = _with_defaults(spec, scale=1.0), _read_npz(path)
     choices = [("x", "y"), ("x_test", "y_test")]
     if spec.split is not None:
@@ -257,7 +264,7 @@ def _npz(spec, path):
     )
 
 
-def _read_npz(path):
+def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise ValueError(f"There is no file {path}.")
     try:
@@ -267,7 +274,7 @@ def _read_npz(path):
         raise ValueError(f"{path} cannot be read as .npz: {error}.") from error
 
 
-def _image_folder(spec, path):
+def _image_folder(spec: DatasetSpec, path: pathlib.Path) -> Dataset:
     spec = _with_defaults(spec, scale=1 / 255)
     if spec.split is not None or (path / "test").is_dir():
         path /= spec.split or "test"
@@ -291,7 +298,7 @@ def _image_folder(spec, path):
     return _from_stream(spec, images, images.class_names)
 
 
-def _tfds_builder(spec):
+def _tfds_builder(spec: DatasetSpec) -> Any:
     """The builder of a data set that is in place."""
     import tensorflow_datasets as tfds
 
@@ -313,9 +320,9 @@ def _tfds_builder(spec):
     return builder
 
 
-def _tfds(spec):
+def _tfds(spec: DatasetSpec) -> Dataset:
     spec, builder = _with_defaults(spec, split="test"), _tfds_builder(spec)
-    if spec.split not in builder.info.splits and "[" not in spec.split:
+    if spec.split not in builder.info.splits and "[" not in str(spec.split):
         raise ValueError(
             f"{spec.name} has no split {spec.split!r}, only {list(builder.info.splits)}."
         )
@@ -330,7 +337,9 @@ def _tfds(spec):
     return _from_stream(spec, stream, getattr(label, "names", None))
 
 
-def _from_arrays(spec, x, y, classes):
+def _from_arrays(
+    spec: DatasetSpec, x: np.ndarray, y: np.ndarray, classes: Iterable[str] | None
+) -> Dataset:
     if len(x) != len(y):
         raise ValueError(f"{spec.name} has {len(x)} inputs and {len(y)} labels.")
     x = np.asarray(x * spec.scale, np.float32) if spec.scale != 1 else x
@@ -339,13 +348,13 @@ def _from_arrays(spec, x, y, classes):
     return Dataset(spec, None if classes is None else tuple(classes), _arrays=(x, y))
 
 
-def _from_stream(spec, stream, classes):
+def _from_stream(spec: DatasetSpec, stream: Any, classes: Iterable[str] | None) -> Dataset:
     import tensorflow as tf
 
     if spec.shape is not None:
         _checked_shape(spec, stream.element_spec[0].shape)
 
-    def prepare(x, y):
+    def prepare(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         x = tf.cast(x, tf.float32) * spec.scale
         return (x if spec.shape is None else tf.reshape(x, spec.shape)), y
 
@@ -353,7 +362,7 @@ def _from_stream(spec, stream, classes):
     return Dataset(spec, None if classes is None else tuple(classes), _stream=stream)
 
 
-def _checked_shape(spec, found):
+def _checked_shape(spec: Any, found: Sequence[Any]) -> Sequence[int]:
     if None in found or math.prod(found) == math.prod(spec.shape):
         return spec.shape
     raise ValueError(
@@ -362,6 +371,6 @@ def _checked_shape(spec, found):
     )
 
 
-def _with_defaults(spec, **defaults):
+def _with_defaults(spec: DatasetSpec, **defaults: Any) -> DatasetSpec:
     missing = {name: value for name, value in defaults.items() if getattr(spec, name) is None}
     return dataclasses.replace(spec, **missing)

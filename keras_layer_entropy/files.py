@@ -17,8 +17,11 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 # Longer than any name that `replacing` gives: where it fits, they do.
 _LOCK = ".in-use-by-another-run.lock"
 
+# What `local_path` takes.
+AnyPath = str | os.PathLike[str]
 
-def local_path(path):
+
+def local_path(path: AnyPath) -> pathlib.Path:
     """A path on this machine; a leading `~` is the home directory.
 
     Args:

@@ -9,7 +9,7 @@ from keras_layer_entropy import backend
 __version__ = "0.2.0"
 
 
-def versions():
+def versions() -> dict[str, str]:
     """Name -> version of what a measurement ran on.
 
     Example:

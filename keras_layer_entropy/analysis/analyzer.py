@@ -2,12 +2,21 @@
 
 import dataclasses
 import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import keras
 
 from keras_layer_entropy.analysis.measurement import Measurement, Request
-from keras_layer_entropy.backend import strategy, strategy_scope
+from keras_layer_entropy.analysis.profile import EntropyProfile
+from keras_layer_entropy.analysis.unit_profile import UnitProfile
+from keras_layer_entropy.backend import Data, Tensor, strategy, strategy_scope
 from keras_layer_entropy.measures.feature_entropy import FeatureEntropy
 from keras_layer_entropy.measures.measure import MOST_SAMPLES
+from keras_layer_entropy.measures.registry import MeasureChoice
 from keras_layer_entropy.measures.unit_information import UnitInformation
+from keras_layer_entropy.recording.labels import ClassChoice
+from keras_layer_entropy.recording.layers import LayerChoice
 from keras_layer_entropy.recording.passes import Source, StreamingPass, rehearsal
 from keras_layer_entropy.recording.probe import ActivationProbe
 from keras_layer_entropy.recording.untrained import untrained
@@ -15,18 +24,18 @@ from keras_layer_entropy.recording.watching import alone_with
 
 
 def analyze_model(
-    model,
-    data,
+    model: keras.Model,
+    data: Data,
     *,
-    layers=None,
-    num_classes=None,
-    measures=("activation_entropy",),
-    batch_size=256,
-    steps=None,
-    baseline=False,
-    seed=0,
-    verbose="auto",
-):
+    layers: LayerChoice = None,
+    num_classes: ClassChoice = None,
+    measures: MeasureChoice = ("activation_entropy",),
+    batch_size: int | None = 256,
+    steps: int | None = None,
+    baseline: bool = False,
+    seed: int = 0,
+    verbose: str | int = "auto",
+) -> EntropyProfile:
     """Measures the layers of a model on data, class by class, in one forward pass.
 
     Args:
@@ -66,18 +75,18 @@ def analyze_model(
 
 
 def analyze_units(
-    model,
-    data,
+    model: keras.Model,
+    data: Data,
     *,
-    layers=None,
-    num_classes=None,
-    estimator="quantile",
-    samples=MOST_SAMPLES,
-    variance=0.1,
-    batch_size=256,
-    steps=None,
-    verbose="auto",
-):
+    layers: LayerChoice = None,
+    num_classes: ClassChoice = None,
+    estimator: str = "quantile",
+    samples: int = MOST_SAMPLES,
+    variance: float = 0.1,
+    batch_size: int | None = 256,
+    steps: int | None = None,
+    verbose: str | int = "auto",
+) -> tuple[UnitProfile, ...]:
     """Measures every unit of the layers of a model on data, in one forward pass.
 
     The same as `analyze_model` with the measures `unit_information` and, where there are maps,
@@ -152,15 +161,31 @@ class EntropyAnalyzer:
     (['per_sample', 'state_entropy'], 'bits')
     """
 
-    def __init__(self, model, *, layers=None, num_classes=None, measures=("activation_entropy",)):
+    def __init__(
+        self,
+        model: keras.Model,
+        *,
+        layers: LayerChoice = None,
+        num_classes: ClassChoice = None,
+        measures: MeasureChoice = ("activation_entropy",),
+    ) -> None:
         self.model = model
         self.measures_model = True
         self._request = Request(model, layers, num_classes, measures)
         with strategy_scope(model):
             self._probe = ActivationProbe(model, self._request.recorded)
-        self._pass = None
+        self._pass: Any = None  # a `_LayerPass`, from the first data on
 
-    def analyze(self, data, *, batch_size=256, steps=None, baseline=False, seed=0, verbose="auto"):
+    def analyze(
+        self,
+        data: Data,
+        *,
+        batch_size: int | None = 256,
+        steps: int | None = None,
+        baseline: bool = False,
+        seed: int = 0,
+        verbose: str | int = "auto",
+    ) -> EntropyProfile:
         """Measures the model on data; arguments, result and errors as for `analyze_model`."""
         source = Source(data, batch_size, steps)
         if baseline and not source.repeatable:
@@ -171,7 +196,9 @@ class EntropyAnalyzer:
         with alone_with(self.model):  # the pass moves its metrics, the baseline its weights
             return self._analyze(source, baseline, seed, verbose)
 
-    def _analyze(self, source, baseline, seed, verbose):
+    def _analyze(
+        self, source: Source, baseline: bool, seed: int, verbose: str | int
+    ) -> EntropyProfile:
         if self._pass is None:
             self._pass = self._prepare(*source.first())
         profile = self._measure(source, verbose)
@@ -182,13 +209,13 @@ class EntropyAnalyzer:
             profile = dataclasses.replace(profile, baseline=twin, settings=settings)
         return profile
 
-    def _measure(self, source, verbose, again=False):
+    def _measure(self, source: Source, verbose: str | int, again: bool = False) -> EntropyProfile:
         measurement = self._pass.measurement
         measurement.reset()
         metrics = self._pass.run(source, verbose)
         return measurement.profile(metrics if self._pass.measures_model else {}, again=again)
 
-    def _prepare(self, x, y, sample_weight):
+    def _prepare(self, x: Any, y: Any, sample_weight: Any) -> "_LayerPass":
         """Builds everything on a batch, so that the pass itself only compiles and runs."""
         with rehearsal(self.model):
             outputs, activations = self._probe.record(x)
@@ -201,7 +228,7 @@ class EntropyAnalyzer:
             measurement.check_labels()
         return runner
 
-    def _model_can_be_measured(self, x, y, outputs, sample_weight):
+    def _model_can_be_measured(self, x: Any, y: Any, outputs: Any, sample_weight: Any) -> bool:
         """Whether the model's own loss and metrics can be computed from these data."""
         if not self.measures_model or not self.model.compiled or y is None:
             return False
@@ -222,36 +249,47 @@ class EntropyAnalyzer:
 class _LayerPass(StreamingPass):
     """One forward pass for a measurement and the model's own loss and metrics."""
 
-    def __init__(self, probe, measurement, measures_model):
+    def __init__(
+        self, probe: ActivationProbe, measurement: Measurement, measures_model: bool
+    ) -> None:
         super().__init__(probe.model, measurement.metrics, name="entropy_analyzer")
         self.probe = probe
         self.measurement = measurement
         self.measures_model = measures_model
 
     @property
-    def metrics(self):
+    def metrics(self) -> list[keras.metrics.Metric]:
         return [*super().metrics, *(self.probe.model.metrics if self.measures_model else [])]
 
-    def call(self, inputs, training=False):
+    def call(self, inputs: Any, training: bool = False) -> dict[str, Any]:
         outputs, activations = self.probe.record(inputs)
         features = [a.features() for a in activations]
         return {"outputs": outputs, "features": features, "inputs": inputs}
 
-    def update(self, seen, y, sample_weight):
+    def update(self, seen: Mapping[str, Any], y: Any, sample_weight: Any) -> None:
         self.measurement.update(seen["features"], seen["inputs"], y, sample_weight)
 
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=False):
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = False,
+    ) -> Tensor:
         if not self.measures_model:
             return super().compute_loss()
         return self.probe.model.compute_loss(
             x=x, y=y, y_pred=y_pred["outputs"], sample_weight=sample_weight, training=False
         )
 
-    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+    def compute_metrics(
+        self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
+    ) -> dict[str, Any]:
         if self.measures_model:
             self.probe.model.compute_metrics(x, y, y_pred["outputs"], sample_weight)
         return super().compute_metrics(x, y, y_pred, sample_weight)
 
-    def get_metrics_result(self):
+    def get_metrics_result(self) -> dict[str, Any]:
         models = self.probe.model.get_metrics_result() if self.measures_model else {}
         return {**models, **super().get_metrics_result()}

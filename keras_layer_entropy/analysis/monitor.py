@@ -4,15 +4,22 @@ import dataclasses
 import functools
 import numbers
 import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import keras
 
 from keras_layer_entropy import backend
 from keras_layer_entropy.analysis.analyzer import EntropyAnalyzer
 from keras_layer_entropy.analysis.measurement import Measurement, Request
+from keras_layer_entropy.analysis.profile import EntropyProfile
 from keras_layer_entropy.analysis.summaries import Summaries
-from keras_layer_entropy.measures.registry import get_measures
+from keras_layer_entropy.backend import Data
+from keras_layer_entropy.files import AnyPath
+from keras_layer_entropy.measures.registry import MeasureChoice, get_measures
 from keras_layer_entropy.recording.fit_steps import RecordingFunction, fit_validates
+from keras_layer_entropy.recording.labels import ClassChoice
+from keras_layer_entropy.recording.layers import LayerChoice
 from keras_layer_entropy.recording.passes import Source, unmoved
 from keras_layer_entropy.recording.recorder import Recorder
 
@@ -66,15 +73,15 @@ class EntropyMonitor(keras.callbacks.Callback):
 
     def __init__(
         self,
-        data=None,
+        data: Data | None = None,
         *,
-        steps=None,
-        layers=None,
-        num_classes=None,
-        measures=("activation_entropy",),
-        every=1,
-        log_dir=None,
-    ):
+        steps: int | None = None,
+        layers: LayerChoice = None,
+        num_classes: ClassChoice = None,
+        measures: MeasureChoice = ("activation_entropy",),
+        every: int | numbers.Integral = 1,
+        log_dir: AnyPath | None = None,
+    ) -> None:
         super().__init__()
         if not isinstance(every, numbers.Integral) or every < 1:
             raise ValueError(f"every={every!r}; expected a positive int.")
@@ -102,12 +109,12 @@ class EntropyMonitor(keras.callbacks.Callback):
         }  # fmt: skip
         self._every = every
         self._log_dir = log_dir
-        self._source = None
-        self._summaries = None
+        self._source: Any = None  # an `_OwnData` or `_InsideFit` while `fit` runs
+        self._summaries: Summaries | None = None
         self._aside = False
-        self.profiles = []
+        self.profiles: list[EntropyProfile] = []
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._close()  # an earlier fit ended with an exception
         self.profiles = []
         self._aside = False
@@ -116,28 +123,28 @@ class EntropyMonitor(keras.callbacks.Callback):
             if validates is None:
                 self._step_aside("no fit of Keras is running, in whose passes it records.")
                 return
-            source = functools.partial(_InsideFit, validates, self._step_aside)
+            source: Callable[..., Any] = functools.partial(_InsideFit, validates, self._step_aside)
         else:
             source = functools.partial(_OwnData, self._data, self._steps)
         self._source = source(self.model, self._chosen)
         if self._log_dir is not None:
             self._summaries = Summaries(self._log_dir)
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if self._source is None and not self._aside:
             self._step_aside("on_train_begin was not called.")
         if self._source is not None:
             self._source.begin_epoch(measured=(epoch + 1) % self._every == 0)
 
-    def on_test_begin(self, logs=None):
+    def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
         if self._source is not None:
             self._source.begin_validation()
 
-    def on_test_end(self, logs=None):
+    def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
         if self._source is not None:
             self._source.end_validation(logs or {})
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         logs = {} if logs is None else logs
         if self._source is None:
             return
@@ -148,7 +155,7 @@ class EntropyMonitor(keras.callbacks.Callback):
         except Exception as error:  # noqa: BLE001 - whatever it is, the training goes on
             self._step_aside(error)
 
-    def _publish(self, profile, logs):
+    def _publish(self, profile: EntropyProfile, logs: dict[str, Any]) -> None:
         self.profiles.append(profile)
         for name, result in profile.results.items():
             found = {profile.measures[name].log_name: result.mean, **result.columns(name)}
@@ -158,10 +165,10 @@ class EntropyMonitor(keras.callbacks.Callback):
         if self._summaries is not None:
             self._summaries.write(profile)
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         self._close()
 
-    def _step_aside(self, reason):
+    def _step_aside(self, reason: object) -> None:
         """Says once why nothing is measured any more; the training goes on as without a monitor."""
         self._close()
         if self._aside:
@@ -174,7 +181,7 @@ class EntropyMonitor(keras.callbacks.Callback):
             stacklevel=2,
         )
 
-    def _close(self):
+    def _close(self) -> None:
         source, self._source = self._source, None
         summaries, self._summaries = self._summaries, None
         for open_part in (source, summaries):
@@ -187,37 +194,45 @@ class _OwnData:
 
     prefix = "val_"
 
-    def __init__(self, data, steps, model, chosen):
+    def __init__(
+        self, data: Data, steps: int | None, model: keras.Model, chosen: Mapping[str, Any]
+    ) -> None:
         Source(data, steps=steps)  # what cannot be read is said before the training
         self._data = data
         self._steps = steps
         self._analyzer = EntropyAnalyzer(model, **chosen)
         self._measured = False
 
-    def begin_epoch(self, measured):
+    def begin_epoch(self, measured: bool) -> None:
         self._measured = measured
 
-    def begin_validation(self):
+    def begin_validation(self) -> None:
         pass
 
-    def end_validation(self, logs):
+    def end_validation(self, logs: Mapping[str, Any]) -> None:
         pass
 
-    def end_epoch(self, epoch, logs):
+    def end_epoch(self, epoch: int, logs: Mapping[str, Any]) -> EntropyProfile | None:
         if not self._measured:
             return None
         with unmoved(self._analyzer.model):  # the training goes on from the state that it left
             profile = self._analyzer.analyze(self._data, steps=self._steps, verbose=0)
         return dataclasses.replace(profile, epoch=epoch)
 
-    def close(self):
+    def close(self) -> None:
         pass
 
 
 class _InsideFit:
     """Records inside the validation pass of `fit` or, if it has none, inside the training pass."""
 
-    def __init__(self, validates, step_aside, model, chosen):
+    def __init__(
+        self,
+        validates: bool,
+        step_aside: Callable[[object], None],
+        model: keras.Model,
+        chosen: Mapping[str, Any],
+    ) -> None:
         self._validates = validates
         self.prefix = "val_" if validates else ""
         request = Request(model, **chosen)
@@ -229,26 +244,26 @@ class _InsideFit:
             step_aside,
         )
         self._measured = False
-        self._metrics = None
+        self._metrics: dict[str, Any] | None = None
 
-    def begin_epoch(self, measured):
+    def begin_epoch(self, measured: bool) -> None:
         self._measured = measured
         self._metrics = None
         if measured and not self._validates:
             self._begin()
 
-    def begin_validation(self):
+    def begin_validation(self) -> None:
         if not self._validates or not self._function.watch_validation():
             return
         if self._measured:
             self._begin()
 
-    def end_validation(self, logs):
+    def end_validation(self, logs: Mapping[str, Any]) -> None:
         if self._function.recording:
             self._function.recording = False
             self._metrics = dict(logs)
 
-    def end_epoch(self, epoch, logs):
+    def end_epoch(self, epoch: int, logs: Mapping[str, Any]) -> EntropyProfile | None:
         if not self._validates:
             self._function.recording = False
             self._metrics = {k: v for k, v in logs.items() if not k.startswith("val_")}
@@ -262,15 +277,15 @@ class _InsideFit:
             )
         return measurement.profile(self._metrics, epoch)
 
-    def close(self):
+    def close(self) -> None:
         self._function.remove()
 
-    def _begin(self):
+    def _begin(self) -> None:
         self._function.recording = True
         if self._function.measurement is not None:
             self._function.measurement.reset()
 
 
-def _are_layers(data):
+def _are_layers(data: Data) -> bool:
     parts = data if isinstance(data, list | tuple) else [data]
     return any(isinstance(part, str | type | keras.Layer) for part in parts)

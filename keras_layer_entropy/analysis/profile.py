@@ -3,17 +3,19 @@
 import csv
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from keras_layer_entropy.analysis.saved import FORMAT_VERSION, from_json, plain, to_json
 from keras_layer_entropy.analysis.unit_profile import UnitProfile
-from keras_layer_entropy.files import local_path, replacing
+from keras_layer_entropy.files import AnyPath, local_path, replacing
 from keras_layer_entropy.measures.entropy import FLAT_TOLERANCE, NOISE
-from keras_layer_entropy.measures.measure import MeasureResult, frozen
+from keras_layer_entropy.measures.measure import Measure, MeasureResult, frozen
 from keras_layer_entropy.measures.registry import get_measure
 from keras_layer_entropy.report import write_report
+from keras_layer_entropy.report.pruning import Pruning
 
 _ENTROPY = "activation_entropy"
 
@@ -55,19 +57,19 @@ class EntropyProfile:
     (('dense_1',), ('', 'flat', 'output'), True)
     """
 
-    layers: tuple
-    widths: tuple
-    is_output: tuple
-    classes: tuple
+    layers: tuple[str, ...]
+    widths: tuple[int, ...]
+    is_output: tuple[bool, ...]
+    classes: tuple[str, ...]
     count: np.ndarray
-    results: Mapping
-    measures: Mapping = dataclasses.field(default_factory=dict)
-    metrics: Mapping = dataclasses.field(default_factory=dict)
+    results: Mapping[str, Any]
+    measures: Mapping[str, Measure] = dataclasses.field(default_factory=dict)
+    metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
     baseline: "EntropyProfile | None" = None
     epoch: int | None = None
-    settings: Mapping = dataclasses.field(default_factory=dict)
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         shape = (len(self.layers), len(self.classes))
         for name in ("layers", "widths", "is_output", "classes"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
@@ -82,7 +84,7 @@ class EntropyProfile:
         results = {name: self._checked(name, found) for name, found in self.results.items()}
         object.__setattr__(self, "results", results)
 
-    def _checked(self, name, result):
+    def _checked(self, name: str, result: Any) -> MeasureResult:
         measure, shape = self.measures[name], (len(self.layers), len(self.classes))
         if not isinstance(result, MeasureResult):
             result = MeasureResult(result)
@@ -105,7 +107,7 @@ class EntropyProfile:
             normalizer=measure.normalizer(self.widths) if normalizer is None else normalizer,
         )
 
-    def __getitem__(self, name):
+    def __getitem__(self, name: str) -> MeasureResult:
         """The `MeasureResult` of the measure of that name."""
         if name not in self.results:
             raise ValueError(
@@ -115,7 +117,7 @@ class EntropyProfile:
         return self.results[name]
 
     @property
-    def entropy(self):
+    def entropy(self) -> np.ndarray:
         """Activation entropy `[layers, classes]`, normalised: 0..1 for the `"log"` normalization.
 
         Raises ValueError when the profile was made without this measure.
@@ -123,22 +125,22 @@ class EntropyProfile:
         return self[_ENTROPY].per_class
 
     @property
-    def entropy_unit(self):
+    def entropy_unit(self) -> str:
         """The unit of `entropy`, in words."""
         return self[_ENTROPY].unit
 
     @property
-    def entropy_nats(self):
+    def entropy_nats(self) -> np.ndarray:
         """Activation entropy `[layers, classes]`, in nats."""
         return self.entropy * self[_ENTROPY].normalizer[:, None]
 
     @property
-    def mean(self):
+    def mean(self) -> np.ndarray:
         """Activation entropy `[layers]`: the mean over the classes that have samples."""
         return self[_ENTROPY].mean
 
     @property
-    def patterns(self):
+    def patterns(self) -> dict[str, np.ndarray]:
         """Layer -> `[classes, units]`, the activation pattern of each class.
 
         Two states for a layer of one unit; empty unless the entropy was measured with
@@ -152,7 +154,7 @@ class EntropyProfile:
         }
 
     @property
-    def units(self):
+    def units(self) -> dict[str, UnitProfile]:
         """Layer -> `UnitProfile`, of the layers whose units `unit_information` looked at.
 
         With the feature entropy of each unit where `feature_entropy` was measured, too.
@@ -175,7 +177,7 @@ class EntropyProfile:
         }
 
     @property
-    def judged(self):
+    def judged(self) -> np.ndarray:
         """Boolean `[layers]`: of which layers the activation entropy was measured.
 
         It was not of convolutions that come along for their feature entropy: what is said of depth
@@ -184,7 +186,7 @@ class EntropyProfile:
         return np.isfinite(self[_ENTROPY].normalizer)
 
     @property
-    def gradient(self):
+    def gradient(self) -> np.ndarray:
         """`[layers]`: g = mean of the layer before - mean of this one; NaN for the first layer.
 
         The layers before and after are those that are `judged`; the others have no gradient.
@@ -194,14 +196,14 @@ class EntropyProfile:
         gradient[judged[1:]] = mean[:-1] - mean[1:]
         return gradient
 
-    def trend(self, tolerance=FLAT_TOLERANCE):
+    def trend(self, tolerance: float = FLAT_TOLERANCE) -> tuple[str, ...]:
         """What the entropy does over each layer: `"falls"`, `"flat"`, `"rises"` or `"output"`.
 
         It is flat where it falls by less than `tolerance`, and rises from the third digit on; `""`
         where there is no gradient.
         """
 
-        def word(gradient, output):
+        def word(gradient: float, output: bool) -> str:
             if output or np.isnan(gradient):
                 return "output" if output else ""
             if gradient < -NOISE:
@@ -210,7 +212,7 @@ class EntropyProfile:
 
         return tuple(map(word, self.gradient, self.is_output))
 
-    def flat(self, tolerance=FLAT_TOLERANCE):
+    def flat(self, tolerance: float = FLAT_TOLERANCE) -> tuple[str, ...]:
         """Paths of the layers over which the entropy falls by less than `tolerance` or rises.
 
         The first layer has no gradient and an output layer is never dropped: neither is named.
@@ -223,11 +225,11 @@ class EntropyProfile:
             if gradient < tolerance and not output
         )
 
-    def is_monotone(self, tolerance=0.0):
+    def is_monotone(self, tolerance: float = 0.0) -> bool:
         """Whether the mean entropy never rises by more than `tolerance` from layer to layer."""
         return bool(np.all(self.gradient[self.judged][1:] >= -tolerance))
 
-    def of_layers(self, layers):
+    def of_layers(self, layers: Collection[str]) -> "EntropyProfile":
         """The same profile of some of its layers, in the order of the profile.
 
         Raises ValueError for a layer that it does not have.
@@ -235,12 +237,13 @@ class EntropyProfile:
         if unknown := [layer for layer in layers if layer not in self.layers]:
             raise ValueError(f"There are no layers {unknown}; the profile has {self.layers}.")
         rows = [row for row, layer in enumerate(self.layers) if layer in layers]
+        some: dict[str, Any] = {
+            name: [getattr(self, name)[row] for row in rows]
+            for name in ("layers", "widths", "is_output")
+        }
         return dataclasses.replace(
             self,
-            **{
-                name: [getattr(self, name)[row] for row in rows]
-                for name in ("layers", "widths", "is_output")
-            },
+            **some,
             results={
                 name: x.of_layers(rows, [self.layers[row] for row in rows])
                 for name, x in self.results.items()
@@ -248,12 +251,12 @@ class EntropyProfile:
             baseline=self.baseline and self.baseline.of_layers(layers),
         )
 
-    def with_classes(self, classes):
+    def with_classes(self, classes: Sequence[str]) -> "EntropyProfile":
         """The same profile with other names for the classes."""
         baseline = self.baseline and self.baseline.with_classes(classes)
         return dataclasses.replace(self, classes=tuple(classes), baseline=baseline)
 
-    def to_records(self):
+    def to_records(self) -> list[dict[str, Any]]:
         """One dict per layer and class: layer, units, output, class, count, every measure.
 
         What holds for the layer as a whole (`MeasureResult.columns`) stands in each of its rows.
@@ -273,7 +276,7 @@ class EntropyProfile:
             for column, name in enumerate(self.classes)
         ]
 
-    def to_csv(self, path):
+    def to_csv(self, path: AnyPath) -> None:
         """Writes `to_records()` as CSV, a header line first; NaN is an empty cell."""
         records = self.to_records()
         with replacing(path) as temporary, open(temporary, "w", newline="") as file:
@@ -282,7 +285,15 @@ class EntropyProfile:
             for record in records:
                 writer.writerow({k: "" if plain(v) is None else v for k, v in record.items()})
 
-    def report(self, path, *, history=(), pruning=None, tolerance=FLAT_TOLERANCE, overwrite=False):
+    def report(
+        self,
+        path: AnyPath,
+        *,
+        history: Iterable["EntropyProfile"] = (),
+        pruning: Pruning | None = None,
+        tolerance: float = FLAT_TOLERANCE,
+        overwrite: bool = False,
+    ) -> AnyPath:
         """Writes one self-contained HTML page: curve, heat map, layers, patterns, caveats.
 
         Args:
@@ -299,14 +310,14 @@ class EntropyProfile:
             path, self, history=history, pruning=pruning, tolerance=tolerance, overwrite=overwrite
         )
 
-    def save(self, path):
+    def save(self, path: AnyPath) -> None:
         """Writes the profile, its baseline included, as JSON (NaN as null)."""
         text = json.dumps(to_json(self), indent=1, allow_nan=False)
         with replacing(path) as temporary:
             temporary.write_text(text + "\n")
 
     @classmethod
-    def load(cls, path):
+    def load(cls, path: AnyPath) -> "EntropyProfile":
         """Reads what `save` wrote, in this version of the format or an earlier one.
 
         Raises ValueError for a file that is no profile or of a newer format.

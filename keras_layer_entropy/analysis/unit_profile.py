@@ -1,12 +1,17 @@
 """UnitProfile: what every single unit of a layer tells, immutable."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from keras_layer_entropy.measures.measure import frozen, mean_of_known
-from keras_layer_entropy.measures.unit_information import less_effective_units, redundant_units
+from keras_layer_entropy.measures.unit_information import (
+    Redundancy,
+    less_effective_units,
+    redundant_units,
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -57,7 +62,7 @@ class UnitProfile:
     """
 
     layer: str
-    classes: tuple
+    classes: tuple[str, ...]
     count: np.ndarray
     information_labels: Any
     information_labels_shuffled: Any = None
@@ -69,11 +74,11 @@ class UnitProfile:
     estimator: str = "quantile"
     epoch: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "classes", tuple(self.classes))
         units, classes = np.size(self.information_labels), len(self.classes)
         names = ("information_labels", "information_labels_shuffled", "information_input")
-        shapes = dict.fromkeys(names, (units,))
+        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(names, (units,))
         names = ("information_per_class", "feature_entropy", "selective_rate")
         shapes |= dict.fromkeys(names, (units, classes))
         if self.pairwise is not None:
@@ -85,21 +90,21 @@ class UnitProfile:
         object.__setattr__(self, "count", frozen("count", self.count, (classes,), np.int64))
 
     @property
-    def units(self):
+    def units(self) -> int:
         """Number of units."""
         return len(self.information_labels)
 
     @property
-    def mean_feature_entropy(self):
+    def mean_feature_entropy(self) -> np.ndarray:
         """Feature entropy `[units]`, nats: the mean over the classes that have samples."""
         return mean_of_known(self.feature_entropy)
 
     @property
-    def mean_selective_rate(self):
+    def mean_selective_rate(self) -> np.ndarray:
         """Selective rate `[units]`: the mean over the classes that have samples."""
         return mean_of_known(self.selective_rate)
 
-    def redundant(self, threshold=0.6):
+    def redundant(self, threshold: float = 0.6) -> Redundancy:
         """Which units only repeat a more informative one.
 
         Args, returns: `threshold` and result of `measures.unit_information.redundant_units`,
@@ -115,7 +120,9 @@ class UnitProfile:
             )
         return redundant_units(self.pairwise, self.information_labels, threshold)
 
-    def less_effective(self, earlier=(), threshold=0.1, flatness=0.1):
+    def less_effective(
+        self, earlier: Sequence["UnitProfile"] = (), threshold: float = 0.1, flatness: float = 0.1
+    ) -> np.ndarray:
         """Which units tell little of the class and have never told anything else.
 
         Args:
@@ -136,7 +143,7 @@ class UnitProfile:
         epochs = [*(profile.information_labels for profile in earlier), self.information_labels]
         return less_effective_units(np.stack(epochs), threshold, flatness)
 
-    def by_feature_entropy(self):
+    def by_feature_entropy(self) -> np.ndarray:
         """The units, int `[units]`, from the lowest mean feature entropy (the best) to the highest.
 
         Of equal ones the earlier first; units for which it is not known come last.

@@ -14,14 +14,14 @@ import math
 import numpy as np
 from keras import ops
 
-from keras_layer_entropy.backend import at_least_float32
+from keras_layer_entropy.backend import Tensor, at_least_float32
 
 MAX_DENSITY, MAX_RANK = 0.8, 50  # the limits of Zhao & Zhang
 WORD = 32  # bits of an int32
 TIED_BYTES = 2**22  # of cocycles at a time: what a processor's cache holds
 
 
-def birth_index(maps, max_density=MAX_DENSITY, max_rank=MAX_RANK):
+def birth_index(maps: Tensor, max_density: float = MAX_DENSITY, max_rank: int = MAX_RANK) -> Tensor:
     """Birth index of the first loop in each map: its rank - 1, or 0 where there is none.
 
     Rank r is the r-th largest of a map's distinct edge weights. A birth is the first rank after
@@ -75,7 +75,7 @@ def birth_index(maps, max_density=MAX_DENSITY, max_rank=MAX_RANK):
     return ops.reshape(ops.where(finite, births, -1), shape)
 
 
-def _births(weights, limit):
+def _births(weights: Tensor, limit: int) -> Tensor:
     """Birth indices `[maps]` from symmetric `weights` `[maps, m, m]`, of ranks up to `limit`.
 
     Most maps are decided by their `limit` heaviest edges. Those in which equal weights matter are
@@ -89,7 +89,7 @@ def _births(weights, limit):
     queue = ops.argsort(ops.where(undecided, 0, 1))
     waiting = ops.sum(ops.cast(undecided, "int32"))
 
-    def take_up(start, births):
+    def take_up(start: Tensor, births: Tensor) -> tuple[Tensor, Tensor]:
         # The last map may be taken up several times: it comes out the same.
         here = ops.take(queue, ops.minimum(start + ops.arange(some), waiting - 1))
         found = _births_with_ties(ops.take(weights, here, axis=0), limit)
@@ -98,7 +98,7 @@ def _births(weights, limit):
     return ops.while_loop(lambda start, _: start < waiting, take_up, (0, births))[1]
 
 
-def _births_but_for_ties(weights, limit):
+def _births_but_for_ties(weights: Tensor, limit: int) -> tuple[Tensor, Tensor]:
     """Birth indices, and for which maps they are not known because of equal weights.
 
     As long as there is no loop, an edge makes one exactly if its ends are connected already and
@@ -115,7 +115,7 @@ def _births_but_for_ties(weights, limit):
     alone = begins & (values > ops.take(values, np.minimum(np.arange(seen) + 1, seen - 1), axis=1))
     by_step = [ops.transpose(x) for x in (values, edge, rank)]
 
-    def enter(step, labels, first):
+    def enter(step: Tensor, labels: Tensor, first: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         value, edge, rank = (ops.take(x, step, axis=0) for x in by_step)
         u, v = (ops.take(end, edge) for end in ends)
         both = ops.minimum(_pick(weights, u), _pick(weights, v))
@@ -125,7 +125,7 @@ def _births_but_for_ties(weights, limit):
         labels = ops.where(labels == label_v[:, None], label_u[:, None], labels)
         return step + 1, labels, ops.where(loop, step, first)
 
-    def unfinished(step, labels, first):
+    def unfinished(step: Tensor, labels: Tensor, first: Tensor) -> Tensor:
         rank = ops.take(by_step[2], ops.minimum(step, seen - 1), axis=0)
         return (step < seen) & ops.any((first == seen) & (rank <= limit))
 
@@ -136,7 +136,7 @@ def _births_but_for_ties(weights, limit):
     return births, ops.where(found, ~_pick(alone, step), by_step[2][-1] <= limit)
 
 
-def _births_with_ties(weights, limit):
+def _births_with_ties(weights: Tensor, limit: int) -> Tensor:
     """Birth indices, looking for loops only when all edges of a rank are in.
 
     The edges that are in carry a basis of the cocycles modulo coboundaries, over Z2: one bit for
@@ -160,7 +160,9 @@ def _births_with_ties(weights, limit):
     entry = ops.pad(entry, ((0, 0), (0, 1)), constant_values=total)
     entry = ops.take(entry, number, axis=1)  # [maps, m, m], the step in which each edge enters
 
-    def enter(step, labels, cocycles, live, births):
+    def enter(
+        step: Tensor, labels: Tensor, cocycles: Tensor, live: Tensor, births: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         u, v = (ops.take(end, _pick(order, step)) for end in ends)
         uw, vw = _pick(entry, u), _pick(entry, v)
         common = (uw < step[:, None]) & (vw < step[:, None])
@@ -200,7 +202,7 @@ def _births_with_ties(weights, limit):
     return ops.while_loop(lambda *state: ops.any(state[-1] < 0), enter, start)[-1]
 
 
-def _ranks(values, lowest, limit):
+def _ranks(values: Tensor, lowest: Tensor, limit: int) -> tuple[Tensor, Tensor]:
     """Of `values` `[maps, edges]` that fall along the last axis: which begin a rank, and all ranks.
 
     The lowest of all values gets rank `limit` + 1: with it the graph is complete and has no loops.
@@ -212,7 +214,7 @@ def _ranks(values, lowest, limit):
     return begins, ops.where(values > lowest, rank, limit + 1)
 
 
-def _pick(x, index):
+def _pick(x: Tensor, index: Tensor) -> Tensor:
     """`x[i, index[i]]` for each map i; `x` `[maps, n, ...]`, `index` `[maps]` or `[maps, k]`."""
     n = x.shape[1]
     first = n * ops.arange(ops.shape(x)[0], dtype="int32")
@@ -220,20 +222,20 @@ def _pick(x, index):
     return ops.take(ops.reshape(x, (-1, *x.shape[2:])), first + ops.cast(index, "int32"), axis=0)
 
 
-def _own_labels(weights):
+def _own_labels(weights: Tensor) -> Tensor:
     """Each vertex a component of its own."""
     vertices = np.arange(weights.shape[-1], dtype="int32")
     return ops.zeros_like(weights[:, 0], dtype="int32") + vertices
 
 
-def _lowest_bit(words):
+def _lowest_bit(words: Tensor) -> Tensor:
     """The lowest bit that is set in `words` `[maps, words]`, with all other bits cleared."""
     place = ops.argmax(words != 0, axis=1)
     mine = ops.where(ops.arange(words.shape[1]) == place[:, None], words, 0)
     return ops.bitwise_and(mine, -mine)
 
 
-def _words(m):
+def _words(m: int) -> int:
     """How many int32 hold a bit for each independent loop that m vertices can have at a time.
 
     They are at most floor((m - 2)^2 / 4), as in a complete bipartite graph. By induction: take away
@@ -245,7 +247,7 @@ def _words(m):
     return -(-((m - 2) ** 2 // 4) // WORD)
 
 
-def _square(maps):
+def _square(maps: Tensor) -> Tensor:
     maps = ops.stop_gradient(at_least_float32(maps))  # births are steps: nothing to differentiate
     if len(maps.shape) < 2 or not maps.shape[-1] or maps.shape[-1] != maps.shape[-2]:
         raise ValueError(

@@ -5,10 +5,13 @@ pass: a mean of the batches' entropies would be biased low.
 """
 
 import math
+from collections.abc import Callable, Iterable
 
 import keras
 import numpy as np
 from keras import ops
+
+from keras_layer_entropy.backend import Tensor
 
 # Means below this are summed as they are: float32 knows them to 1e-5.
 _SMALL = 100.0
@@ -23,11 +26,11 @@ class CompensatedSum(keras.metrics.Metric):
     variable that a step writes costs time.
     """
 
-    def __init__(self, shape, name=None):
+    def __init__(self, shape: tuple[int, ...], name: str | None = None) -> None:
         super().__init__(name=name, dtype="float32")
         self._parts = self.add_variable((2, *shape), "zeros", "float32", name="sum")
 
-    def add(self, value):
+    def add(self, value: Tensor) -> None:
         """Adds a tensor."""
         high, low = self._parts[0], self._parts[1]
         total = high + value
@@ -36,18 +39,18 @@ class CompensatedSum(keras.metrics.Metric):
         high = total + low
         self._parts.assign(ops.stack([high, low - (high - total)]))
 
-    def total(self):
+    def total(self) -> np.ndarray:
         """The sum of all that was added, float64."""
         return np.asarray(ops.convert_to_numpy(self._parts), np.float64).sum(axis=0)
 
-    def merge_state(self, statistics):
+    def merge_state(self, statistics: Iterable["CompensatedSum"]) -> None:
         """Adds the states of other statistics of the same layer (other devices, other parts)."""
         for other in statistics:
             self.add(other._parts[0])
             self.add(other._parts[1])
 
     @staticmethod
-    def size(*shape):
+    def size(*shape: int) -> int:
         """Bytes of a sum of this shape."""
         return 8 * math.prod(shape)
 
@@ -65,14 +68,22 @@ class ClassMeans(CompensatedSum):
         are_activations: whether the features are the activations themselves.
     """
 
-    def __init__(self, classes, width, features, prepare=None, are_activations=False, name=None):
+    def __init__(
+        self,
+        classes: int,
+        width: int,
+        features: Callable[[Tensor, Tensor], Tensor],
+        prepare: Callable[[Tensor], Tensor] | None = None,
+        are_activations: bool = False,
+        name: str | None = None,
+    ) -> None:
         self._features = features
         self._prepare = prepare
         self._are_activations = are_activations
         # Weight of a class first, then its features, which are NaN where one was not finite.
         super().__init__((classes, 1 + width), name)
 
-    def update_state(self, values, membership, mask=None):
+    def update_state(self, values: Tensor, membership: Tensor, mask: Tensor | None = None) -> None:
         """Adds a batch.
 
         Args:
@@ -92,7 +103,7 @@ class ClassMeans(CompensatedSum):
         total = self._class_sums(values, membership, mask, weight)
         self.add(ops.concatenate([weight, total], axis=-1))
 
-    def means(self):
+    def means(self) -> tuple[np.ndarray, np.ndarray]:
         """For which classes there are means, `[classes]`, and these, `[classes, width]`.
 
         There are none of a class without samples or with values that were not finite.
@@ -103,12 +114,14 @@ class ClassMeans(CompensatedSum):
         mean = np.where(known[:, None], total, 0.0) / np.where(known, weight, 1.0)[:, None]
         return known, mean
 
-    def not_finite(self):
+    def not_finite(self) -> np.ndarray:
         """Boolean `[classes]`: where activations were NaN or infinite."""
         return np.isnan(self.total()).any(axis=1)
 
-    def _class_sums(self, values, membership, mask, weight):
-        def careful():
+    def _class_sums(
+        self, values: Tensor, membership: Tensor, mask: Tensor | None, weight: Tensor
+    ) -> Tensor:
+        def careful() -> Tensor:
             return self._finite_sums(values, membership, mask)
 
         if not self._are_activations or mask is not None:
@@ -119,7 +132,7 @@ class ClassMeans(CompensatedSum):
         small = ops.all(ops.abs(plain) <= _SMALL * weight)
         return ops.cond(small, lambda: plain, careful)
 
-    def _finite_sums(self, values, membership, mask):
+    def _finite_sums(self, values: Tensor, membership: Tensor, mask: Tensor | None) -> Tensor:
         # Entropy does not change when one number is added to all units. With each sample's own
         # mean gone, float32 resolves what is left even where activations are large; and a mean
         # over units is finite exactly when all of them are.
@@ -135,13 +148,13 @@ class ClassMeans(CompensatedSum):
         return ops.where(any_per_class(bad, membership), np.nan, total)
 
 
-def like_positions(mask, values):
+def like_positions(mask: Tensor, values: Tensor) -> Tensor:
     """A mask `[batch, ...]` as float32 `[batch, ..., 1]`, to multiply `[batch, ..., units]`."""
     missing = len(values.shape) - len(mask.shape)
     return ops.cast(ops.reshape(mask, (*ops.shape(mask), *[1] * missing)), "float32")
 
 
-def per_class(values, membership):
+def per_class(values: Tensor, membership: Tensor) -> Tensor:
     """Sums of `[batch, ..., k]` over the samples of each class, `[classes, k]`."""
     values = ops.sum(values, axis=_extra_axes(values, membership))
     values = ops.reshape(values, (-1, values.shape[-1]))
@@ -150,24 +163,24 @@ def per_class(values, membership):
     return ops.matmul(ops.transpose(membership), values)
 
 
-def any_per_class(flags, membership):
+def any_per_class(flags: Tensor, membership: Tensor) -> Tensor:
     """For which classes a flag `[batch, ..., 1]` is raised, `[classes, 1]`."""
     flags = ops.any(flags, axis=_extra_axes(flags, membership))
     flags = ops.logical_and(flags, membership > 0)
     return ops.expand_dims(ops.any(flags, axis=tuple(range(len(flags.shape) - 1))), axis=-1)
 
 
-def sum_samples(membership):
+def sum_samples(membership: Tensor) -> Tensor:
     """Weights of all samples and positions, `[classes]`, from `[batch, ..., classes]`."""
     return ops.sum(membership, axis=tuple(range(len(membership.shape) - 1)))
 
 
-def _extra_axes(values, membership):
+def _extra_axes(values: Tensor, membership: Tensor) -> tuple[int, ...]:
     """The axes of positions that share one entry of `membership`."""
     return tuple(range(len(membership.shape) - 1, len(values.shape) - 1))
 
 
-def _shared_positions(values, membership):
+def _shared_positions(values: Tensor, membership: Tensor) -> Tensor:
     """How many positions share one entry of `membership`."""
     shape = ops.shape(values)
     return math.prod(ops.cast(shape[axis], "float32") for axis in _extra_axes(values, membership))

@@ -8,23 +8,36 @@ precision is computed in float32; every other floating dtype is kept.
 """
 
 import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Self
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_layer_entropy.backend import at_least_float32
+from keras_layer_entropy.backend import Tensor, at_least_float32
 from keras_layer_entropy.measures.class_sums import ClassMeans, any_per_class, like_positions
-from keras_layer_entropy.measures.measure import Measure, MeasureResult, listed
+from keras_layer_entropy.measures.measure import (
+    LayerInfo,
+    Measure,
+    MeasureResult,
+    Profile,
+    Samples,
+    listed,
+)
 
 PATTERNS = ("mean_then_softmax", "softmax_then_mean", "per_sample")
 NORMALIZATIONS = ("log", "none")
 FLAT_TOLERANCE = 0.01  # a layer over which the activation entropy falls by less is flat
 NOISE = 5e-4  # less than the third digit shows is no rise
+# A name out of `NORMALIZATIONS`, or a function n -> f(n).
+Normalization = str | Callable[[int], float]
 _TINY = 2.0**-126  # the smallest number that float32 holds with all its digits
 
 
-def activation_entropy(activations, pattern="mean_then_softmax", normalization="log"):
+def activation_entropy(
+    activations: Tensor, pattern: str = "mean_then_softmax", normalization: Normalization = "log"
+) -> Tensor:
     """Entropy of the activation pattern of one layer for one set of samples.
 
     - `"mean_then_softmax"` (the paper): p = softmax(mean over samples), H = -sum_i p_i ln p_i
@@ -69,7 +82,7 @@ def activation_entropy(activations, pattern="mean_then_softmax", normalization="
     return nats / maximum_entropy(activations.shape[-1], normalization)
 
 
-def instability(activations, normalization="log"):
+def instability(activations: Tensor, normalization: Normalization = "log") -> Tensor:
     """How much the pattern varies from sample to sample: H(mean softmax) - mean H(softmax).
 
     This is the generalised Jensen-Shannon divergence of the samples' patterns, in other words the
@@ -100,7 +113,7 @@ def instability(activations, normalization="log"):
     )
 
 
-def state_entropy(pre_activations):
+def state_entropy(pre_activations: Tensor) -> Tensor:
     """Mean over units of the binary entropy of the share of samples for which a unit is on.
 
     q_i = share of samples with pre-activation > 0; H = mean_i h(q_i),
@@ -130,7 +143,7 @@ def state_entropy(pre_activations):
     return ops.mean(binary_entropy(ops.mean(on, axis=-2)), axis=-1)
 
 
-def activation_pattern(activations):
+def activation_pattern(activations: Tensor) -> Tensor:
     """The activation pattern of one layer: p = softmax(mean over samples).
 
     Args:
@@ -150,7 +163,7 @@ def activation_pattern(activations):
     return ops.softmax(ops.mean(two_way(_checked(activations)), axis=-2), axis=-1)
 
 
-def softmax_entropy(logits):
+def softmax_entropy(logits: Tensor) -> Tensor:
     """Entropy of softmax(logits) over the last axis, in nats.
 
     H = ln sum_i exp(z_i) - sum_i p_i z_i with z = logits - max(logits): both terms are
@@ -175,7 +188,7 @@ def softmax_entropy(logits):
     return ops.log(total) - ops.sum(weights * shifted, axis=-1) / total
 
 
-def shannon_entropy(probabilities):
+def shannon_entropy(probabilities: Tensor) -> Tensor:
     """Entropy of a distribution over the last axis, -sum_i p_i ln p_i with 0 ln 0 = 0, in nats.
 
     Args:
@@ -194,7 +207,7 @@ def shannon_entropy(probabilities):
     return -ops.sum(_x_log_x(probabilities), axis=-1)
 
 
-def binary_entropy(probability):
+def binary_entropy(probability: Tensor) -> Tensor:
     """Entropy of a coin that shows heads with `probability`, element by element, in bits.
 
     h(q) = -q log2 q - (1 - q) log2(1 - q), h(0) = h(1) = 0.
@@ -216,7 +229,7 @@ def binary_entropy(probability):
     return 0.0 - (_x_log_x(q) + _x_log_x(1.0 - q)) / math.log(2.0)
 
 
-def maximum_entropy(units, normalization="log"):
+def maximum_entropy(units: int, normalization: Normalization = "log") -> float:
     """f(n), what an entropy in nats is divided by: `ln n`, 1, or what a callable returns.
 
     A single unit is a two-way choice, so that f(1) = f(2).
@@ -253,7 +266,7 @@ def maximum_entropy(units, normalization="log"):
     return math.log(units) if normalization == "log" else 1.0
 
 
-def log_pattern(values):
+def log_pattern(values: Tensor) -> tuple[Tensor, Tensor]:
     """The logarithm of outputs that may be probabilities, and which of them are.
 
     softmax(log p) is p, as of the logits that p is the softmax of. What a float cannot hold, 0
@@ -283,7 +296,7 @@ def log_pattern(values):
     return ops.log(ops.maximum(values, smallest)), fits
 
 
-def two_way(activations):
+def two_way(activations: Tensor) -> Tensor:
     """`[..., 1]` -> `[..., 2]`: a single unit is the logit of a two-way choice; else unchanged.
 
     >>> import numpy as np
@@ -295,13 +308,13 @@ def two_way(activations):
     return ops.concatenate([ops.zeros_like(activations), activations], axis=-1)
 
 
-def check_pattern(pattern):
+def check_pattern(pattern: str) -> None:
     """Raises ValueError unless `pattern` is one of `PATTERNS`."""
     if pattern not in PATTERNS:
         raise ValueError(f"Unknown pattern {pattern!r}; expected one of {PATTERNS}.")
 
 
-def _checked(activations):
+def _checked(activations: Tensor) -> Tensor:
     activations = at_least_float32(activations)
     if len(activations.shape) < 2:
         raise ValueError(
@@ -310,7 +323,7 @@ def _checked(activations):
     return activations
 
 
-def _x_log_x(p):
+def _x_log_x(p: Tensor) -> Tensor:
     positive = p > 0
     return ops.where(positive, p * ops.log(ops.where(positive, p, 1.0)), 0.0)
 
@@ -326,12 +339,12 @@ class Undecided(keras.metrics.Metric):
         given, logs: two states of the measure.
     """
 
-    def __init__(self, given, logs, name=None):
+    def __init__(self, given: Any, logs: Any, name: str | None = None) -> None:
         super().__init__(name=name, dtype="float32")
         self._given, self._logs = given, logs
         self._misfits = self.add_variable((), "zeros", "float32", name="misfits")
 
-    def update_state(self, values, membership, mask=None):
+    def update_state(self, values: Tensor, membership: Tensor, mask: Tensor | None = None) -> None:
         """Adds a batch, as to each of the two."""
         logs, fits = log_pattern(values)
         misfit = ops.logical_not(fits)
@@ -342,19 +355,19 @@ class Undecided(keras.metrics.Metric):
         self._given.update_state(values, membership, mask)
         self._logs.update_state(logs, membership, mask)
 
-    def merge_state(self, statistics):
+    def merge_state(self, statistics: Iterable["Undecided"]) -> None:
         """Adds the states of others."""
         for other in statistics:
             self._given.merge_state([other._given])
             self._logs.merge_state([other._logs])
             self._misfits.assign(self._misfits + other._misfits)
 
-    def not_finite(self):
+    def not_finite(self) -> np.ndarray:
         """As of each of the two."""
         return self._given.not_finite()
 
     @property
-    def decided(self):
+    def decided(self) -> Any:
         """The state that counts."""
         return self._given if float(self._misfits) else self._logs
 
@@ -364,7 +377,7 @@ class _Normalized(Measure):
 
     reads = "pattern"
 
-    def __init__(self, normalization, name, **options):
+    def __init__(self, normalization: Normalization, name: str | None, **options: Any) -> None:
         if callable(normalization) and not isinstance(normalization, _Function):
             normalization = _Function(normalization)
         if not isinstance(normalization, _Function) or normalization.can_compute:
@@ -372,24 +385,26 @@ class _Normalized(Measure):
         super().__init__(name, **options, normalization=normalization)
 
     @property
-    def unit(self):
-        known = {"log": "normalised, 0 to 1", "none": "nats"}
+    def unit(self) -> str:
+        known: dict[str | None, str] = {"log": "normalised, 0 to 1", "none": "nats"}
         return known.get(self._word, "normalised")
 
     @property
-    def largest(self):
+    def largest(self) -> float | None:
         return 1.0 if self._word == "log" else None
 
     @property
-    def _word(self):
+    def _word(self) -> str | None:
         normalization = self.options["normalization"]
         return normalization if isinstance(normalization, str) else None
 
-    def normalizer(self, widths):
+    def normalizer(self, widths: Sequence[int]) -> list[float]:
         return [maximum_entropy(width, self.options["normalization"]) for width in widths]
 
     @classmethod
-    def from_saved(cls, name, options, result, widths):
+    def from_saved(
+        cls, name: str, options: Mapping[str, Any], result: MeasureResult, widths: Sequence[int]
+    ) -> Self:
         if options["normalization"] not in NORMALIZATIONS:  # the name of a function
             normalizer = [] if result.normalizer is None else result.normalizer.tolist()
             pairs = zip(widths, normalizer, strict=False)
@@ -405,17 +420,22 @@ class _Function:
     That is all that is left of it where it was saved or pickled.
     """
 
-    def __init__(self, function, name=None, known=()):
-        self._function = function
-        self.__name__ = name or getattr(function, "__name__", type(function).__name__)
+    def __init__(
+        self,
+        function: Callable[[int], float] | None,
+        name: str | None = None,
+        known: Mapping[int, float] | Iterable[tuple[int, float]] = (),
+    ) -> None:
+        self._function: Any = function
+        self.__name__: Any = name or getattr(function, "__name__", type(function).__name__)
         self._known = dict(known)
 
     @property
-    def can_compute(self):
+    def can_compute(self) -> bool:
         """Whether the function itself is there."""
         return self._function is not None
 
-    def __call__(self, units):
+    def __call__(self, units: int) -> float:
         if units not in self._known:
             if not self.can_compute:
                 raise ValueError(
@@ -425,10 +445,10 @@ class _Function:
             self._known[units] = self._function(units)
         return self._known[units]
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return self.__name__
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_function": None}
 
 
@@ -485,8 +505,13 @@ class ActivationEntropy(_Normalized):
     }
 
     def __init__(
-        self, pattern="mean_then_softmax", normalization="log", keep_patterns=False, *, name=None
-    ):
+        self,
+        pattern: str = "mean_then_softmax",
+        normalization: Normalization = "log",
+        keep_patterns: bool = False,
+        *,
+        name: str | None = None,
+    ) -> None:
         check_pattern(pattern)
         if not isinstance(keep_patterns, bool):
             raise ValueError(f"keep_patterns={keep_patterns!r}; expected True or False.")
@@ -498,31 +523,33 @@ class ActivationEntropy(_Normalized):
         super().__init__(normalization, name, pattern=pattern, keep_patterns=keep_patterns)
 
     @property
-    def meaning(self):
+    def meaning(self) -> str:
         return self._READINGS[self.options["pattern"]] + self._SCALES[self._word]
 
     @property
-    def log_name(self):
+    def log_name(self) -> str:
         return "entropy" if self.name == self.key else self.name
 
-    def new_state(self, layer, classes):
+    def new_state(self, layer: LayerInfo, classes: int) -> ClassMeans:
         mean_first = self.options["pattern"] == "mean_then_softmax"
         return ClassMeans(classes, self._width(layer), self._features, two_way, mean_first)
 
-    def state_size(self, layer, classes):
+    def state_size(self, layer: LayerInfo, classes: int) -> int:
         return ClassMeans.size(classes, 1 + self._width(layer))
 
-    def _width(self, layer):
+    def _width(self, layer: LayerInfo) -> int:
         return 1 if self.options["pattern"] == "per_sample" else max(layer.units, 2)
 
-    def _features(self, values, centred):
+    def _features(self, values: Tensor, centred: Tensor) -> Tensor:
         if self.options["pattern"] == "mean_then_softmax":
             return centred
         if self.options["pattern"] == "softmax_then_mean":
             return ops.softmax(centred, axis=-1)
         return ops.expand_dims(softmax_entropy(centred), axis=-1)
 
-    def result(self, layers, states, samples):
+    def result(
+        self, layers: Sequence[LayerInfo], states: Sequence[Any], samples: Samples | None
+    ) -> MeasureResult:
         normalizer = self.normalizer([layer.units for layer in layers])
         found = [state.means() for state in states]
         rows = [self._nats(mean) / n for (_, mean), n in zip(found, normalizer, strict=True)]
@@ -534,19 +561,19 @@ class ActivationEntropy(_Normalized):
         rows = [_where_known(known, row) for (known, _), row in zip(found, rows, strict=True)]
         return MeasureResult(rows, unit=self.unit, normalizer=normalizer, details=details)
 
-    def _nats(self, mean):
+    def _nats(self, mean: np.ndarray) -> np.ndarray:
         if self.options["pattern"] == "mean_then_softmax":
             return ops.convert_to_numpy(softmax_entropy(_shifted(mean)))
         if self.options["pattern"] == "softmax_then_mean":
             return ops.convert_to_numpy(shannon_entropy(mean))
         return mean[:, 0]
 
-    def _pattern(self, mean):
+    def _pattern(self, mean: np.ndarray) -> np.ndarray:
         if self.options["pattern"] == "softmax_then_mean":
             return mean
         return ops.convert_to_numpy(ops.softmax(_shifted(mean), axis=-1))
 
-    def verdict(self, profile, tolerance):
+    def verdict(self, profile: Profile, tolerance: float) -> str | None:
         """How entropy goes with depth, and what to try."""
         if self.name != self.key:
             return None
@@ -564,7 +591,7 @@ class ActivationEntropy(_Normalized):
         return " ".join(filter(None, sentences))
 
 
-def _course(profile):
+def _course(profile: Profile) -> str:
     ends = (
         f"{profile.mean[0]:.3f} in {profile.layers[0]}, "
         f"{profile.mean[-1]:.3f} in {profile.layers[-1]}"
@@ -575,7 +602,7 @@ def _course(profile):
     return f"Entropy never rises with depth: {ends}."
 
 
-def _untrained(profile):
+def _untrained(profile: Profile) -> str:
     """How much of the fall was there before training."""
     if profile.baseline is None:
         return ""
@@ -591,7 +618,7 @@ def _untrained(profile):
     return f"It falls by {fall:.3f} in all; in the untrained network it {how}."
 
 
-def _candidates(profile, tolerance):
+def _candidates(profile: Profile, tolerance: float) -> str:
     flat = profile.flat(tolerance)
     if not flat:
         return f"No layer is flat: entropy falls by {tolerance:g} or more over each."
@@ -627,20 +654,22 @@ class Instability(_Normalized):
     )
     caveat = "Like the activation entropy, it depends on the scale of activations."
 
-    def __init__(self, normalization="log", *, name=None):
+    def __init__(self, normalization: Normalization = "log", *, name: str | None = None) -> None:
         super().__init__(normalization, name)
 
-    def new_state(self, layer, classes):
+    def new_state(self, layer: LayerInfo, classes: int) -> ClassMeans:
         return ClassMeans(classes, max(layer.units, 2) + 1, self._features, two_way)
 
-    def state_size(self, layer, classes):
+    def state_size(self, layer: LayerInfo, classes: int) -> int:
         return ClassMeans.size(classes, max(layer.units, 2) + 2)
 
-    def _features(self, values, centred):
+    def _features(self, values: Tensor, centred: Tensor) -> Tensor:
         own = ops.expand_dims(softmax_entropy(centred), axis=-1)
         return ops.concatenate([ops.softmax(centred, axis=-1), own], axis=-1)
 
-    def result(self, layers, states, samples):
+    def result(
+        self, layers: Sequence[LayerInfo], states: Sequence[Any], samples: Samples | None
+    ) -> MeasureResult:
         normalizer, rows = self.normalizer([x.units for x in layers]), []
         for state, most in zip(states, normalizer, strict=True):
             known, mean = state.means()
@@ -676,19 +705,21 @@ class StateEntropy(Measure):
     )
     reads = "pre_activation"
 
-    def __init__(self, *, name=None):
+    def __init__(self, *, name: str | None = None) -> None:
         super().__init__(name)
 
-    def new_state(self, layer, classes):
+    def new_state(self, layer: LayerInfo, classes: int) -> ClassMeans:
         return ClassMeans(classes, layer.units, self._features)
 
-    def state_size(self, layer, classes):
+    def state_size(self, layer: LayerInfo, classes: int) -> int:
         return ClassMeans.size(classes, layer.units + 1)
 
-    def _features(self, values, centred):
+    def _features(self, values: Tensor, centred: Tensor) -> Tensor:
         return ops.cast(values > 0, "float32")
 
-    def result(self, layers, states, samples):
+    def result(
+        self, layers: Sequence[LayerInfo], states: Sequence[Any], samples: Samples | None
+    ) -> MeasureResult:
         rows = []
         for state in states:
             known, mean = state.means()
@@ -697,12 +728,12 @@ class StateEntropy(Measure):
         return MeasureResult(rows, unit=self.unit)
 
 
-def _where_known(known, values):
+def _where_known(known: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Values `[classes, ...]`, NaN for classes that are not known."""
     known = known.reshape(-1, *[1] * (values.ndim - 1))
     return np.where(known, np.asarray(values, np.float64), np.nan)
 
 
-def _shifted(mean):
+def _shifted(mean: np.ndarray) -> np.ndarray:
     """The same softmax; shifted in float64, because some backends go on in float32."""
     return mean - mean.max(axis=-1, keepdims=True)

@@ -10,19 +10,23 @@ In this file `counts` holds, for each unit, how many images have which birth ind
 import functools
 import math
 import numbers
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_layer_entropy.backend import at_least_float32
+from keras_layer_entropy.backend import Tensor, at_least_float32
 from keras_layer_entropy.measures.births import MAX_DENSITY, MAX_RANK, birth_index
 from keras_layer_entropy.measures.class_sums import CompensatedSum
 from keras_layer_entropy.measures.entropy import shannon_entropy
 from keras_layer_entropy.measures.measure import (
+    LayerInfo,
     Measure,
     MeasureResult,
     Panel,
+    Samples,
     Words,
     is_int,
     mean_of_known,
@@ -33,7 +37,7 @@ PENALTIES = ("unselective", "printed")
 _SMALLEST_MAP = 4
 
 
-def selective_rate(counts):
+def selective_rate(counts: Tensor) -> Tensor:
     """Share of images in which the unit has a birth.
 
     Args:
@@ -57,7 +61,7 @@ def selective_rate(counts):
     return ops.sum(counts[..., 1:], axis=-1) / ops.sum(counts, axis=-1)
 
 
-def birth_entropy(counts):
+def birth_entropy(counts: Tensor) -> Tensor:
     """Entropy of the birth index among the images that have one: -sum_k P_k ln P_k.
 
     Args, errors: as for `selective_rate`.
@@ -79,7 +83,7 @@ def birth_entropy(counts):
     return ops.where(total[..., 0] > 0, nats, math.nan)
 
 
-def feature_entropy(counts, min_rate=0.1, penalty="unselective"):
+def feature_entropy(counts: Tensor, min_rate: float = 0.1, penalty: str = "unselective") -> Tensor:
     """Topological feature entropy: `birth_entropy` H, or a penalty where births are rare.
 
     With eps the `selective_rate` and |Omega| the number of birth indices there can be, max_rank:
@@ -129,7 +133,9 @@ def feature_entropy(counts, min_rate=0.1, penalty="unselective"):
 
 
 @functools.cache
-def noise_entropy(m, max_density=MAX_DENSITY, max_rank=MAX_RANK, images=100):
+def noise_entropy(
+    m: int, max_density: float = MAX_DENSITY, max_rank: int = MAX_RANK, images: int = 100
+) -> float:
     """`feature_entropy` of a unit whose maps are noise: what a map of this size has by itself.
 
     Args:
@@ -163,13 +169,20 @@ class BirthCounts(CompensatedSum):
         side: of the maps, square ones, as they are looked at; None before the first batch.
     """
 
-    def __init__(self, classes, units, max_density=MAX_DENSITY, max_rank=MAX_RANK, name=None):
-        self.limits = {"max_density": max_density, "max_rank": max_rank}
-        self.side = None
+    def __init__(
+        self,
+        classes: int,
+        units: int,
+        max_density: float = MAX_DENSITY,
+        max_rank: int = MAX_RANK,
+        name: str | None = None,
+    ) -> None:
+        self.limits: dict[str, Any] = {"max_density": max_density, "max_rank": max_rank}
+        self.side: int | None = None
         # One more for maps that are not finite.
         super().__init__((classes, units, max_rank + 2), name)
 
-    def update_state(self, values, membership, mask=None):
+    def update_state(self, values: Tensor, membership: Tensor, mask: Tensor | None = None) -> None:
         """Adds a batch: `[batch, height, width, units]` and `[batch, classes]`.
 
         Maps that are not square are resized to the longer side, bilinearly. Convolutions have no
@@ -191,24 +204,24 @@ class BirthCounts(CompensatedSum):
         places = ops.one_hot(ops.where(births < 0, last, births), last + 1, dtype="float32")
         self.add(ops.einsum("bk,bur->kur", membership, places))
 
-    def counts(self):
+    def counts(self) -> np.ndarray:
         """`counts` of each class and unit, float64 `[classes, units, max_rank + 1]`."""
         return self.total()[:, :, :-1]
 
-    def not_finite(self):
+    def not_finite(self) -> np.ndarray:
         """Boolean `[classes]`: where maps held NaN or infinities."""
         return self._not_finite().any(axis=1)
 
-    def _not_finite(self):
+    def _not_finite(self) -> Any:
         return self.total()[:, :, -1] > 0
 
-    def per_unit(self, formula):
+    def per_unit(self, formula: Callable[[Tensor], Tensor]) -> np.ndarray:
         """A formula of `counts`, `[units, classes]`, NaN where maps are not finite."""
         values = ops.convert_to_numpy(formula(self.counts()))
         return np.where(self._not_finite(), np.nan, values).T
 
     @property
-    def too_small(self):
+    def too_small(self) -> bool:
         """Whether the maps cannot hold a loop."""
         return self.side is not None and self.side < _SMALLEST_MAP
 
@@ -261,7 +274,9 @@ class FeatureEntropy(Measure):
     layers = (keras.layers.Conv2D,)
     needs = "maps [height, width, units]: choose convolutions with layers="
 
-    def __init__(self, max_density=MAX_DENSITY, max_rank=MAX_RANK, *, name=None):
+    def __init__(
+        self, max_density: float = MAX_DENSITY, max_rank: int = MAX_RANK, *, name: str | None = None
+    ) -> None:
         super().__init__(name, max_density=max_density, max_rank=max_rank)
         share = isinstance(max_density, numbers.Real) and 0 <= max_density <= 1
         self.check(
@@ -269,18 +284,20 @@ class FeatureEntropy(Measure):
             max_rank=("a positive int", is_int(max_rank)),
         )
 
-    def fits(self, layer):
+    def fits(self, layer: LayerInfo) -> bool:
         return len(layer.shapes["output"]) == 4
 
-    def new_state(self, layer, classes):
+    def new_state(self, layer: LayerInfo, classes: int) -> BirthCounts:
         return BirthCounts(classes, layer.units, **self.options)
 
-    def state_size(self, layer, classes):
+    def state_size(self, layer: LayerInfo, classes: int) -> int:
         return BirthCounts.size(classes, layer.units, self.options["max_rank"] + 2)
 
-    def result(self, layers, states, samples):
+    def result(
+        self, layers: Sequence[LayerInfo], states: Sequence[Any], samples: Samples | None
+    ) -> MeasureResult:
         rows, details = [], {}
-        whole = {"selective_rate": [], "noise": []}
+        whole: dict[str, list[float]] = {"selective_rate": [], "noise": []}
         for layer, state in zip(layers, states, strict=True):
             entropy, rate = state.per_unit(feature_entropy), state.per_unit(selective_rate)
             bad = state.not_finite() | state.too_small
@@ -293,7 +310,7 @@ class FeatureEntropy(Measure):
         return MeasureResult(rows, whole, unit=self.unit, details=details)
 
 
-def _counts(counts):
+def _counts(counts: Tensor) -> Tensor:
     counts = at_least_float32(counts)
     if len(counts.shape) == 0 or not counts.shape[-1] or counts.shape[-1] < 2:
         raise ValueError(

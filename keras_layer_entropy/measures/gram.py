@@ -1,10 +1,14 @@
 """Sums of products, and the linear regression from them."""
 
 import dataclasses
+from collections.abc import Iterable
 
 import keras
 import numpy as np
 from keras import ops
+from numpy.typing import ArrayLike
+
+from keras_layer_entropy.backend import Tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +27,9 @@ class LinearFit:
     residual: float
 
 
-def ridge_regression(gram, features, ridge=1e-8, intercept=True):
+def ridge_regression(
+    gram: np.ndarray, features: int, ridge: float = 1e-8, intercept: bool = True
+) -> LinearFit:
     """The ridge regression of z on x from the Gram matrix of the columns `[x, 1, z]`.
 
     With C and D the centred second moments `X'X` and `X'Z`, and S the diagonal of C, the kernel is
@@ -60,7 +66,7 @@ def ridge_regression(gram, features, ridge=1e-8, intercept=True):
     return fit_of(kernel, gram, features, intercept)
 
 
-def generalized_cross_validation(gram, features, ridges):
+def generalized_cross_validation(gram: np.ndarray, features: int, ridges: ArrayLike) -> np.ndarray:
     """How large the mean squared error of ridge regressions would be on other samples.
 
     For the n samples of a Gram matrix and the fitted values `H z` of `ridge_regression` it is
@@ -103,7 +109,9 @@ def generalized_cross_validation(gram, features, ridges):
     return np.where(left > 0, error, np.inf)
 
 
-def fit_of(kernel, gram, features, intercept=True):
+def fit_of(
+    kernel: np.ndarray, gram: np.ndarray, features: int, intercept: bool = True
+) -> LinearFit:
     """The `LinearFit` of a kernel that is given, with the bias that is best for it.
 
     Args, errors: as for `ridge_regression`; `kernel` is `[features, targets]`.
@@ -125,7 +133,7 @@ def fit_of(kernel, gram, features, intercept=True):
     return LinearFit(kernel, bias, float(residual))
 
 
-def _scale(moments, raw):
+def _scale(moments: np.ndarray, raw: np.ndarray) -> np.ndarray:
     """What makes the sum of squares of a feature 1, `[features]`; 0 for those that never change."""
     variation = np.diag(moments)
     # What rounding leaves of a constant is no variation.
@@ -133,7 +141,9 @@ def _scale(moments, raw):
     return np.where(alive, 1.0 / np.sqrt(np.where(alive, variation, 1.0)), 0.0)
 
 
-def _moments(gram, features, intercept):
+def _moments(
+    gram: np.ndarray, features: int, intercept: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
     """`X'X`, `X'Z`, the diagonal of the raw `X'X` and the trace of `Z'Z`, centred with a bias."""
     gram = np.asarray(gram, np.float64)
     count, raw = gram[features, features], np.diag(gram)[:features]
@@ -156,13 +166,15 @@ class GramStatistic(keras.metrics.Metric):
         features, targets: number of columns of x and z.
     """
 
-    def __init__(self, features, targets, name="gram"):
+    def __init__(self, features: int, targets: int, name: str = "gram") -> None:
         super().__init__(name=name, dtype="float64")
         size = features + 1 + targets
         self.features = features
         self._gram = self.add_variable((size, size), "zeros", "float64", name="gram")
 
-    def update_state(self, x, z, mask=None, weight=None):
+    def update_state(
+        self, x: Tensor, z: Tensor, mask: Tensor | None = None, weight: Tensor | None = None
+    ) -> None:
         """Adds a batch: `[..., features]`, `[..., targets]`; mask and weight `[...]`, or None."""
         x, z = (ops.reshape(ops.cast(t, "float64"), (-1, t.shape[-1])) for t in (x, z))
         rows = ops.concatenate([x, ops.ones_like(z[:, :1]), z], axis=-1)
@@ -173,11 +185,11 @@ class GramStatistic(keras.metrics.Metric):
             rows = rows * ops.sqrt(ops.reshape(ops.cast(weight, "float64"), (-1, 1)))
         self._gram.assign_add(ops.matmul(ops.transpose(rows), rows))
 
-    def merge_state(self, statistics):
+    def merge_state(self, statistics: Iterable["GramStatistic"]) -> None:
         """Adds the states of others."""
         for other in statistics:
             self._gram.assign_add(other._gram)
 
-    def result(self):
+    def result(self) -> np.ndarray:
         """The Gram matrix, float64."""
         return np.asarray(ops.convert_to_numpy(self._gram), np.float64)

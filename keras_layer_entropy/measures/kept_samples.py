@@ -1,12 +1,13 @@
 """What a pass keeps of single samples, for measures that compare them with one another."""
 
 import math
+from collections.abc import Iterable, Sequence
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_layer_entropy.backend import of_all_replicas
+from keras_layer_entropy.backend import Tensor, of_all_replicas
 from keras_layer_entropy.measures.measure import MOST_SAMPLES
 
 
@@ -25,7 +26,13 @@ class KeptSamples(keras.metrics.Metric):
     Source: Cohen & Kaplan, *Summarizing data using bottom-k sketches*, PODC 2007.
     """
 
-    def __init__(self, widths, most=MOST_SAMPLES, seed=0, name="kept_samples"):
+    def __init__(
+        self,
+        widths: Iterable[int],
+        most: int = MOST_SAMPLES,
+        seed: int = 0,
+        name: str = "kept_samples",
+    ) -> None:
         super().__init__(name=name, dtype="float32")
         self.most = most
         self.seed = seed
@@ -39,7 +46,7 @@ class KeptSamples(keras.metrics.Metric):
             for i, width in enumerate(widths)
         ]
 
-    def update_state(self, tensors, counts):
+    def update_state(self, tensors: Sequence[Tensor], counts: Tensor) -> None:
         """Adds a batch.
 
         Args:
@@ -62,23 +69,23 @@ class KeptSamples(keras.metrics.Metric):
         ]
         self._keep(priority, rows)
 
-    def merge_state(self, statistics):
+    def merge_state(self, statistics: Iterable["KeptSamples"]) -> None:
         """Joins the samples that others, with another seed each, kept."""
         for other in statistics:
             self._keep(other._priority[:], [rows[:] for rows in other._rows])
             self._seen.assign(self._seen + other._seen)
 
-    def result(self):
+    def result(self) -> list[np.ndarray]:
         """The rows that were kept of each tensor, list of float32 `[kept, width]`."""
         kept = ops.convert_to_numpy(self._priority) > 0
         return [np.asarray(ops.convert_to_numpy(rows))[kept] for rows in self._rows]
 
     @staticmethod
-    def size(widths, most=MOST_SAMPLES):
+    def size(widths: Iterable[int], most: int = MOST_SAMPLES) -> int:
         """Bytes that such a state takes while it is updated and read, copies included."""
         return 4 * 4 * most * (1 + sum(widths))
 
-    def _keep(self, priority, rows):
+    def _keep(self, priority: Tensor, rows: Sequence[Tensor]) -> None:
         priority = ops.concatenate([self._priority[:], priority])
         highest, chosen = ops.top_k(priority, self.most)
         self._priority.assign(highest)
@@ -86,17 +93,17 @@ class KeptSamples(keras.metrics.Metric):
             kept.assign(ops.take(ops.concatenate([kept[:], new]), chosen, axis=0))
 
 
-def one_hot(membership):
+def one_hot(membership: np.ndarray) -> np.ndarray:
     """Each sample counts once, shared out where it has several classes: `[samples, classes]`."""
     return membership / membership.sum(axis=1, keepdims=True)
 
 
-def width(tensor):
+def width(tensor: Tensor) -> int:
     """Number of features of a sample of `[batch, ...]`."""
     return math.prod(tensor.shape[1:])
 
 
-def _hash(number, seed):
+def _hash(number: Tensor, seed: int) -> Tensor:
     """A positive int32 that looks random, different for different numbers up to some 2^31.
 
     Source: Wellons, *Prospecting for Hash Functions*, 2018, its `lowbias32`.

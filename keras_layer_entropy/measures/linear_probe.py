@@ -1,10 +1,14 @@
 """Linear probes: how much of the class a linear classifier reads from a layer, in closed form."""
 
 import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from keras import ops
+from numpy.typing import ArrayLike
 
+from keras_layer_entropy.backend import Tensor
 from keras_layer_entropy.measures.class_sums import any_per_class
 from keras_layer_entropy.measures.gram import (
     GramStatistic,
@@ -14,9 +18,12 @@ from keras_layer_entropy.measures.gram import (
 from keras_layer_entropy.measures.kept_samples import one_hot, width
 from keras_layer_entropy.measures.measure import (
     MOST_SAMPLES,
+    LayerInfo,
     Measure,
     MeasureResult,
     Panel,
+    Profile,
+    Samples,
     Words,
     is_int,
     listed,
@@ -44,12 +51,12 @@ class Probe:
     bias: np.ndarray
     ridge: float
 
-    def __call__(self, x):
+    def __call__(self, x: ArrayLike) -> np.ndarray:
         """The class of every sample, int `[samples]`."""
         return np.argmax(np.asarray(x, np.float64) @ self.kernel + self.bias, axis=1)
 
 
-def fit_probe(gram, features, ridges=RIDGES):
+def fit_probe(gram: np.ndarray, features: int, ridges: np.ndarray = RIDGES) -> Probe:
     """The ridge regression of one-hot labels on standardised features, as a classifier.
 
     The ridge is the one of lowest `gram.generalized_cross_validation`. With n samples the
@@ -83,7 +90,7 @@ def fit_probe(gram, features, ridges=RIDGES):
     return Probe(fit.kernel, fit.bias, ridge)
 
 
-def projected(x, features, seed=0):
+def projected(x: Tensor, features: int, seed: int = 0) -> Tensor:
     """Samples with at most so many features: `x` itself, or a seeded random projection of it.
 
     Every feature is added to one of the new ones, drawn at random, with a random sign. Inner
@@ -118,12 +125,14 @@ def projected(x, features, seed=0):
 class _ClassProducts(GramStatistic):
     """The Gram matrix of a layer's features and the classes, and in which classes there is NaN."""
 
-    def __init__(self, features, classes, prepare):
+    def __init__(
+        self, features: int, classes: int, prepare: Callable[[Mapping[str, Tensor]], Tensor]
+    ) -> None:
         super().__init__(features, classes)
         self._prepare = prepare
         self._bad = self.add_variable((classes,), "zeros", "float32", name="bad")
 
-    def update_state(self, values, membership, mask=None):
+    def update_state(self, values: Tensor, membership: Tensor, mask: Tensor | None = None) -> None:
         """Adds a batch, as for every state of a `Measure`."""
         x = self._prepare({"output": values, "mask": mask})
         finite = ops.all(ops.isfinite(x), axis=-1, keepdims=True)
@@ -133,7 +142,7 @@ class _ClassProducts(GramStatistic):
         share = membership / ops.where(weight > 0, weight, 1.0)[:, None]
         super().update_state(x, share, weight=weight)
 
-    def not_finite(self):
+    def not_finite(self) -> np.ndarray:
         """Boolean `[classes]`: where activations were NaN or infinite."""
         return ops.convert_to_numpy(self._bad) > 0
 
@@ -225,7 +234,14 @@ class LinearProbe(Measure):
     )
     needs_classes = True
 
-    def __init__(self, samples=MOST_SAMPLES, features=1024, seed=0, *, name=None):
+    def __init__(
+        self,
+        samples: int = MOST_SAMPLES,
+        features: int = 1024,
+        seed: int = 0,
+        *,
+        name: str | None = None,
+    ) -> None:
         super().__init__(name, samples=samples, features=features, seed=seed)
         self.check(
             samples=(f"an int of at least {_FEWEST}", is_int(samples, _FEWEST)),
@@ -234,20 +250,24 @@ class LinearProbe(Measure):
         )
         self.samples = samples
 
-    def new_state(self, layer, classes):
-        return _ClassProducts(self.row_width(layer), classes, self.row)
+    def new_state(self, layer: LayerInfo, classes: int) -> _ClassProducts:
+        features: Any = self.row_width(layer)  # a pass refuses layers of which it is not known
+        return _ClassProducts(features, classes, self.row)
 
-    def state_size(self, layer, classes):
-        return 8 * (self.row_width(layer) + 1 + classes) ** 2
+    def state_size(self, layer: LayerInfo, classes: int) -> int:
+        features: Any = self.row_width(layer)
+        return 8 * (features + 1 + classes) ** 2
 
-    def row(self, tensors):
+    def row(self, tensors: Mapping[str, Tensor]) -> Tensor:
         return projected(unmasked(tensors), self.options["features"], self.options["seed"])
 
-    def row_width(self, layer):
+    def row_width(self, layer: LayerInfo) -> int | None:
         wide = super().row_width(layer)
         return None if wide is None else min(wide, self.options["features"])
 
-    def result(self, layers, states, samples):
+    def result(
+        self, layers: Sequence[LayerInfo], states: Sequence[Any], samples: Samples
+    ) -> MeasureResult:
         membership, found, details = np.asarray(samples.membership, np.float64), [], {}
         for layer, state, rows in zip(layers, states, samples.layers, strict=True):
             scored = None
@@ -261,7 +281,7 @@ class LinearProbe(Measure):
         held = known[0].held if known else 0
         return _as_result(found, membership[:held], self.unit, details)
 
-    def verdict(self, profile, tolerance):
+    def verdict(self, profile: Profile, tolerance: float) -> str | None:
         found = profile[self.name]
         accuracy = found.whole["accuracy"]
         known = np.flatnonzero(np.isfinite(accuracy))
@@ -293,12 +313,12 @@ class _Scored:
     ridge: float
 
 
-def _scored(gram, rows, membership):
+def _scored(gram: np.ndarray, rows: np.ndarray, membership: np.ndarray) -> _Scored | None:
     """The `_Scored` of a layer from the sums of all samples and some of its rows, or None."""
     features = rows.shape[1]
     # Weights of 1 on average, whatever their scale: then the sum of them is the number of samples.
-    each = membership.sum(axis=1).mean() if len(membership) else 0.0
-    count = round(gram[features, features] / each) if each > 0 else 0
+    each: float = membership.sum(axis=1).mean() if len(membership) else 0.0
+    count = round(float(gram[features, features]) / each) if each > 0 else 0
     held = min(len(rows), count // 2)
     if held < _FEWEST:
         return None
@@ -314,16 +334,18 @@ def _scored(gram, rows, membership):
     return _Scored(right, _right(chance(rows[half:held]), others[half:]), held, probe.ridge)
 
 
-def _columns(rows, weight):
+def _columns(rows: np.ndarray, weight: np.ndarray) -> np.ndarray:
     columns = np.hstack([np.asarray(rows, np.float64), np.ones((len(rows), 1)), one_hot(weight)])
     return columns * np.sqrt(weight.sum(axis=1, keepdims=True))
 
 
-def _right(predicted, membership):
+def _right(predicted: np.ndarray, membership: np.ndarray) -> np.ndarray:
     return membership[np.arange(len(predicted)), predicted] > 0
 
 
-def _as_result(found, membership, unit, details):
+def _as_result(
+    found: Sequence[Any], membership: np.ndarray, unit: str, details: Mapping[str, Any]
+) -> MeasureResult:
     """The `MeasureResult` of the `_Scored` of every layer (None: not known)."""
     layers, classes = len(found), membership.shape[1]
     weight = membership.sum(axis=1)
@@ -349,19 +371,21 @@ def _as_result(found, membership, unit, details):
     return MeasureResult(per_class, whole, {"accuracy": shuffled}, unit, details=details)
 
 
-def _mean(values, weight):
+def _mean(values: np.ndarray, weight: np.ndarray) -> tuple[float, float]:
     """The weighted mean and its standard error."""
     weight = weight / weight.sum()
     mean = float(weight @ values)
     return mean, float(np.sqrt(np.sum((weight * (values - mean)) ** 2)))
 
 
-def _exceeds(whole, name):
+def _exceeds(whole: Mapping[str, np.ndarray], name: str) -> np.ndarray:
     """For which layers a number is above two of its standard errors, bool `[layers]`."""
     return np.nan_to_num(whole[name]) > 2 * np.nan_to_num(whole[f"{name}_error"])
 
 
-def _disagreements(profile, found, settled, tolerance):
+def _disagreements(
+    profile: Profile, found: MeasureResult, settled: int | np.integer, tolerance: float
+) -> Iterator[str]:
     """Sentences on where the probe and the entropy speak against each other."""
     if "activation_entropy" not in profile.results:
         return
@@ -386,7 +410,7 @@ def _disagreements(profile, found, settled, tolerance):
         yield f"Entropy still falls over {listed(idle)}, where a probe gains nothing."
 
 
-def _projections(found):
+def _projections(found: MeasureResult) -> Iterator[str]:
     """A sentence on the layers of which a probe saw a projection."""
     sizes = {layer: x["features"].astype(int) for layer, x in found.details.items()}
     wide = [f"{layer} ({of:,d} values)" for layer, (seen, of) in sizes.items() if seen < of]

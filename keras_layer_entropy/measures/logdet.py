@@ -11,17 +11,21 @@ in float32; every other floating dtype is kept.
 
 import copy
 import functools
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from keras import ops
 
-from keras_layer_entropy.backend import at_least_float32
+from keras_layer_entropy.backend import Tensor, at_least_float32
 from keras_layer_entropy.measures.kept_samples import one_hot
 from keras_layer_entropy.measures.measure import (
     MOST_SAMPLES,
+    LayerInfo,
     Measure,
     MeasureResult,
     Panel,
+    Samples,
     Words,
     is_int,
     is_positive,
@@ -30,7 +34,7 @@ from keras_layer_entropy.measures.measure import (
 MODES = ("covariance", "correlation")
 
 
-def logdet_entropy(x, beta=1.0, mode="covariance"):
+def logdet_entropy(x: Tensor, beta: float = 1.0, mode: str = "covariance") -> Tensor:
     """H(X) = 1/2 ln det(I + beta C), C = X'X / n of the centred columns.
 
     A sum over the principal directions of 1/2 ln(1 + beta variance): never negative, 0 for constant
@@ -62,7 +66,9 @@ def logdet_entropy(x, beta=1.0, mode="covariance"):
     return _half_logdet(_columns(x, mode), beta)
 
 
-def logdet_joint_entropy(xs, beta=1.0, mode="covariance"):
+def logdet_joint_entropy(
+    xs: Sequence[Tensor], beta: float = 1.0, mode: str = "covariance"
+) -> Tensor:
     """H(X_1, ..., X_k): `logdet_entropy` of the columns side by side.
 
     Args:
@@ -87,7 +93,9 @@ def logdet_joint_entropy(xs, beta=1.0, mode="covariance"):
     return logdet_entropy(ops.concatenate([at_least_float32(x) for x in xs], axis=-1), beta, mode)
 
 
-def logdet_mutual_information(x, y, beta=1.0, mode="covariance"):
+def logdet_mutual_information(
+    x: Tensor, y: Tensor, beta: float = 1.0, mode: str = "covariance"
+) -> Tensor:
     """I(X; Y) = H(X) + H(Y) - H(X, Y), with one `beta` in all three.
 
     For Gaussians it is, per pair of directions with correlation rho and variance 1,
@@ -121,7 +129,9 @@ def logdet_mutual_information(x, y, beta=1.0, mode="covariance"):
     return ops.maximum(logdet_entropy(x, beta, mode) + logdet_entropy(y, beta, mode) - joint, 0.0)
 
 
-def logdet_conditional_entropy(x, y, beta=1.0, mode="covariance"):
+def logdet_conditional_entropy(
+    x: Tensor, y: Tensor, beta: float = 1.0, mode: str = "covariance"
+) -> Tensor:
     """H(X | Y) = H(X, Y) - H(Y).
 
     Args, errors: as for `logdet_mutual_information`.
@@ -140,7 +150,7 @@ def logdet_conditional_entropy(x, y, beta=1.0, mode="covariance"):
     return logdet_joint_entropy([x, y], beta, mode) - logdet_entropy(y, beta, mode)
 
 
-def logdet_class_entropy(x, membership, beta=1.0):
+def logdet_class_entropy(x: Tensor, membership: Tensor, beta: float = 1.0) -> Tensor:
     """H(X | class) = sum_k (m_k / m) 1/2 ln det(I + beta C_k), C_k the covariance inside class k.
 
     Each class is centred on its own mean; C_k is divided by its number of samples m_k.
@@ -181,7 +191,9 @@ def logdet_class_entropy(x, membership, beta=1.0):
     return ops.sum(count * entropies) / ops.sum(count)
 
 
-def logdet_total_correlation(xs, beta=1.0, mode="covariance"):
+def logdet_total_correlation(
+    xs: Sequence[Tensor], beta: float = 1.0, mode: str = "covariance"
+) -> Tensor:
     """sum_i H(X_i) - H(X_1, ..., X_k): how much the parts know of each other.
 
     Args, errors: as for `logdet_joint_entropy`.
@@ -200,7 +212,7 @@ def logdet_total_correlation(xs, beta=1.0, mode="covariance"):
     return ops.maximum(sum(logdet_entropy(x, beta, mode) for x in xs) - joint, 0.0)
 
 
-def sample_gram(x, mode="covariance"):
+def sample_gram(x: Tensor, mode: str = "covariance") -> Tensor:
     """AA' / n of the centred columns A: how alike the samples are, `[..., samples, samples]`.
 
     Gram matrices of the same samples add up to that of their columns side by side, so that
@@ -224,7 +236,7 @@ def sample_gram(x, mode="covariance"):
     return ops.matmul(columns, ops.swapaxes(columns, -1, -2))
 
 
-def logdet_entropy_of_gram(gram, beta=1.0):
+def logdet_entropy_of_gram(gram: Tensor, beta: float = 1.0) -> Tensor:
     """1/2 ln det(I + beta G), `logdet_entropy` from products: of columns (the covariance matrix,
     which sums that stream past give) or of samples (`sample_gram`).
 
@@ -254,7 +266,7 @@ def logdet_entropy_of_gram(gram, beta=1.0):
     return 0.5 * ops.slogdet(ops.eye(gram.shape[-1], dtype=gram.dtype) + beta * gram)[1]
 
 
-def _half_logdet(columns, beta):
+def _half_logdet(columns: Tensor, beta: float) -> Tensor:
     """1/2 ln det(I + beta A'A), from whichever of A'A and AA' is smaller: they have the same."""
     samples, features = columns.shape[-2:]
     turned = ops.swapaxes(columns, -1, -2)
@@ -263,7 +275,7 @@ def _half_logdet(columns, beta):
     return logdet_entropy_of_gram(gram, beta)
 
 
-def _columns(x, mode):
+def _columns(x: Tensor, mode: str) -> Tensor:
     """The centred columns, divided so that A'A is C."""
     if mode not in MODES:
         raise ValueError(f"Unknown mode {mode!r}; expected one of {MODES}.")
@@ -277,7 +289,7 @@ def _columns(x, mode):
     return x / x.shape[-2] ** 0.5
 
 
-def _checked(x):
+def _checked(x: Tensor) -> Tensor:
     x = at_least_float32(x)
     if len(x.shape) < 2 or 0 in x.shape[-2:]:
         raise ValueError(f"x has shape {tuple(x.shape)}; expected [..., samples, features].")
@@ -365,7 +377,9 @@ class LogDet(Measure):
     )
     reads_inputs = True
 
-    def __init__(self, beta=None, samples=MOST_SAMPLES, *, name=None):
+    def __init__(
+        self, beta: float | None = None, samples: int = MOST_SAMPLES, *, name: str | None = None
+    ) -> None:
         super().__init__(name, beta=beta, samples=samples)
         self.check(
             beta=("a positive number, or None", beta is None or is_positive(beta)),
@@ -373,15 +387,18 @@ class LogDet(Measure):
         )
         self.samples = samples
 
-    def result(self, layers, states, samples):
+    def result(
+        self, layers: Sequence[LayerInfo], states: Sequence[Any], samples: Samples
+    ) -> MeasureResult:
         beta, membership = self.options["beta"], samples.membership
         beta = 100.0 * samples.inputs.shape[1] if beta is None else beta
         inputs, labels = _View(samples.inputs, beta), _View(one_hot(membership), beta)
         views = [_View(rows, beta) for rows in samples.layers]
         entropies = [view.entropy for view in views]
         per_class = [[v.entropy_within(weight > 0) for weight in membership.T] for v in views]
-        whole, shuffled = {"entropy": entropies}, {}
-        others = {
+        whole: dict[str, Any] = {"entropy": entropies}
+        shuffled = {}
+        others: dict[str, list[Any]] = {
             "input": [inputs] * len(views),
             "labels": [labels] * len(views),
             "previous": [None, *views[:-1]],
@@ -399,7 +416,7 @@ class LogDet(Measure):
 class _View:
     """One tensor of the samples: as columns where these are few, else as products of samples."""
 
-    def __init__(self, rows, beta):
+    def __init__(self, rows: np.ndarray, beta: float) -> None:
         self.beta = beta
         self.samples, self.width = rows.shape
         self.columns = np.asarray(rows, np.float64) if self.width <= self.samples else None
@@ -407,14 +424,14 @@ class _View:
             self.gram = np.asarray(sample_gram(np.asarray(rows, np.float64)))
 
     @functools.cached_property
-    def gram(self):
+    def gram(self) -> np.ndarray:
         return np.asarray(sample_gram(self.columns))
 
     @functools.cached_property
-    def entropy(self):
+    def entropy(self) -> float:
         return _joint_entropy([self])
 
-    def shuffled(self):
+    def shuffled(self) -> "_View":
         """The same, every sample with the values of another."""
         other = copy.copy(self)
         if self.columns is not None:
@@ -423,7 +440,7 @@ class _View:
             other.gram = np.roll(self.gram, 1, axis=(0, 1))
         return other
 
-    def entropy_within(self, some):
+    def entropy_within(self, some: np.ndarray) -> float:
         """The entropy of some of the samples, which are centred on their own mean."""
         if some.sum() < 2:
             return np.nan  # one sample has no variance, whatever its class has
@@ -434,7 +451,7 @@ class _View:
         return float(logdet_entropy_of_gram(gram, self.beta))
 
 
-def _joint_entropy(views):
+def _joint_entropy(views: Sequence[_View]) -> float:
     beta = views[0].beta
     if sum(view.width for view in views) <= views[0].samples:
         columns = np.concatenate([view.columns for view in views], axis=1)
@@ -442,7 +459,7 @@ def _joint_entropy(views):
     return float(logdet_entropy_of_gram(sum(view.gram for view in views), beta))
 
 
-def _information(one, other):
+def _information(one: _View | None, other: _View) -> float:
     if one is None:
         return np.nan
     return max(one.entropy + other.entropy - _joint_entropy([one, other]), 0.0)

@@ -4,14 +4,19 @@ import dataclasses
 import inspect
 import math
 import numbers
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Self
 
 import keras
 import numpy as np
+from numpy.typing import ArrayLike
+
+from keras_layer_entropy.backend import Tensor
 
 # How many samples are kept for measures that compare them with one another.
 MOST_SAMPLES = 2000
+# An `EntropyProfile`, which stands on a higher floor.
+Profile = Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +39,7 @@ class Panel:
     """
 
     kind: str
-    options: Mapping = dataclasses.field(default_factory=dict)
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +55,7 @@ class LayerInfo:
 
     path: str
     units: int
-    shapes: Mapping
+    shapes: Mapping[str, tuple]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +69,7 @@ class Samples:
     """
 
     inputs: np.ndarray
-    layers: list
+    layers: list[np.ndarray]
     membership: np.ndarray
 
 
@@ -92,13 +97,13 @@ class MeasureResult:
     """
 
     per_class: Any
-    whole: Mapping = dataclasses.field(default_factory=dict)
-    shuffled: Mapping = dataclasses.field(default_factory=dict)
+    whole: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    shuffled: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     unit: str = ""
     normalizer: Any = None
-    details: Mapping = dataclasses.field(default_factory=dict)
+    details: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         per_class = frozen("per_class", self.per_class)
         layers = per_class.shape[:1]
         if per_class.ndim != 2:
@@ -116,11 +121,11 @@ class MeasureResult:
         object.__setattr__(self, "details", details)
 
     @property
-    def mean(self):
+    def mean(self) -> np.ndarray:
         """`[layers]`: the mean over the classes that are known."""
         return mean_of_known(self.per_class)
 
-    def columns(self, name):
+    def columns(self, name: str) -> dict[str, np.ndarray]:
         """Key -> `[layers]` of `whole` and `shuffled`, as CSV, logs and TensorBoard name them.
 
         Args:
@@ -138,7 +143,9 @@ class MeasureResult:
                 found[f"{name}_{key}_shuffled"] = self.shuffled[key]
         return found
 
-    def of_layers(self, rows, paths, count=None):
+    def of_layers(
+        self, rows: Sequence[int], paths: Iterable[str], count: int | None = None
+    ) -> "MeasureResult":
         """The result of some layers, or where `count` is given one of so many, NaN for the others.
 
         Args:
@@ -147,7 +154,7 @@ class MeasureResult:
             count: number of layers in all.
         """
 
-        def move(array):
+        def move(array: np.ndarray) -> np.ndarray:
             if count is None:
                 return array[rows]
             wide = np.full((count, *array.shape[1:]), np.nan)
@@ -192,67 +199,69 @@ class Measure:
     meaning = ""
     caveat = ""
     unit = ""
-    largest = None
-    whole: Mapping = {}
-    reference = None
-    panels = (Panel("curve"), Panel("heatmap"))
-    layers = (keras.layers.Dense,)
+    largest: float | None = None
+    whole: Mapping[str, Words] = {}
+    reference: str | None = None
+    panels: tuple[Panel, ...] = (Panel("curve"), Panel("heatmap"))
+    layers: tuple[type, ...] = (keras.layers.Dense,)
     needs = "other layers"
     reads = "output"
     samples = 0
     reads_inputs = False
     needs_classes = False
 
-    def __init__(self, name=None, **options):
+    def __init__(self, name: str | None = None, **options: Any) -> None:
         if name is not None and (not isinstance(name, str) or not name):
             raise ValueError(f"name={name!r} of {self.key}; expected a word, or None.")
         self.name = name or self.key
         self.options = options
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         words = {**self.chosen, **({} if self.name == self.key else {"name": self.name})}
         options = ", ".join(f"{option}={value!r}" for option, value in words.items())
         return f"{type(self).__name__}({options})"
 
     @property
-    def chosen(self):
+    def chosen(self) -> dict[str, Any]:
         """The options that are not as usual, name -> value."""
         usual = inspect.signature(type(self)).parameters
         options = [k for k in usual if k in self.options]
         return {k: self.options[k] for k in options if self.options[k] != usual[k].default}
 
     @property
-    def log_name(self):
+    def log_name(self) -> str:
         """What it is called in the logs of `fit`, after the name of the layer."""
         return self.name
 
-    def fits(self, layer):
+    def fits(self, layer: LayerInfo) -> bool:
         """Whether there is such a number of a layer, a `LayerInfo`."""
         return True
 
-    def new_state(self, layer, classes):
+    def new_state(self, layer: LayerInfo, classes: int) -> keras.metrics.Metric | None:
         """A `keras.metrics.Metric` for what streams past in a layer, or None.
 
         Its `update_state(values, membership, mask)` is given the tensor that the measure `reads`,
         the weight of each sample in each class, and a mask or None; `not_finite()` says for which
         classes, bool `[classes]`, there was NaN or infinity.
         """
-        return
+        return None
 
-    def state_size(self, layer, classes):
+    def state_size(self, layer: LayerInfo, classes: int) -> int:
         """Bytes that such a state takes."""
         return 0
 
-    def row(self, tensors):
+    def row(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """What is kept of each sample, `[batch, ...]`, of a layer's tensors by name."""
         return unmasked(tensors)
 
-    def row_width(self, layer):
+    def row_width(self, layer: LayerInfo) -> int | None:
         """How many numbers that are, None where it is not known."""
         shape = layer.shapes["output"][1:]
         return None if None in shape else math.prod(shape)
 
-    def result(self, layers, states, samples):
+    def result(
+        self, layers: Sequence[LayerInfo], states: Sequence[Any], samples: Samples | None
+    ) -> MeasureResult:
         """The `MeasureResult` of the layers that it fits.
 
         Args:
@@ -262,25 +271,27 @@ class Measure:
         """
         raise NotImplementedError
 
-    def normalizer(self, widths):
+    def normalizer(self, widths: Sequence[int]) -> list[float] | None:
         """What values in nats are divided by, one number for each layer, or None.
 
         Args:
             widths: number of units of each layer.
         """
-        return
+        return None
 
-    def verdict(self, profile, tolerance):
+    def verdict(self, profile: Profile, tolerance: float) -> str | None:
         """A sentence on what it says of a model, or None.
 
         Args:
             profile: `EntropyProfile` with this measure.
             tolerance: below this gradient of the entropy a layer is flat.
         """
-        return
+        return None
 
     @classmethod
-    def from_saved(cls, name, options, result, widths):
+    def from_saved(
+        cls, name: str, options: Mapping[str, Any], result: MeasureResult, widths: Sequence[int]
+    ) -> Self:
         """The measure as a profile that was saved knows it.
 
         Args:
@@ -290,11 +301,11 @@ class Measure:
         """
         return cls(name=name, **options)
 
-    def words(self, name):
+    def words(self, name: str) -> Words:
         """The `Words` of a number of a layer as a whole."""
         return self.whole.get(name) or Words(name.replace("_", " "), "", "")
 
-    def check(self, **expected):
+    def check(self, **expected: tuple[str, bool]) -> None:
         """Raises ValueError for an option that is not what was expected.
 
         Args:
@@ -306,7 +317,7 @@ class Measure:
                 raise ValueError(f"{option}={value!r} of {self.key}; expected {words}.")
 
 
-def unmasked(tensors):
+def unmasked(tensors: Mapping[str, Tensor]) -> Tensor:
     """A layer's output, 0 where it is masked."""
     output, mask = tensors["output"], tensors.get("mask")
     if mask is None:
@@ -316,7 +327,7 @@ def unmasked(tensors):
     return keras.ops.where(mask, output, keras.ops.zeros_like(output))
 
 
-def mean_of_known(values):
+def mean_of_known(values: np.ndarray) -> np.ndarray:
     """Mean over the last axis of `[rows, columns]`; NaN is left out, and stands where all are."""
     known = np.isfinite(values)
     total = np.where(known, values, 0.0).sum(axis=1)
@@ -325,26 +336,30 @@ def mean_of_known(values):
     )
 
 
-def frozen(name, value, shape=None, dtype=np.float64):
+def frozen(
+    name: str, value: ArrayLike, shape: tuple[int, ...] | None = None, dtype: type = np.float64
+) -> np.ndarray:
     """A copy of an array that nobody can write to; ValueError where it has another shape."""
-    array = np.array(value, dtype)
+    array: np.ndarray = np.array(value, dtype)
     if shape is not None and array.shape != shape:
         raise ValueError(f"{name} has shape {array.shape}; expected {shape}.")
     array.flags.writeable = False
     return array
 
 
-def is_int(value, least=1):
+def is_int(value: Any, least: int = 1) -> bool:
     """Whether an option is an int, of at least so much."""
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and value >= least
+    return (
+        isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= least
+    )
 
 
-def is_positive(value):
+def is_positive(value: float | None) -> bool:
     """Whether an option is a positive number."""
     return isinstance(value, numbers.Real) and 0 < value < float("inf")
 
 
-def listed(names, most=6):
+def listed(names: Sequence[str], most: int = 6) -> str:
     """Names as text: `a, b and c`; of many the first ones."""
     rest = [f"{len(names) - most} more"] if len(names) > most else []
     names = [*names[:most], *rest]

@@ -19,18 +19,21 @@ informations of the layer plus a little noise (`kernel_information`) or of its r
 import functools
 import math
 import numbers
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from keras import ops
 
-from keras_layer_entropy.backend import at_least_float32
+from keras_layer_entropy.backend import Tensor, at_least_float32
 from keras_layer_entropy.measures.kept_samples import one_hot
 from keras_layer_entropy.measures.measure import (
     MOST_SAMPLES,
+    LayerInfo,
     Measure,
     MeasureResult,
     Panel,
+    Samples,
     Words,
     is_int,
     is_positive,
@@ -53,12 +56,12 @@ class Information(NamedTuple):
             samples.
     """
 
-    input: object
-    labels: object
-    per_class: object
+    input: Tensor
+    labels: Tensor
+    per_class: Tensor
 
 
-def kernel_information(t, membership, variance=0.1):
+def kernel_information(t: Tensor, membership: Tensor, variance: float = 0.1) -> Information:
     """Information of a whole layer, by a Gaussian kernel around every sample.
 
     With n_c the weight of class c, n = sum_c n_c and k_ij = exp(-|t_i - t_j|^2 / (2 variance)),
@@ -116,7 +119,9 @@ def kernel_information(t, membership, variance=0.1):
     return information_of(membership, _kernel_sums(t, membership, variance))
 
 
-def binned_information(t, membership, bins=30, limits=None):
+def binned_information(
+    t: Tensor, membership: Tensor, bins: int = 30, limits: tuple[float, float] | None = None
+) -> Information:
     """Information of a whole layer whose values are rounded to bins of equal width.
 
     The bins divide the range from the smallest to the largest value of the layer, one range for all
@@ -173,7 +178,7 @@ def binned_information(t, membership, bins=30, limits=None):
     return Information(*(ops.reshape(x, (*t.shape[:-2], *x.shape[1:])) for x in stacked))
 
 
-def _centred(t, membership):
+def _centred(t: Tensor, membership: Tensor) -> Tensor:
     """Minus the mean of the samples that count; the others, which must not spoil them, are 0."""
     counts = ops.any(membership > 0, axis=-1)[:, None]
     t = ops.where(counts, t, 0.0)
@@ -181,7 +186,7 @@ def _centred(t, membership):
     return ops.where(counts, t - ops.sum(t, axis=-2, keepdims=True) / number, 0.0)
 
 
-def _kernel_sums(t, membership, variance):
+def _kernel_sums(t: Tensor, membership: Tensor, variance: float) -> Tensor:
     """sum_j k_ij membership_jc, `[..., samples, classes]`, from blocks of rows of k; t is centred.
 
     |t_i - t_j|^2 = |t_i|^2 + |t_j|^2 - 2 t_i't_j cancels where vectors are long and close. So each
@@ -197,8 +202,8 @@ def _kernel_sums(t, membership, variance):
     remainder = 2.0 * _row_products(part, whole) + _row_products(part, part)
     exponent = -ops.square(unit) / (2.0 * variance)
 
-    def rows(index):
-        def select(x, axis=-2):
+    def rows(index: Tensor) -> Tensor:
+        def select(x: Tensor, axis: int = -2) -> Tensor:
             return ops.take(x, index, axis=axis)
 
         exact = _sums(select(square, -1), square) - 2.0 * _products(select(whole), whole)
@@ -213,19 +218,19 @@ def _kernel_sums(t, membership, variance):
     return ops.moveaxis(in_blocks(rows, t.shape[-2], math.prod(t.shape[:-1])), 0, -2)
 
 
-def _row_products(a, b):
+def _row_products(a: Tensor, b: Tensor) -> Tensor:
     return ops.einsum("...if,...if->...i", a, b)
 
 
-def _products(a, b):
+def _products(a: Tensor, b: Tensor) -> Tensor:
     return ops.einsum("...if,...jf->...ij", a, b)
 
 
-def _sums(a, b):
+def _sums(a: Tensor, b: Tensor) -> Tensor:
     return a[..., :, None] + b[..., None, :]
 
 
-def in_blocks(function, number, row):
+def in_blocks(function: Callable[[Tensor], Tensor], number: int, row: int) -> Tensor:
     """`function(indices)` of 0..`number` in blocks, `[number, ...]`, for rows of `row` numbers."""
     blocks = -(-number // max(1, BLOCK // row))
     if blocks == 1:  # JAX would compile the loop anew in every call
@@ -237,7 +242,7 @@ def in_blocks(function, number, row):
     return ops.reshape(found, (blocks * size, *found.shape[2:]))[:number]
 
 
-def information_of(weights, sums):
+def information_of(weights: Tensor, sums: Tensor) -> Information:
     """`Information` from what stands in each place.
 
     Args:
@@ -259,26 +264,28 @@ def information_of(weights, sums):
     )
 
 
-def gain_of_classes(weights, sums, total, number):
+def gain_of_classes(weights: Tensor, sums: Tensor, total: Tensor, number: Tensor) -> Tensor:
     """sum_i w_ic / n log2(p(t_i | c) / p(t_i)), `[..., classes]`."""
     ratio = (sums / ops.sum(weights, axis=-2, keepdims=True)) / (total / number)
     terms = ops.where(weights > 0, weights * ops.log2(ratio), 0.0)
     return ops.sum(terms / number, axis=-2)
 
 
-def of_the_others(weights):
+def of_the_others(weights: Tensor) -> Tensor:
     """The sum over all other classes, for each class: without a difference that might cancel."""
     classes = weights.shape[-1]
     return ops.matmul(weights, 1.0 - ops.eye(classes, dtype=weights.dtype))
 
 
-def _symbol_table(rows, membership, bins, limits):
+def _symbol_table(
+    rows: np.ndarray, membership: np.ndarray, bins: int, limits: tuple[float, float] | None
+) -> np.ndarray:
     """Weight of each class in each symbol, `[symbols, classes]`."""
     if not np.isfinite(rows).all():
         return np.full((1, membership.shape[-1]), np.nan)
     low, high = (float(x) for x in limits or (rows.min(), rows.max()))
     scale = bins / (high - low) if high > low else 0.0
-    symbols = {}
+    symbols: dict[bytes, int] = {}
     place = []
     for row in rows:  # not np.unique(axis=0): it takes minutes for thousands of features
         codes = np.clip(np.floor((row.astype("float64") - low) * scale), 0, bins - 1)
@@ -288,7 +295,7 @@ def _symbol_table(rows, membership, bins, limits):
     return table
 
 
-def checked_samples(t, membership):
+def checked_samples(t: Tensor, membership: Tensor) -> tuple[Tensor, Tensor]:
     """Samples and their classes as tensors of one dtype; ValueError where shapes do not fit."""
     t = at_least_float32(t)
     membership = ops.cast(membership, t.dtype)
@@ -301,7 +308,7 @@ def checked_samples(t, membership):
     return t, membership
 
 
-def check_bins(bins):
+def check_bins(bins: object) -> None:
     """Raises ValueError where `bins` is no positive int."""
     if not isinstance(bins, numbers.Integral) or bins < 1:
         raise ValueError(f"bins={bins!r}; expected a positive int.")
@@ -369,7 +376,14 @@ class MutualInformation(Measure):
         Panel("plane", {"title": "Information plane, mutual information", "bounded": True}),
     )
 
-    def __init__(self, variance=0.1, bins=None, samples=MOST_SAMPLES, *, name=None):
+    def __init__(
+        self,
+        variance: float = 0.1,
+        bins: int | None = None,
+        samples: int = MOST_SAMPLES,
+        *,
+        name: str | None = None,
+    ) -> None:
         super().__init__(name, variance=variance, bins=bins, samples=samples)
         self.check(
             variance=("a positive number", is_positive(variance)),
@@ -378,7 +392,9 @@ class MutualInformation(Measure):
         )
         self.samples = samples
 
-    def result(self, layers, states, samples):
+    def result(
+        self, layers: Sequence[LayerInfo], states: Sequence[Any], samples: Samples
+    ) -> MeasureResult:
         estimate = self._estimate()
         membership = one_hot(samples.membership)
         # Kept samples come in random order: the label of a neighbour is that of any sample.
@@ -395,13 +411,15 @@ class MutualInformation(Measure):
         whole = {name: [float(getattr(x, name)) for x in found] for name in ("input", "labels")}
         return MeasureResult(per_class, whole, {"labels": chance}, self.unit)
 
-    def _estimate(self):
+    def _estimate(self) -> Callable[[Tensor, Tensor], Information]:
         if self.options["bins"] is None:
             return functools.partial(kernel_information, variance=self.options["variance"])
         return functools.partial(binned_information, bins=self.options["bins"])
 
 
-def _of_each_class(estimate, rows, membership):
+def _of_each_class(
+    estimate: Callable[[Tensor, Tensor], Information], rows: np.ndarray, membership: np.ndarray
+) -> np.ndarray:
     """I(T; 1[c is among the sample's classes]) where samples have several."""
     inside = (membership > 0).T
     found = [estimate(rows, np.stack([x, ~x], axis=1)) for x in inside]

@@ -2,7 +2,8 @@
 
 import ast
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from keras_layer_entropy.measures.entropy import ActivationEntropy, Instability, StateEntropy
 from keras_layer_entropy.measures.feature_entropy import FeatureEntropy
@@ -26,12 +27,14 @@ MEASURES = {
     )
 }
 
+# What may be asked for as `measures`, see `get_measures`.
+MeasureChoice = str | Measure | Iterable[str | Measure] | Mapping[str, Mapping[str, Any] | None]
 
 # What a row of a profile's table holds besides the numbers of measures.
 COLUMNS = ("layer", "units", "output", "class", "count")
 
 
-def get_measures(measures):
+def get_measures(measures: MeasureChoice) -> list[Measure]:
     """The measures that are asked for: a list of `Measure`, one for each name.
 
     Args:
@@ -65,7 +68,7 @@ def get_measures(measures):
     return found
 
 
-def _check_names(found):
+def _check_names(found: Sequence[Measure]) -> None:
     """Raises where names would get into each other's way in columns, logs or profiles."""
     taken = dict.fromkeys(COLUMNS, "a column of every profile")
     for measure in found:
@@ -85,7 +88,7 @@ def _check_names(found):
             taken[key] = repr(measure.name)
 
 
-def get_measure(key, options=None):
+def get_measure(key: str, options: Mapping[str, Any] | None = None) -> Measure:
     """A measure by its name, with options.
 
     Args:
@@ -104,7 +107,7 @@ def get_measure(key, options=None):
     return MEASURES[key](**options)
 
 
-def parse_measure(text):
+def parse_measure(text: str) -> Measure:
     """A measure as a command line names it: `logdet:beta=1.0:samples=500`.
 
     Args:

@@ -7,19 +7,22 @@ In this file everything is in bits, and `membership` is as in `mutual_informatio
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_layer_entropy.backend import at_least_float32
+from keras_layer_entropy.backend import Tensor, at_least_float32
 from keras_layer_entropy.measures.class_sums import like_positions
 from keras_layer_entropy.measures.measure import (
     MOST_SAMPLES,
+    LayerInfo,
     Measure,
     MeasureResult,
     Panel,
+    Samples,
     Words,
     is_int,
     is_positive,
@@ -52,9 +55,9 @@ class QuantileInformation(NamedTuple):
             samples.
     """
 
-    entropy: object
-    labels: object
-    per_class: object
+    entropy: Tensor
+    labels: Tensor
+    per_class: Tensor
 
 
 class Redundancy(NamedTuple):
@@ -69,7 +72,7 @@ class Redundancy(NamedTuple):
     kept: np.ndarray
 
 
-def quantile_information(values, membership, bins=10):
+def quantile_information(values: Tensor, membership: Tensor, bins: int = 10) -> QuantileInformation:
     """Information of each unit by itself, from bins that hold about equally many samples.
 
     The fast mode for convolution kernels: a value per sample and kernel, such as the mean of its
@@ -135,7 +138,7 @@ def quantile_information(values, membership, bins=10):
     )
 
 
-def pairwise_information(values, bins=10):
+def pairwise_information(values: Tensor, bins: int = 10) -> Tensor:
     """Information between each two units, from the same bins as `quantile_information`.
 
     I(T_k; T_l), with the other unit's bins in place of the classes and the same correction; on the
@@ -172,7 +175,7 @@ def pairwise_information(values, bins=10):
     one_hot = ops.reshape(one_hot, (samples, units * bins))
     of_bins = _occupied(ops.sum(ops.reshape(one_hot, (samples, units, bins)), axis=0))
 
-    def rows(index):
+    def rows(index: Tensor) -> Tensor:
         columns = ops.reshape(index[:, None] * bins + ops.arange(bins), (-1,))
         some = ops.take(one_hot, columns, axis=1)
         tables = ops.reshape(ops.matmul(ops.transpose(some), one_hot), (-1, bins, units, bins))
@@ -188,7 +191,9 @@ def pairwise_information(values, bins=10):
     return ops.where(ops.logical_or(unknown[:, None], unknown), np.nan, found)
 
 
-def redundant_units(pairwise, information=None, threshold=0.6):
+def redundant_units(
+    pairwise: Tensor, information: Tensor | None = None, threshold: float = 0.6
+) -> Redundancy:
     """Units of which another one says enough.
 
     Units are visited from the most informative to the least, of equal ones the earlier first. A
@@ -239,7 +244,8 @@ def redundant_units(pairwise, information=None, threshold=0.6):
         )
     # Rounding may tell copies apart, by less than this.
     needed = np.where(entropy > 0, (threshold - 1e-5) * entropy, np.inf)
-    kept, stays = np.arange(len(entropy)), []
+    kept = np.arange(len(entropy))
+    stays: list[int] = []
     for unit in np.argsort(-information, kind="stable"):
         covering = [other for other in stays if pairwise[other, unit] >= needed[unit]]
         if covering:
@@ -249,7 +255,9 @@ def redundant_units(pairwise, information=None, threshold=0.6):
     return Redundancy(kept != np.arange(len(entropy)), kept)
 
 
-def less_effective_units(information, threshold=0.1, flatness=0.1):
+def less_effective_units(
+    information: Tensor, threshold: float = 0.1, flatness: float = 0.1
+) -> np.ndarray:
     """Units that say little of the class and, where the past is known, never said anything else.
 
     With M the largest information of the layer (of the last epoch; 0 if that is negative), a unit
@@ -294,7 +302,7 @@ def less_effective_units(information, threshold=0.1, flatness=0.1):
     return (last <= threshold * largest) & (np.ptp(epochs, axis=0) <= flatness * largest)
 
 
-def _quantile_codes(values, weight, bins):
+def _quantile_codes(values: Tensor, weight: Tensor, bins: int) -> Tensor:
     """Bin 0..bins - 1 of every value, int `[samples, units]`.
 
     The lower edge of bin k is the first value, in order, below and at which more than the share
@@ -315,20 +323,20 @@ def _quantile_codes(values, weight, bins):
     return codes
 
 
-def _miller_madow(first, second, pairs, samples):
+def _miller_madow(first: Tensor, second: Tensor, pairs: Tensor, samples: Tensor) -> Tensor:
     return (first + second - pairs - 1.0) / (2.0 * math.log(2.0) * samples)
 
 
-def _occupied(tables):
+def _occupied(tables: Tensor) -> Tensor:
     """How many cells of the last axis are not empty."""
     return ops.sum(ops.cast(tables > 0, tables.dtype), axis=-1)
 
 
-def _unknown(values, weight):
+def _unknown(values: Tensor, weight: Tensor) -> Tensor:
     return ops.any(ops.logical_and(ops.isnan(values), (weight > 0)[:, None]), axis=0)
 
 
-def _units(values, bins):
+def _units(values: Tensor, bins: int) -> Tensor:
     check_bins(bins)
     values = at_least_float32(values)
     if len(values.shape) != 2 or 0 in values.shape:
@@ -407,13 +415,13 @@ class UnitInformation(Measure):
 
     def __init__(
         self,
-        estimator="quantile",
-        samples=MOST_SAMPLES,
-        variance=0.1,
-        pairwise=None,
+        estimator: str = "quantile",
+        samples: int = MOST_SAMPLES,
+        variance: float = 0.1,
+        pairwise: bool | None = None,
         *,
-        name=None,
-    ):
+        name: str | None = None,
+    ) -> None:
         super().__init__(
             name, estimator=estimator, samples=samples, variance=variance, pairwise=pairwise
         )
@@ -425,7 +433,7 @@ class UnitInformation(Measure):
         )
         self.samples = samples
 
-    def row(self, tensors):
+    def row(self, tensors: Mapping[str, Tensor]) -> Tensor:
         if self.options["estimator"] == "kernel":
             return unmasked(tensors)
         values, mask = ops.cast(tensors["output"], "float32"), tensors.get("mask")
@@ -436,12 +444,14 @@ class UnitInformation(Measure):
         total = ops.sum(ops.where(weight > 0, values, 0.0), axis=places)
         return total / ops.maximum(ops.sum(weight, axis=places), 1.0)
 
-    def row_width(self, layer):
+    def row_width(self, layer: LayerInfo) -> int | None:
         if self.options["estimator"] == "kernel":
             return super().row_width(layer)
         return layer.units
 
-    def result(self, layers, states, samples):
+    def result(
+        self, layers: Sequence[LayerInfo], states: Sequence[Any], samples: Samples
+    ) -> MeasureResult:
         membership, details = samples.membership, {}
         # Kept samples come in random order: the label of a neighbour is that of any sample.
         others = np.roll(membership, 1, axis=0)
@@ -461,20 +471,22 @@ class UnitInformation(Measure):
             if layer.units <= WIDEST if pairwise is None else pairwise:
                 of_units["pairwise"] = pairwise_information(means)
             details[layer.path] = {k: ops.convert_to_numpy(v) for k, v in of_units.items()}
-        found = list(details.values())
+        every = list(details.values())
 
-        def mean(name):
-            return [float(mean_of_known(of_units[name][None])[0]) for of_units in found]
+        def mean(name: str) -> list[float]:
+            return [float(mean_of_known(of_units[name][None])[0]) for of_units in every]
 
         return MeasureResult(
-            [mean_of_known(of_units["per_class"].T) for of_units in found],
+            [mean_of_known(of_units["per_class"].T) for of_units in every],
             {"labels": mean("labels"), "input": mean("input")},
             {"labels": mean("labels_shuffled")},
             self.unit,
             details=details,
         )
 
-    def _estimate(self, maps, means, membership):
+    def _estimate(
+        self, maps: np.ndarray, means: np.ndarray, membership: np.ndarray
+    ) -> QuantileInformation | Information:
         if self.options["estimator"] == "quantile":
             return quantile_information(means, membership)
         maps = np.moveaxis(maps, -1, 0)

@@ -2,7 +2,7 @@
 
 import zipfile
 
-from keras_layer_entropy.files import local_path
+from keras_layer_entropy.files import AnyPath, local_path
 
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 EXPECTED = (
@@ -11,7 +11,7 @@ EXPECTED = (
 )
 
 
-def model_format(path):
+def model_format(path: AnyPath) -> str:
     """The format of a saved model: `"keras"`, `"directory"`, `"h5"` or `"saved_model"`.
 
     Args:

@@ -11,6 +11,9 @@ import pathlib
 import re
 import stat
 import sys
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import h5py
 import keras
@@ -18,6 +21,8 @@ from keras.src.backend.common import global_state
 from keras.src.dtype_policies import DTypePolicy
 from keras.src.quantizers import Quantizer
 from keras.src.quantizers.quantization_config import QuantizationConfig
+
+from keras_layer_entropy.files import AnyPath
 
 _WEIGHTS = "model.weights.h5"
 _ARCHIVE_NAMES = ("config.json", "metadata.json", _WEIGHTS)
@@ -86,7 +91,7 @@ class UnknownNameError(UnsafeNameError):
     """A configuration that names a class or function that is not Keras's."""
 
 
-def inspect_config(config, custom_objects=None):
+def inspect_config(config: Any, custom_objects: Mapping[str, Any] | None = None) -> None:
     """Refuses a configuration that names what models are not made of.
 
     Args:
@@ -106,7 +111,7 @@ def inspect_config(config, custom_objects=None):
         _check_named(value, custom_objects or {})
 
 
-def _dicts(config):
+def _dicts(config: Any) -> Iterator[dict[str, Any]]:
     """Every dict in a configuration."""
     todo = [(config, 0)]
     while todo:
@@ -120,7 +125,7 @@ def _dicts(config):
             todo += [(item, depth + 1) for item in value]
 
 
-def _check_named(value, custom_objects):
+def _check_named(value: dict[str, Any], custom_objects: Mapping[str, Any]) -> None:
     for key in _PATHS:
         if isinstance(value.get(key), str):
             raise UnsafeNameError(
@@ -163,11 +168,11 @@ def _check_named(value, custom_objects):
         _check_class(name, value.get("module"))
 
 
-def _registered(name, custom_objects):
+def _registered(name: Any, custom_objects: Mapping[str, Any]) -> bool:
     return keras.saving.get_registered_object(name, custom_objects=custom_objects) is not None
 
 
-def _check_class(name, module):
+def _check_class(name: Any, module: Any) -> None:
     found = _find(name, module)
     if not (isinstance(found, type) and issubclass(found, _CLASSES)):
         raise _unknown(module)(
@@ -176,12 +181,12 @@ def _check_class(name, module):
         )
 
 
-def _unknown(module):
+def _unknown(module: Any) -> type[UnsafeNameError]:
     """The error for a name: one that is not of Keras may be one of the user's own."""
     return UnsafeNameError if str(module).partition(".")[0] == "keras" else UnknownNameError
 
 
-def _find(name, module):
+def _find(name: Any, module: Any) -> Any:
     """What Keras would find, without importing anything."""
     if name == "Functional":  # no public name
         return keras.Model
@@ -193,7 +198,7 @@ def _find(name, module):
     return getattr(sys.modules.get(module), name, None)
 
 
-def _check_function(value, custom_objects):
+def _check_function(value: dict[str, Any], custom_objects: Mapping[str, Any]) -> None:
     name, module = value.get("config"), value.get("module")
     if not isinstance(name, str):
         raise UnsafeNameError(f"The model names {name!r} where the name of a function is expected.")
@@ -210,7 +215,7 @@ def _check_function(value, custom_objects):
         )
 
 
-def parsed(text, what):
+def parsed(text: str | bytes, what: str) -> dict[str, Any]:
     """JSON from a file.
 
     Raises ValueError if it is none.
@@ -226,7 +231,7 @@ def parsed(text, what):
     return value
 
 
-def inspect_hdf5(file):
+def inspect_hdf5(file: h5py.File) -> None:
     """Refuses an `h5py.File` with anything in it but groups and arrays of its own.
 
     Raises:
@@ -259,11 +264,11 @@ def inspect_hdf5(file):
         raise UnsafeModelError(f"The HDF5 file declares {declared:,} bytes, but has {stored:,}.")
 
 
-def _address(item):
+def _address(item: Any) -> int:
     return h5py.h5o.get_info(item.id).addr
 
 
-def _check_dataset(item):
+def _check_dataset(item: h5py.Dataset) -> None:
     properties = item.id.get_create_plist()
     filters = [properties.get_filter(i)[0] for i in range(properties.get_nfilters())]
     problem = (
@@ -276,7 +281,7 @@ def _check_dataset(item):
         raise UnsafeModelError(f"The dataset {item.name} in the HDF5 file {problem}.")
 
 
-def inspect_archive(archive):
+def inspect_archive(archive: zipfile.ZipFile) -> None:
     """Refuses a `zipfile.ZipFile` that is no plain `.keras` file.
 
     Raises:
@@ -310,13 +315,13 @@ def inspect_archive(archive):
         names.add(name)
 
 
-def _is_left(parts):
+def _is_left(parts: Sequence[str]) -> bool:
     """What macOS and Windows leave in folders and archives; nothing reads it."""
     left = parts[-1] in (".DS_Store", "Thumbs.db", "desktop.ini") or parts[-1].startswith("._")
     return left or parts[0] == "__MACOSX"
 
 
-def inspect_assets(names, config, custom_objects):
+def inspect_assets(names: Iterable[str], config: Any, custom_objects: Mapping[str, Any]) -> None:
     """Refuses files that layers keep in an archive and that no layer of the model reads.
 
     Keras's own layers read vocabularies, `.txt`; those of one's own read what they wrote.
@@ -338,7 +343,7 @@ def inspect_assets(names, config, custom_objects):
             raise UnsafeModelError(f"{name!r} in the archive does not belong there.")
 
 
-def inspect_directory(path):
+def inspect_directory(path: AnyPath) -> None:
     """Refuses a directory with links that lead out of it, or with what is no file."""
     root = pathlib.Path(path).resolve()
     for item in root.rglob("*"):
@@ -350,7 +355,7 @@ def inspect_directory(path):
             raise UnsafeModelError(f"{item.name} is neither a file nor a directory.")
 
 
-def check_size(make, stored):
+def check_size(make: Callable[[], keras.Model], stored: int) -> None:
     """Refuses a model with far more weights than the file has numbers.
 
     Args:

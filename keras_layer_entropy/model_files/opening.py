@@ -8,18 +8,23 @@ import pathlib
 import tempfile
 import warnings
 import zipfile
+from collections.abc import Mapping
+from typing import Any
 
 import h5py
 import keras
+from keras import Model
 
-from keras_layer_entropy.files import local_path
+from keras_layer_entropy.files import AnyPath, local_path
 from keras_layer_entropy.model_files import checksums, inspection
 from keras_layer_entropy.model_files.formats import model_format
 from keras_layer_entropy.model_files.keras2 import hdf5
 from keras_layer_entropy.model_files.keras2.rebuilding import rebuild, reserve_names
 
 
-def load_model(path, custom_objects=None, allow_unsafe=False):
+def load_model(
+    path: AnyPath, custom_objects: Mapping[str, Any] | None = None, allow_unsafe: bool = False
+) -> keras.Model:
     """Opens a Keras model; nothing that the file holds is run.
 
     Args:
@@ -68,11 +73,11 @@ def load_model(path, custom_objects=None, allow_unsafe=False):
 class _Opener:
     """How each format is opened."""
 
-    def __init__(self, custom_objects, allow_unsafe):
+    def __init__(self, custom_objects: Mapping[str, Any], allow_unsafe: bool) -> None:
         self.custom_objects = custom_objects
         self.allow_unsafe = allow_unsafe
 
-    def keras(self, path):
+    def keras(self, path: pathlib.Path) -> Model:
         with zipfile.ZipFile(path) as archive:
             inspection.inspect_archive(archive)
             config = inspection.parsed(archive.read("config.json"), "config.json")
@@ -82,7 +87,7 @@ class _Opener:
             with h5py.File(io.BytesIO(archive.read("model.weights.h5"))) as weights:
                 return self._modern(path, config, metadata, weights)
 
-    def directory(self, path):
+    def directory(self, path: pathlib.Path) -> Model:
         inspection.inspect_directory(path)
         text = (path / "config.json").read_bytes()
         config = inspection.parsed(text, "config.json")
@@ -94,7 +99,13 @@ class _Opener:
         with h5py.File(path / "model.weights.h5") as weights:
             return self._modern(path, config, metadata, weights)
 
-    def _modern(self, path, config, metadata, weights):
+    def _modern(
+        self,
+        path: pathlib.Path,
+        config: dict[str, Any],
+        metadata: dict[str, Any],
+        weights: h5py.File,
+    ) -> Model:
         inspection.inspect_hdf5(weights)
         checksums.verify_hdf5(weights)
         if _version(metadata.get("keras_version"))[0] < 3:
@@ -106,7 +117,7 @@ class _Opener:
         _warn_of_version(metadata.get("keras_version"))
         return self._through_keras(path, "" if path.is_dir() else ".keras", compilable)
 
-    def h5(self, path):
+    def h5(self, path: pathlib.Path) -> Model:
         with h5py.File(path) as file:
             inspection.inspect_hdf5(file)
             checksums.verify_hdf5(file)
@@ -122,7 +133,7 @@ class _Opener:
             _warn_of_version(version)
             return self._rebuilt(parts, file.id.get_filesize())
 
-    def saved_model(self, path):
+    def saved_model(self, path: pathlib.Path) -> Model:
         # It needs TensorFlow, which is not there wherever JAX is.
         from keras_layer_entropy.model_files.keras2 import saved_model
 
@@ -130,17 +141,17 @@ class _Opener:
         stored = sum(file.stat().st_size for file in path.glob("variables/*"))
         return self._rebuilt(saved_model.read(path), stored)
 
-    def _rebuilt(self, parts, stored):
+    def _rebuilt(self, parts: Any, stored: int) -> Model:
         self._inspect(parts.config)
         reserve_names(parts.config)
         self._check_size(parts.config, stored)
         return rebuild(parts)
 
-    def _inspect(self, config):
+    def _inspect(self, config: Any) -> None:
         if not self.allow_unsafe:
             inspection.inspect_config(config, self.custom_objects)
 
-    def _check_size(self, config, stored):
+    def _check_size(self, config: dict[str, Any], stored: int) -> None:
         make = functools.partial(
             keras.saving.deserialize_keras_object,
             _sized(config),
@@ -148,7 +159,7 @@ class _Opener:
         )
         inspection.check_size(make, stored)
 
-    def _compilable(self, training):
+    def _compilable(self, training: Any) -> bool:
         """Whether everything is known that the model was compiled with."""
         try:
             self._inspect(training)
@@ -157,7 +168,7 @@ class _Opener:
             return False
         return True
 
-    def _through_keras(self, path, suffix, compilable):
+    def _through_keras(self, path: pathlib.Path, suffix: str, compilable: bool) -> Model:
         if path.suffix == suffix or not suffix:
             return self._load(path, compilable)
         # Keras goes by the name.
@@ -166,7 +177,7 @@ class _Opener:
             os.symlink(path.resolve(), link)
             return self._load(link, compilable)
 
-    def _load(self, path, compilable):
+    def _load(self, path: pathlib.Path, compilable: bool) -> Model:
         load = functools.partial(keras.saving.load_model, path, safe_mode=not self.allow_unsafe)
         if not compilable:
             return load(compile=False)
@@ -181,7 +192,7 @@ class _Opener:
             return model
 
 
-def _sized(value):
+def _sized(value: Any) -> Any:
     """A copy of a configuration to count weights with: not compiled, without states of its own."""
     if isinstance(value, list):
         return [_sized(item) for item in value]
@@ -191,23 +202,23 @@ def _sized(value):
     return value
 
 
-def _warn_uncompiled(error):
+def _warn_uncompiled(error: Exception) -> None:
     warnings.warn(
         f"The model was loaded without its loss and metrics, which cannot be made: {error}",
         stacklevel=6,
     )
 
 
-def _text(value):
+def _text(value: object) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-def _version(text):
+def _version(text: object) -> tuple[int, ...]:
     numbers = [int(part) for part in _text(text).split(".")[:2] if part.isdigit()]
     return tuple(numbers) or (3,)
 
 
-def _warn_of_version(saved):
+def _warn_of_version(saved: object) -> None:
     if _version(saved) > _version(keras.__version__):
         warnings.warn(
             f"The model was saved by Keras {saved}, this is Keras {keras.__version__}: what is new "
@@ -216,7 +227,7 @@ def _warn_of_version(saved):
         )
 
 
-def _warn_of_weights(model):
+def _warn_of_weights(model: keras.Model) -> None:
     bad = [
         weight.path
         for weight in model.weights

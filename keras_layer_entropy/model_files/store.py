@@ -10,13 +10,14 @@ import shutil
 import tempfile
 import types
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import keras
 import numpy as np
 from keras import tree
 
-from keras_layer_entropy.files import check_writable, local_path, replacing
+from keras_layer_entropy.files import AnyPath, check_writable, local_path, replacing
 from keras_layer_entropy.model_files import checksums
 from keras_layer_entropy.model_files.inspection import UnsafeNameError
 from keras_layer_entropy.model_files.opening import load_model
@@ -33,7 +34,9 @@ _DIRECTORY = ("config.json", "metadata.json", "model.weights.h5", "model.weights
 _RECORD = "dataset.json"
 
 
-def save_model(model, path, dataset=None, overwrite=False):
+def save_model(
+    model: keras.Model, path: AnyPath, dataset: Any = None, overwrite: bool = False
+) -> pathlib.Path:
     """Saves a Keras model, whole or not at all.
 
     What was written is opened again and compared with the model before it takes its place.
@@ -94,7 +97,7 @@ def save_model(model, path, dataset=None, overwrite=False):
     return path
 
 
-def _check_free(path, is_file, overwrite):
+def _check_free(path: pathlib.Path, is_file: bool, overwrite: bool) -> None:
     record = _record_path(path)
     for there in (path, record) if is_file and _has_record(path) else (path,):
         if os.path.lexists(there) and not overwrite:
@@ -107,7 +110,7 @@ def _check_free(path, is_file, overwrite):
         )
 
 
-def model_parts(path):
+def model_parts(path: AnyPath) -> tuple[str, ...]:
     """Names of what belongs to the model in a directory of Keras 3; `()` where there is none.
 
     Other things in it are somebody else's.
@@ -121,7 +124,7 @@ def model_parts(path):
     return (*names, _RECORD) if _has_record(path) else tuple(names)
 
 
-def _json(file):
+def _json(file: pathlib.Path) -> dict[str, Any]:
     """What a JSON file holds, a dict; an empty one where it is none."""
     try:
         value = json.loads(file.read_text())
@@ -130,7 +133,7 @@ def _json(file):
     return value if isinstance(value, dict) else {}
 
 
-def _check_room(model, path):
+def _check_room(model: keras.Model, path: pathlib.Path) -> None:
     # HDF5 says of a full disk more than anybody wants to read.
     variables = [*model.variables, *(model.optimizer.variables if model.compiled else ())]
     # At most 8 bytes a number; Keras writes some formats twice.
@@ -144,7 +147,7 @@ def _check_room(model, path):
         )
 
 
-def _check_opens(model, path):
+def _check_opens(model: keras.Model, path: pathlib.Path) -> None:
     """Opens what was written as anybody will, and compares it with the model."""
     again, needed, said = _opened(model, path)
     _compare(model.weights, again.weights, model.name)
@@ -153,7 +156,7 @@ def _check_opens(model, path):
         warnings.warn(f"{model.name!r}, opened again: {text}", stacklevel=3)
 
 
-def _opened(model, path):
+def _opened(model: keras.Model, path: pathlib.Path) -> tuple[keras.Model, list[str], list[str]]:
     """The model, what `load_model` needs for that, and the warnings that it gives."""
     own, refused = custom_objects(model), []
     problem = f"{model.name!r} cannot be opened again once saved"
@@ -173,13 +176,13 @@ def _opened(model, path):
     raise ValueError(f"{problem}: {refused[-1]}")
 
 
-def _words(options, own):
+def _words(options: Mapping[str, Any], own: Mapping[str, Any]) -> str:
     given = ", ".join(f"{name!r}: ..." for name in own if name.isidentifier())  # not of lambdas
     unsafe = ["allow_unsafe=True"] if "allow_unsafe" in options else []
     return " and ".join([f"custom_objects={{{given}}}"] * bool(given) + unsafe)
 
 
-def _compare(mine, others, name):
+def _compare(mine: Iterable[keras.Variable], others: Iterable[keras.Variable], name: str) -> None:
     for one, other in itertools.zip_longest(mine, others):
         if one is None or other is None or not _equal(one, other):
             raise ValueError(
@@ -189,7 +192,7 @@ def _compare(mine, others, name):
             )
 
 
-def _compare_assets(model, again):
+def _compare_assets(model: keras.Model, again: keras.Model) -> None:
     mine, others = map(_assets, (model, again))
     if mine != others:
         raise ValueError(
@@ -198,7 +201,7 @@ def _compare_assets(model, again):
         )
 
 
-def _assets(model):
+def _assets(model: keras.Model) -> list[list[tuple[pathlib.Path, bytes]]]:
     """What the layers of a model keep in files of their own: names and contents, layer by layer."""
     found = []
     for part in model._flatten_layers():
@@ -210,13 +213,13 @@ def _assets(model):
     return found
 
 
-def _equal(mine, other):
+def _equal(mine: keras.Variable, other: keras.Variable) -> bool:
     mine, other = map(keras.ops.convert_to_numpy, (mine, other))
     nan = np.issubdtype(mine.dtype, np.floating)
     return np.array_equal(mine, other, equal_nan=nan)
 
 
-def custom_objects(model):
+def custom_objects(model: keras.Model) -> dict[str, Any]:
     """What Keras does not know of itself but needs to make the model again from its configuration.
 
     Args:
@@ -249,7 +252,7 @@ def custom_objects(model):
     return found
 
 
-def dataset_record(path):
+def dataset_record(path: AnyPath) -> dict[str, Any] | None:
     """What `save_model` recorded of the data, a dict; None if nothing was recorded.
 
     Raises ValueError when the record is damaged.
@@ -268,13 +271,13 @@ def dataset_record(path):
     return record
 
 
-def _record(dataset):
+def _record(dataset: Any) -> str | None:
     if dataset is None:
         return None
     if isinstance(dataset, str | os.PathLike):
         dataset = {"name": os.fspath(dataset)}
     elif dataclasses.is_dataclass(dataset):
-        dataset = dataclasses.asdict(dataset)
+        dataset = dataclasses.asdict(dataset)  # type: ignore[arg-type]  # an instance
     if not isinstance(dataset, Mapping) or "name" not in dataset:
         raise ValueError(
             f"dataset={dataset!r}; expected a name, a path, a DatasetSpec or a mapping with a name."
@@ -282,9 +285,9 @@ def _record(dataset):
     return json.dumps(dict(dataset), indent=1) + "\n"
 
 
-def _record_path(path):
+def _record_path(path: pathlib.Path) -> pathlib.Path:
     return path / _RECORD if path.is_dir() else path.with_name(f"{path.name}.{_RECORD}")
 
 
-def _has_record(path):
+def _has_record(path: pathlib.Path) -> bool:
     return "name" in _json(_record_path(path))

@@ -1,8 +1,13 @@
 """Figures of activations: feature maps, and the probability with which each neuron is drawn."""
 
-import numpy as np
-from matplotlib.figure import Figure
+from collections.abc import Mapping, Sequence
 
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+
+from keras_layer_entropy.measures.measure import Profile
 from keras_layer_entropy.plots.style import (
     BLUE,
     PALE_BLUE,
@@ -19,7 +24,7 @@ from keras_layer_entropy.plots.style import (
 _MOST_MAPS = 16
 
 
-def feature_maps(images, maps, title=None):
+def feature_maps(images: ArrayLike, maps: ArrayLike, title: str | None = None) -> Figure:
     """Images and what a convolution layer makes of them: a row per image, a column per channel.
 
     Every map has its own grey scale, from its lowest value (black) to its highest (white).
@@ -65,7 +70,9 @@ def feature_maps(images, maps, title=None):
     return figure
 
 
-def activation_probabilities(profile, classes=None, title=None):
+def activation_probabilities(
+    profile: Profile, classes: Sequence[str] | None = None, title: str | None = None
+) -> Figure:
     """For each layer, the probability of each neuron in the patterns of two classes.
 
     Args:
@@ -109,7 +116,9 @@ def activation_probabilities(profile, classes=None, title=None):
     return figure
 
 
-def probability_histograms(patterns, title=None, bins=30):
+def probability_histograms(
+    patterns: Mapping[str, ArrayLike], title: str | None = None, bins: int = 30
+) -> Figure:
     """How the neurons' probabilities are spread over single images: a histogram per layer.
 
     For each neuron, how many images give it a probability in each bin; drawn is the mean over the
@@ -166,7 +175,9 @@ def probability_histograms(patterns, title=None, bins=30):
     return figure
 
 
-def entropy_and_patterns(profile, class_name=None, title=None):
+def entropy_and_patterns(
+    profile: Profile, class_name: str | None = None, title: str | None = None
+) -> Figure:
     """Entropy against depth, and beside it the pattern of each layer, for one class.
 
     Args:
@@ -224,7 +235,7 @@ def entropy_and_patterns(profile, class_name=None, title=None):
     return figure
 
 
-def _steps(axes, pattern, color, label):
+def _steps(axes: Axes, pattern: np.ndarray, color: str, label: str) -> None:
     """A line in steps, filled: bars that stay legible with hundreds of neurons."""
     edges = np.arange(len(pattern) + 1) - 0.5
     steps = np.append(pattern, pattern[-1])
@@ -232,7 +243,7 @@ def _steps(axes, pattern, color, label):
     axes.plot(edges, steps, drawstyle="steps-post", color=color, lw=1.1, label=label)
 
 
-def _patterns(profile):
+def _patterns(profile: Profile) -> Mapping[str, np.ndarray]:
     if not profile.patterns:
         raise ValueError(
             "This profile holds no patterns: measure again with "
@@ -241,11 +252,11 @@ def _patterns(profile):
     return profile.patterns
 
 
-def _with_samples(profile):
+def _with_samples(profile: Profile) -> list[str]:
     return [name for name, n in zip(profile.classes, profile.count, strict=True) if n]
 
 
-def _class_index(profile, name):
+def _class_index(profile: Profile, name: str) -> int:
     _patterns(profile)
     if str(name) not in profile.classes:
         raise ValueError(f"There is no class {name!r}; the classes are {profile.classes}.")

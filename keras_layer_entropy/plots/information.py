@@ -1,10 +1,14 @@
 """Figures of the numbers of whole layers: information, probes, beside one another."""
 
+from collections.abc import Sequence
+
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
+from keras_layer_entropy.measures.measure import Profile
 from keras_layer_entropy.plots.style import (
     BLUE,
     CYCLE,
@@ -31,8 +35,14 @@ from keras_layer_entropy.plots.style import (
 
 
 def information_plane(
-    profiles, measure="mutual_information", title=None, across="input", bounded=None, *, ax=None
-):
+    profiles: Profile | Sequence[Profile],
+    measure: str = "mutual_information",
+    title: str | None = None,
+    across: str = "input",
+    bounded: bool | None = None,
+    *,
+    ax: Axes | None = None,
+) -> Figure:
     """I(T; Y) against I(X; T) of every layer, a point per epoch: the information plane.
 
     Layers of an epoch are joined by a thin line; epochs go from dark to light. What
@@ -107,7 +117,9 @@ def information_plane(
     return axes.figure
 
 
-def layer_to_layer_plane(profiles, title=None, *, ax=None):
+def layer_to_layer_plane(
+    profiles: Profile | Sequence[Profile], title: str | None = None, *, ax: Axes | None = None
+) -> Figure:
     """I(T; Y) against I(T_before; T) by LogDet: what a layer takes over, and what it knows.
 
     Args, returns, errors: as for `information_plane`, with `logdet` among the measures. The first
@@ -129,7 +141,7 @@ def layer_to_layer_plane(profiles, title=None, *, ax=None):
     return information_plane(profiles, "logdet", title, "previous", ax=ax)
 
 
-def layer_values(profile, measure, title=None):
+def layer_values(profile: Profile, measure: str, title: str | None = None) -> Figure:
     """What came with a measure for the layers as a whole, against depth; shuffled pairs dashed.
 
     Args:
@@ -188,7 +200,7 @@ def layer_values(profile, measure, title=None):
     return figure
 
 
-def beside_entropy(profile, measure, name, title=None):
+def beside_entropy(profile: Profile, measure: str, name: str, title: str | None = None) -> Figure:
     """A number of layers as a whole above their activation entropy: where do the two disagree?
 
     Two of its standard errors are shaded where the measure brings `<name>_error`. What is shuffled
@@ -260,7 +272,7 @@ def beside_entropy(profile, measure, name, title=None):
     return figure
 
 
-def _bound(axes, profile):
+def _bound(axes: Axes, profile: Profile) -> None:
     """Shades what no layer can reach: more on the labels than on the input, or than there is."""
     share = profile.count[profile.count > 0] / profile.count.sum()
     most = float(-(share * np.log2(share)).sum())

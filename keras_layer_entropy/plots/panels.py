@@ -1,5 +1,10 @@
 """The figures of a measure, as it says them in words."""
 
+from collections.abc import Callable, Iterable
+
+from matplotlib.figure import Figure
+
+from keras_layer_entropy.measures.measure import Panel, Profile
 from keras_layer_entropy.plots.information import (
     beside_entropy,
     information_plane,
@@ -8,7 +13,7 @@ from keras_layer_entropy.plots.information import (
 from keras_layer_entropy.plots.profiles import entropy_curve, heatmap
 
 # What a `Panel` may ask for.
-PANELS = {
+PANELS: dict[str, Callable[..., Figure]] = {
     "curve": entropy_curve,
     "heatmap": heatmap,
     "whole": layer_values,
@@ -19,7 +24,7 @@ PANELS = {
 _OF_EPOCHS = ("plane",)
 
 
-def panel(profile, name, wanted, history=()):
+def panel(profile: Profile, name: str, wanted: Panel, history: Iterable[Profile] = ()) -> Figure:
     """A figure of a measure.
 
     Args:

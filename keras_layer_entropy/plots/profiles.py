@@ -1,11 +1,14 @@
 """Figures of profiles: against depth, class by class, over epochs, before and after."""
 
 import itertools
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from keras_layer_entropy.measures.measure import Profile
 from keras_layer_entropy.plots.style import (
     BLUE,
     CYCLE,
@@ -31,7 +34,13 @@ from keras_layer_entropy.plots.style import (
 )
 
 
-def entropy_curve(profile, measure="activation_entropy", title=None, *, ax=None):
+def entropy_curve(
+    profile: Profile,
+    measure: str = "activation_entropy",
+    title: str | None = None,
+    *,
+    ax: Axes | None = None,
+) -> Figure:
     """Entropy against depth: every class thin, their mean thick, the untrained twin dashed.
 
     Args:
@@ -98,7 +107,13 @@ def entropy_curve(profile, measure="activation_entropy", title=None, *, ax=None)
     return axes.figure
 
 
-def heatmap(profile, measure="activation_entropy", title=None, *, ax=None):
+def heatmap(
+    profile: Profile,
+    measure: str = "activation_entropy",
+    title: str | None = None,
+    *,
+    ax: Axes | None = None,
+) -> Figure:
     """Layers x classes: one cell per layer and class, the value written in it.
 
     Args, returns: as for `entropy_curve`.
@@ -146,7 +161,9 @@ def heatmap(profile, measure="activation_entropy", title=None, *, ax=None):
     return axes.figure
 
 
-def pruning_curves(before, after, accuracies, limit):
+def pruning_curves(
+    before: Profile, after: Profile, accuracies: Sequence[tuple[int, float, str]], limit: float
+) -> Figure:
     """What pruning did: entropy against depth before and after; accuracy as layers went.
 
     Args:
@@ -213,7 +230,13 @@ def pruning_curves(before, after, accuracies, limit):
     return figure
 
 
-def compared_curves(profiles, measure="activation_entropy", title=None, *, ax=None):
+def compared_curves(
+    profiles: Mapping[str, Profile],
+    measure: str = "activation_entropy",
+    title: str | None = None,
+    *,
+    ax: Axes | None = None,
+) -> Figure:
     """The mean curves of several profiles in one plot, layer by layer from the first.
 
     Args:
@@ -257,7 +280,13 @@ def compared_curves(profiles, measure="activation_entropy", title=None, *, ax=No
     return axes.figure
 
 
-def entropy_over_epochs(profiles, measure="activation_entropy", title=None, *, ax=None):
+def entropy_over_epochs(
+    profiles: Sequence[Profile],
+    measure: str = "activation_entropy",
+    title: str | None = None,
+    *,
+    ax: Axes | None = None,
+) -> Figure:
     """A line per layer over the epochs of a training; from dark (first layer) to light (last).
 
     Args:
@@ -301,7 +330,9 @@ def entropy_over_epochs(profiles, measure="activation_entropy", title=None, *, a
     return axes.figure
 
 
-def stability(per_sample, pooled, title=None, *, ax=None):
+def stability(
+    per_sample: Profile, pooled: Profile, title: str | None = None, *, ax: Axes | None = None
+) -> Figure:
     """How much patterns vary inside a class: per-sample against pooled entropy, layer by layer.
 
     The entropy of the mean of the images' patterns (pooled) is never below the mean of their

@@ -3,10 +3,13 @@
 import io
 import re
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from keras_layer_entropy.plots.style import GRID
 
@@ -14,14 +17,14 @@ from keras_layer_entropy.plots.style import GRID
 _INK = "#010203"
 
 
-def pixels(figure):
+def pixels(figure: Figure) -> np.ndarray:
     """The figure as pixels: uint8 `[height, width, 4]`."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.array(canvas.buffer_rgba())
 
 
-def svg(draw, *args, **kwargs):
+def svg(draw: Callable[..., Figure], *args: Any, **kwargs: Any) -> str:
     """The figure that `draw(*args, **kwargs)` makes, as an `<svg>` element for an HTML page.
 
     Its text is text, in the font and colour of the page, and its ground is transparent.

@@ -1,11 +1,17 @@
 """Figures of single units (kernels): over epochs, by class, against one another, ranked."""
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike
 
+from keras_layer_entropy.measures.measure import Profile
 from keras_layer_entropy.plots.style import (
     BLUE,
     CYCLE,
@@ -27,13 +33,16 @@ from keras_layer_entropy.plots.style import (
     slanted,
 )
 
+# Of `analysis`, which stands on a higher floor.
+UnitProfile = Any
+
 _MEASURE = "feature_entropy"
 _LABELS, _INPUT = "I(unit; labels), bits", "I(input; unit), bits"
 _MOST_TICKS = 32
 _MOST_IMAGES = 6
 
 
-def unit_information(profiles, title=None):
+def unit_information(profiles: Sequence[UnitProfile], title: str | None = None) -> Figure:
     """What every unit of a layer tells, epoch by epoch: of the labels, and of the input.
 
     Args:
@@ -83,7 +92,9 @@ def unit_information(profiles, title=None):
     return figure
 
 
-def unit_classes(profile, title=None, *, ax=None):
+def unit_classes(
+    profile: UnitProfile, title: str | None = None, *, ax: Axes | None = None
+) -> Figure:
     """What every unit tells about each class: heat map, units x classes, I(T_k; 1[Y = c]), bits.
 
     Args:
@@ -126,7 +137,9 @@ def unit_classes(profile, title=None, *, ax=None):
     return axes.figure
 
 
-def unit_ranks(profiles, title=None, *, ax=None):
+def unit_ranks(
+    profiles: Sequence[UnitProfile], title: str | None = None, *, ax: Axes | None = None
+) -> Figure:
     """The rank of every unit of a layer over the epochs, by I(T_k; Y): rank 1 tells most.
 
     Args:
@@ -178,7 +191,13 @@ def unit_ranks(profiles, title=None, *, ax=None):
     return axes.figure
 
 
-def unit_pairs(profile, less_effective=None, title=None, *, ax=None):
+def unit_pairs(
+    profile: UnitProfile,
+    less_effective: ArrayLike | None = None,
+    title: str | None = None,
+    *,
+    ax: Axes | None = None,
+) -> Figure:
     """What units share, I(T_k; T_l), with those marked that repeat others or tell little.
 
     Args:
@@ -258,7 +277,9 @@ def unit_pairs(profile, less_effective=None, title=None, *, ax=None):
     return axes.figure
 
 
-def unit_ranking(profile, images, maps, title=None):
+def unit_ranking(
+    profile: UnitProfile, images: ArrayLike, maps: ArrayLike, title: str | None = None
+) -> Figure:
     """Units by feature entropy, and what the best and the worst one see in some images.
 
     Args:
@@ -337,7 +358,7 @@ def unit_ranking(profile, images, maps, title=None):
     return figure
 
 
-def feature_entropy_by_depth(profile, title=None):
+def feature_entropy_by_depth(profile: Profile, title: str | None = None) -> Figure:
     """Feature entropy and selective rate of convolutions against depth: trained, untrained, noise.
 
     Args:
@@ -405,7 +426,7 @@ def feature_entropy_by_depth(profile, title=None):
     return figure
 
 
-def feature_entropy_and_loss(profiles, title=None):
+def feature_entropy_and_loss(profiles: Sequence[Profile], title: str | None = None) -> Figure:
     """Feature entropy of each convolution over the epochs, and below it the loss.
 
     Args:
@@ -461,7 +482,7 @@ def feature_entropy_and_loss(profiles, title=None):
     return figure
 
 
-def _check_epochs(profiles):
+def _check_epochs(profiles: Sequence[UnitProfile]) -> None:
     layers = {(profile.layer, profile.units) for profile in profiles}
     if len(layers) != 1:
         raise ValueError(
@@ -470,29 +491,29 @@ def _check_epochs(profiles):
         )
 
 
-def _epoch_axis(axes, places, epochs):
+def _epoch_axis(axes: Axes, places: Sequence[int] | np.ndarray, epochs: np.ndarray) -> None:
     """Ticks below the x axis, not too many."""
     step = -(-len(epochs) // 12)
     axes.set_xticks(places[::step], [str(epoch) for epoch in epochs[::step]])
     axes.set_xlabel("epoch (0: untrained)" if 0 in epochs else "epoch")
 
 
-def _unit_ticks(set_ticks, units):
+def _unit_ticks(set_ticks: Callable[..., Any], units: int) -> None:
     step = -(-units // _MOST_TICKS)
     set_ticks(range(0, units, step), [str(unit) for unit in range(0, units, step)], fontsize=8)
 
 
-def _height(units):
+def _height(units: int) -> float:
     """Inches for a row per unit."""
     return min(max(3.4, 1.4 + 0.18 * units), 8.0)
 
 
-def _ranks(values):
+def _ranks(values: np.ndarray) -> np.ndarray:
     """1 for the largest; of equal ones the earlier first, unknown ones last."""
     ranks = np.empty(len(values), int)
     ranks[np.argsort(-values, kind="stable")] = np.arange(1, len(values) + 1)
     return ranks
 
 
-def _title(words, profile):
+def _title(words: str, profile: UnitProfile) -> str:
     return plain(f"{words}: {shortened([profile.layer])[0]}")

@@ -2,7 +2,10 @@
 
 import dataclasses
 import time
+from collections.abc import Iterable, Sequence
+from typing import Any
 
+import keras
 import numpy as np
 from keras import tree
 
@@ -25,10 +28,12 @@ class Cost:
     dense_layers: int
     parameters: int
     flops: int | None
-    latency: dict
+    latency: dict[int, float]
 
 
-def compare_costs(models, x, batch_sizes=(1, 256), rounds=30):
+def compare_costs(
+    models: Sequence[keras.Model], x: Any, batch_sizes: Iterable[int] = (1, 256), rounds: int = 30
+) -> list[Cost]:
     """The costs of models, their latencies measured in turn in one run.
 
     Args:
@@ -48,7 +53,7 @@ def compare_costs(models, x, batch_sizes=(1, 256), rounds=30):
     >>> cost.parameters, cost.flops
     (12, 24)
     """
-    latencies = [{} for _ in models]
+    latencies: list[dict[int, float]] = [{} for _ in models]
     for size in batch_sizes:
         batch = tree.map_structure(lambda part, n=size: np.resize(part, (n, *part.shape[1:])), x)
         times = np.zeros((rounds + 2, len(models)))

@@ -1,13 +1,18 @@
 """Which part goes first: each criterion says of every part what it costs to lose it."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
+from keras_layer_entropy.analysis.profile import EntropyProfile
+from keras_layer_entropy.analysis.unit_profile import UnitProfile
+from keras_layer_entropy.backend import Data
 from keras_layer_entropy.measures.entropy import FLAT_TOLERANCE
 from keras_layer_entropy.pruning.evaluation import evaluate
+from keras_layer_entropy.pruning.layer_parts import LayerPart
 from keras_layer_entropy.pruning.parts import Part, Prediction
 from keras_layer_entropy.pruning.refit import WIDEST, linear_fits
 from keras_layer_entropy.pruning.surgery import take_out
@@ -29,11 +34,11 @@ class Situation:
         train_steps, validation_steps: number of batches of these data, None for all.
     """
 
-    student: Any
-    teacher: Any
-    profile: Any
-    train_data: Any
-    validation_data: Any
+    student: keras.Model
+    teacher: keras.Model
+    profile: EntropyProfile
+    train_data: Data
+    validation_data: Data
     batch_size: int = 256
     tolerance: float = FLAT_TOLERANCE
     seed: int = 0
@@ -41,7 +46,7 @@ class Situation:
     train_steps: int | None = None
     validation_steps: int | None = None
 
-    def without(self, part):
+    def without(self, part: Part) -> tuple[keras.Model, dict[str, float]]:
         """`(model, residuals)`, the student without a part, the same whoever asks."""
         keras.utils.set_random_seed(self.seed)
         return take_out(
@@ -54,7 +59,9 @@ class Situation:
         )
 
 
-def rank(criterion, situation, parts):
+def rank(
+    criterion: str, situation: Situation, parts: Sequence[LayerPart]
+) -> dict[LayerPart, Prediction]:
     """What a criterion says of the parts that it would take out.
 
     Args:
@@ -73,11 +80,13 @@ def rank(criterion, situation, parts):
     return _sorted(CRITERIA[criterion](situation, parts)) if parts else {}
 
 
-def _sorted(predictions):
+def _sorted(predictions: Mapping[Any, Prediction]) -> dict[Any, Prediction]:
     return dict(sorted(predictions.items(), key=lambda item: item[1].loss))
 
 
-def entropy_gradient(situation, parts):
+def entropy_gradient(
+    situation: Situation, parts: Sequence[LayerPart]
+) -> dict[LayerPart, Prediction]:
     """The paper's: where entropy falls by less than the tolerance, flattest or rising first."""
     profile, found = situation.profile, {}
     gradients = dict(zip(profile.layers, profile.gradient, strict=True))
@@ -91,7 +100,7 @@ def entropy_gradient(situation, parts):
     return found
 
 
-def state_entropy(situation, parts):
+def state_entropy(situation: Situation, parts: Sequence[LayerPart]) -> dict[LayerPart, Prediction]:
     """Lowest entropy of the on/off states of neurons, bits."""
     means = situation.profile["state_entropy"].mean
     bits = dict(zip(situation.profile.layers, map(float, means), strict=True))
@@ -101,7 +110,7 @@ def state_entropy(situation, parts):
     }
 
 
-def linearity(situation, parts):
+def linearity(situation: Situation, parts: Sequence[LayerPart]) -> dict[LayerPart, Prediction]:
     """Smallest relative residual of the regression that a removal would need.
 
     How well what the next layers compute is already a linear function of what the layer is given:
@@ -129,10 +138,12 @@ def linearity(situation, parts):
     return found
 
 
-def loss_gap(situation, parts):
+def loss_gap(situation: Situation, parts: Sequence[LayerPart]) -> dict[LayerPart, Prediction]:
     """Smallest rise of the validation loss after removing and refitting each: the oracle."""
     validation = (situation.validation_data, situation.batch_size, situation.validation_steps)
-    now, found, first = evaluate(situation.student, *validation).loss, {}, None
+    found: dict[LayerPart, Prediction] = {}
+    first: Any = None
+    now = evaluate(situation.student, *validation).loss
     for part in parts:
         smaller, residuals = situation.without(part)
         gap = evaluate(smaller, *validation).loss - now
@@ -142,7 +153,7 @@ def loss_gap(situation, parts):
     return {**found, first: dataclasses.replace(found[first], cut=cut)}
 
 
-def random(situation, parts):
+def random(situation: Situation, parts: Sequence[LayerPart]) -> dict[LayerPart, Prediction]:
     """Any of them."""
     order = np.random.default_rng(situation.seed).permutation(len(parts))
     return {
@@ -151,7 +162,7 @@ def random(situation, parts):
     }
 
 
-def last(situation, parts):
+def last(situation: Situation, parts: Sequence[LayerPart]) -> dict[LayerPart, Prediction]:
     """The deepest first."""
     return {part: Prediction(-float(i), "the deepest") for i, part in enumerate(parts)}
 
@@ -166,7 +177,7 @@ CRITERIA = {
 }
 
 
-def rank_units(criterion, profile):
+def rank_units(criterion: str, profile: UnitProfile) -> dict[Part, Prediction]:
     """The units of a convolution in the order in which a criterion would do without them.
 
     It is a ranking and no more: nothing takes units out.
@@ -197,7 +208,7 @@ def rank_units(criterion, profile):
     return _sorted(UNIT_CRITERIA[criterion](profile))
 
 
-def feature_entropy(profile):
+def feature_entropy(profile: UnitProfile) -> dict[Part, Prediction]:
     """Highest topological feature entropy, nats, averaged over the classes."""
     entropy, rate = profile.mean_feature_entropy, profile.mean_selective_rate
     return {

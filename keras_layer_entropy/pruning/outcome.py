@@ -3,20 +3,27 @@
 import dataclasses
 import json
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
+import keras
+
+from keras_layer_entropy.backend import Data
 from keras_layer_entropy.files import replacing
 from keras_layer_entropy.model_files import model_parts, save_model
 from keras_layer_entropy.pruning.accuracies import accuracy_metrics
 from keras_layer_entropy.pruning.checkpoint import FORMAT_VERSION, RECORD
 from keras_layer_entropy.pruning.cost import compare_costs
-from keras_layer_entropy.pruning.search import score
+from keras_layer_entropy.pruning.search import PruningResult, score
 from keras_layer_entropy.recording.passes import Source
 from keras_layer_entropy.report import Pruning
 
 RECORDS = (RECORD, "before.json", "after.json", "pruning.png")
 
 
-def compared(model, result, validation, test, batch_size=256):
+def compared(
+    model: keras.Model, result: PruningResult, validation: Data, test: Data, batch_size: int = 256
+) -> Pruning:
     """What the smaller model costs and how good it is, beside the original.
 
     Args:
@@ -75,18 +82,18 @@ class Output:
     is_file: bool
 
     @property
-    def records(self):
+    def records(self) -> dict[str, pathlib.Path]:
         """Name of each record -> its path."""
         if self.is_file:
             return {name: self.path.with_name(f"{self.path.stem}.{name}") for name in RECORDS}
         return {name: self.path / name for name in RECORDS}
 
     @property
-    def unfinished(self):
+    def unfinished(self) -> pathlib.Path:
         """The folder of a search that is not at its end."""
         return self.path.with_name(f"{self.path.name}.partial")
 
-    def check_replaceable(self):
+    def check_replaceable(self) -> None:
         """Raises FileExistsError where there is something that is no model."""
         path = self.path
         if self.is_file:
@@ -98,11 +105,13 @@ class Output:
                 f"{path} is no model: it is not replaced. Choose another --output."
             )
 
-    def taken(self):
+    def taken(self) -> list[pathlib.Path]:
         """What is there already, of the model and the records: a list of paths."""
         return [path for path in (self.path, *self.records.values()) if path.exists()]
 
-    def write(self, search, settings=None, dataset=None):
+    def write(
+        self, search: Pruning, settings: Mapping[str, Any] | None = None, dataset: Any = None
+    ) -> None:
         """Writes the smaller model, what was measured of both, every step and the figure.
 
         What is there is replaced, whole or not at all.
@@ -132,7 +141,9 @@ class Output:
             _write_records(Output(temporary, is_file=False).records, search, record)
 
 
-def _write_records(paths, search, record):
+def _write_records(
+    paths: Mapping[str, pathlib.Path], search: Pruning, record: Mapping[str, Any]
+) -> None:
     search.result.before.save(paths["before.json"])
     search.result.after.save(paths["after.json"])
     with replacing(paths["pruning.png"]) as temporary:

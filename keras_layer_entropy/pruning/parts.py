@@ -1,6 +1,7 @@
 """What can be taken out of a model, what that is predicted to cost, and a plan of both."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from keras_layer_entropy.pruning.cost import Cost
@@ -26,13 +27,13 @@ class Part:
 
     kind: str
     path: str
-    indices: tuple = ()
-    members: tuple = ()
-    consumers: tuple = ()
+    indices: tuple[int, ...] = ()
+    members: tuple[str, ...] = ()
+    consumers: tuple[str, ...] = ()
     saves: Cost | None = dataclasses.field(default=None, compare=False)
 
     @property
-    def name(self):
+    def name(self) -> str:
         """What it is called where people read it."""
         return f"{self.path}[{', '.join(map(str, self.indices))}]" if self.indices else self.path
 
@@ -70,12 +71,12 @@ class Plan:
     True
     """
 
-    parts: tuple = ()
-    predictions: tuple = ()
-    reasons: dict = dataclasses.field(default_factory=dict)
-    costs: tuple = ()
+    parts: tuple[Part, ...] = ()
+    predictions: tuple[Prediction, ...] = ()
+    reasons: dict[str, str] = dataclasses.field(default_factory=dict)
+    costs: tuple[Cost, ...] = ()
 
-    def to_json(self):
+    def to_json(self) -> dict[str, Any]:
         """The plan as plain values; models that a criterion made are left out."""
         predictions = [{"loss": x.loss, "words": x.words} for x in self.predictions]
         return {
@@ -88,7 +89,7 @@ class Plan:
         }
 
     @classmethod
-    def from_json(cls, data):
+    def from_json(cls, data: Mapping[str, Any]) -> "Plan":
         """What `to_json` gave, also after a way through a file.
 
         Raises:
@@ -109,13 +110,13 @@ class Plan:
 _FIELDS = tuple(field.name for field in dataclasses.fields(Part))
 
 
-def _plain(value):
+def _plain(value: Any) -> Any:
     if isinstance(value, Cost):
         return dataclasses.asdict(value)
     return list(value) if isinstance(value, tuple) else value
 
 
-def _read(value):
+def _read(value: Any) -> Any:
     if isinstance(value, dict):
         latency = {int(size): time for size, time in value["latency"].items()}
         return Cost(**{**value, "latency": latency})

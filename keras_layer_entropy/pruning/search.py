@@ -4,6 +4,7 @@ import dataclasses
 import math
 import numbers
 import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -12,23 +13,25 @@ from keras import ops, tree
 
 from keras_layer_entropy.analysis.analyzer import analyze_model
 from keras_layer_entropy.analysis.profile import EntropyProfile
+from keras_layer_entropy.backend import Data
 from keras_layer_entropy.measures.entropy import FLAT_TOLERANCE
 from keras_layer_entropy.pruning.accuracies import accuracy_metrics
 from keras_layer_entropy.pruning.cost import Cost
 from keras_layer_entropy.pruning.criteria import CRITERIA, Situation, rank
-from keras_layer_entropy.pruning.evaluation import accuracy, compiled_with, evaluate
+from keras_layer_entropy.pruning.evaluation import Scores, accuracy, compiled_with, evaluate
 from keras_layer_entropy.pruning.graph import flat_graph
-from keras_layer_entropy.pruning.layer_parts import removable_layers
+from keras_layer_entropy.pruning.layer_parts import LayerPart, removable_layers
 from keras_layer_entropy.pruning.optimizer_state import (
     fresh_metrics,
     learning_rate_of,
     recompile,
     set_learning_rate,
 )
-from keras_layer_entropy.pruning.parts import Plan
+from keras_layer_entropy.pruning.parts import Plan, Prediction
 from keras_layer_entropy.pruning.rewrite import without
 from keras_layer_entropy.pruning.shuffling import Shuffled
-from keras_layer_entropy.recording.layers import choose_layers
+from keras_layer_entropy.recording.labels import ClassChoice
+from keras_layer_entropy.recording.layers import LayerChoice, choose_layers
 from keras_layer_entropy.recording.passes import Source
 
 MEASURES = ("activation_entropy", "state_entropy")
@@ -69,15 +72,15 @@ class PruningOptions:
     learning_rate: float | None = None
     batch_size: int = 128
     max_removals: int | None = None
-    layers: Any = None
-    keep: tuple = ()
+    layers: LayerChoice = None
+    keep: str | Collection[str] = ()
     refit: bool = True
     seed: int = 0
-    num_classes: Any = None
+    num_classes: ClassChoice = None
     steps_per_epoch: int | None = None
     validation_steps: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if isinstance(self.keep, str):
             object.__setattr__(self, "keep", (self.keep,))
         checks = {
@@ -99,8 +102,8 @@ class PruningOptions:
                 raise ValueError(f"{name}={getattr(self, name)!r}; expected {expected}.")
 
 
-def _is_count(value, least=1):
-    return isinstance(value, numbers.Integral) and value >= least
+def _is_count(value: Any, least: int = 1) -> bool:
+    return isinstance(value, numbers.Integral) and int(value) >= least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +124,7 @@ class PruningStep:
     """
 
     part: str
-    members: tuple
+    members: tuple[str, ...]
     criterion: str
     score: float
     reason: str
@@ -131,7 +134,7 @@ class PruningStep:
     accuracy_retrained: float
     residual: float | None
     parameters: int
-    entropy: dict
+    entropy: dict[str, float]
     seconds: float
 
 
@@ -148,29 +151,29 @@ class PruningResult:
         options: `PruningOptions`.
     """
 
-    model: Any
-    steps: tuple
+    model: keras.Model
+    steps: tuple[PruningStep, ...]
     before: EntropyProfile
     after: EntropyProfile
-    reasons: dict
+    reasons: dict[str, str]
     options: PruningOptions
 
     @property
-    def removed(self):
+    def removed(self) -> tuple[str, ...]:
         """Paths of the Dense layers that went, in the order in which they went."""
         return tuple(step.part for step in self.steps if step.accepted)
 
 
 def prune_model(
-    model,
-    train_data,
-    validation_data,
-    options=None,
+    model: keras.Model,
+    train_data: Data,
+    validation_data: Data,
+    options: PruningOptions | None = None,
     *,
-    on_step=None,
-    resume=None,
-    callbacks=(),
-):
+    on_step: Callable[[keras.Model, PruningStep], object] | None = None,
+    resume: tuple[keras.Model, Sequence[PruningStep]] | None = None,
+    callbacks: Iterable[keras.callbacks.Callback] = (),
+) -> PruningResult:
     """Takes out Dense layers one by one while validation accuracy stays.
 
     In each step the criterion chooses a layer; it goes, the layers behind it are refitted in closed
@@ -223,7 +226,12 @@ def prune_model(
             on_step(search.model, step)
 
 
-def plan(model, train_data, validation_data, options=None):
+def plan(
+    model: keras.Model,
+    train_data: Data,
+    validation_data: Data,
+    options: PruningOptions | None = None,
+) -> Plan:
     """What `prune_model` would try at first, with no change to anything.
 
     Args, errors: as for `prune_model`.
@@ -238,7 +246,9 @@ def plan(model, train_data, validation_data, options=None):
     return Plan(tuple(found), tuple(found.values()), reasons)
 
 
-def score(model, data, batch_size=256, metrics=None):
+def score(
+    model: keras.Model, data: Data, batch_size: int = 256, metrics: Mapping[str, Any] | None = None
+) -> Scores:
     """The `Scores` of any compiled model.
 
     Args:
@@ -256,7 +266,14 @@ def score(model, data, batch_size=256, metrics=None):
 class _Search:
     """The state of a search: the model as it stands, and what was tried."""
 
-    def __init__(self, model, train_data, validation_data, options, resume):
+    def __init__(
+        self,
+        model: keras.Model,
+        train_data: Data,
+        validation_data: Data,
+        options: PruningOptions,
+        resume: tuple[keras.Model, Sequence[PruningStep]] | None,
+    ) -> None:
         self._original, self._options = model, options
         self._train_data = train_data if callable(train_data) else lambda _: train_data
         self._validation = validation_data
@@ -277,12 +294,12 @@ class _Search:
         # Targets of regressions come from what was trained, never from what was only refitted.
         self._teacher = self.model if options.epochs else self._first
         self._steps = list(steps)
-        self._found = {}  # of the model as it stands
+        self._found: dict[str, Any] = {}  # of the model as it stands
         self._profile = self.before if resume is None else self._analyze(self.model)
         self._base = self._scored(self._first)
         self._now = self._base if resume is None else self._scored(self.model)
 
-    def ranked(self):
+    def ranked(self) -> dict[LayerPart, Prediction]:
         """`Part` -> `Prediction` of what may go next, the first to go first."""
         if self._is_enough():
             return {}
@@ -290,7 +307,7 @@ class _Search:
         parts = [part for path, part in self._parts()[0].items() if path not in rejected]
         return rank(self._options.criterion, self._situation(), parts)
 
-    def step(self, callbacks):
+    def step(self, callbacks: Iterable[keras.callbacks.Callback]) -> PruningStep | None:
         """Tries the next layer; its `PruningStep`, or None when there is none left."""
         started = time.perf_counter()
         keras.utils.set_random_seed(self._seed)
@@ -326,7 +343,7 @@ class _Search:
             self._profile = self._analyze(smaller)
         return step
 
-    def reasons(self):
+    def reasons(self) -> dict[str, str]:
         """Path of each Dense layer that stays -> why."""
         parts, reasons = self._parts()
         reasons, other = dict(reasons), "the criterion does not choose it"
@@ -336,7 +353,7 @@ class _Search:
             reasons[path] = self._rejected().get(path, other)
         return reasons
 
-    def result(self):
+    def result(self) -> PruningResult:
         """What was found, compiled as the original was."""
         if self._options.learning_rate is not None:
             set_learning_rate(self.model, learning_rate_of(self._original))
@@ -347,13 +364,13 @@ class _Search:
             self.model, tuple(self._steps), self.before, after, self.reasons(), self._options
         )
 
-    def _parts(self):
+    def _parts(self) -> tuple[dict[str, LayerPart], dict[str, str]]:
         """As `removable_layers` of the model as it stands, of the layers that may go."""
         if self._found.get("model") is not self.model:
             self._found = {"model": self.model, "parts": self._find_parts()}
         return self._found["parts"]
 
-    def _find_parts(self):
+    def _find_parts(self) -> tuple[dict[str, LayerPart], dict[str, str]]:
         options, keep = self._options, list(self._options.keep)
         chosen = choose_layers(self._original, options.layers)
         kept = choose_layers(self._original, keep) if keep else {}
@@ -373,7 +390,7 @@ class _Search:
                     reasons[path] = f"{error}".partition("\n")[0]
         return parts, reasons
 
-    def _situation(self):
+    def _situation(self) -> Situation:
         options = self._options
         return Situation(
             student=self.model,
@@ -389,12 +406,12 @@ class _Search:
             validation_steps=options.validation_steps,
         )
 
-    def _is_enough(self):
+    def _is_enough(self) -> bool:
         """Whether as many parts went as may go."""
         most = self._options.max_removals
         return most is not None and sum(step.accepted for step in self._steps) >= most
 
-    def _rejected(self):
+    def _rejected(self) -> dict[str, str]:
         limit = self._base - self._options.max_accuracy_drop
         return {
             step.part: f"without it accuracy is {step.accuracy_retrained:.4f}, below {limit:.4f} "
@@ -404,11 +421,11 @@ class _Search:
         }
 
     @property
-    def _seed(self):
+    def _seed(self) -> int:
         """The seed of the step that comes next."""
         return self._options.seed + len(self._steps)
 
-    def _analyze(self, model, baseline=False):
+    def _analyze(self, model: keras.Model, baseline: bool = False) -> EntropyProfile:
         return analyze_model(
             model,
             self._validation,
@@ -421,13 +438,13 @@ class _Search:
             verbose=0,
         )
 
-    def _working_copy(self, model):
+    def _working_copy(self, model: keras.Model) -> keras.Model:
         copy, _ = without(model, None)
         if self._options.learning_rate is not None:
             set_learning_rate(copy, self._options.learning_rate)
         return copy
 
-    def _scored(self, model):
+    def _scored(self, model: keras.Model) -> float:
         """Validation accuracy of a model that is to be gone on from."""
         with compiled_with(model, self._metrics):
             scores = evaluate(model, *self._evaluated)
@@ -438,7 +455,9 @@ class _Search:
             )
         return scores.accuracy
 
-    def _retrain(self, model, removed, callbacks):
+    def _retrain(
+        self, model: keras.Model, removed: float, callbacks: Iterable[keras.callbacks.Callback]
+    ) -> float:
         """Trains a model and leaves it at its best epoch; validation accuracy."""
         options = self._options
         if not options.epochs:
@@ -464,30 +483,30 @@ class _Search:
 class _KeepBest(keras.callbacks.Callback):
     """Leaves model and optimizer as they were after the epoch with the best validation accuracy."""
 
-    def __init__(self, model, accuracy_at_start):
+    def __init__(self, model: keras.Model, accuracy_at_start: float) -> None:
         super().__init__()
         if not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)
         self._trained = model
         self._best, self._state = accuracy_at_start, self._copied()
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         validation = {k[4:]: v for k, v in logs.items() if k.startswith("val_")}
         if accuracy(validation) > self._best:
             self._best, self._state = accuracy(validation), self._copied()
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
         for variable, value in zip(self._variables(), self._state, strict=True):
             variable.assign(value)
 
-    def _variables(self):
+    def _variables(self) -> list[keras.Variable]:
         return [*self._trained.variables, *self._trained.optimizer.variables]
 
-    def _copied(self):
+    def _copied(self) -> list[np.ndarray]:
         return [np.array(ops.convert_to_numpy(variable)) for variable in self._variables()]
 
 
-def reseed(model, seed):
+def reseed(model: keras.Model, seed: int) -> None:
     """Gives every seed generator in a model, of its Dropout layers say, a state of this seed."""
     generators = [g for layer in model._flatten_layers() for g in layer._seed_generators]
     for index, generator in enumerate(dict.fromkeys(generators)):
@@ -495,7 +514,7 @@ def reseed(model, seed):
         generator.state.assign(np.array([own >> 1, 0], generator.state.dtype))
 
 
-def _check_data(name, data, options, steps):
+def _check_data(name: str, data: Data, options: PruningOptions, steps: str) -> None:
     """Raises for data that cannot be read again and again, each time to an end."""
     if not Source(data, options.batch_size, steps=1).repeatable:
         raise ValueError(
@@ -510,7 +529,7 @@ def _check_data(name, data, options, steps):
         raise ValueError(f"{name} has no end that is known: give {steps}=. ({error})") from error
 
 
-def _training(data, options, seed):
+def _training(data: Data, options: PruningOptions, seed: int) -> dict[str, Any]:
     """Arguments of `fit` for training data: arrays are shuffled anew in every epoch."""
     train = Source(data, options.batch_size, options.steps_per_epoch).keywords
     if "batch_size" not in train:
@@ -523,7 +542,7 @@ def _training(data, options, seed):
     return {"x": Shuffled(arrays, train["batch_size"], seed)}
 
 
-def _saved(model, part, sample):
+def _saved(model: keras.Model, part: LayerPart, sample: Any) -> Cost:
     """What a model saves without a part; errors of Keras where it cannot make or run that."""
     if part.input_shape == part.output_shape:
         gone = [call.operation for call in flat_graph(model).calls if call.path in part.members]
@@ -536,7 +555,7 @@ def _saved(model, part, sample):
     return Cost(dense_layers=1, parameters=saved, flops=None, latency={})
 
 
-def _check_weights(model):
+def _check_weights(model: keras.Model) -> None:
     for layer in model._flatten_layers(include_self=False):
         for variable in (*layer._trainable_variables, *layer._non_trainable_variables):
             value = ops.convert_to_numpy(variable)

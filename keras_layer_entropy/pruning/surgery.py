@@ -1,8 +1,12 @@
 """Take Dense layers out of a model and refit what took their outputs."""
 
 import warnings
+from collections.abc import Collection, Iterable
 
-from keras_layer_entropy.pruning.layer_parts import layer_part
+import keras
+
+from keras_layer_entropy.backend import Data
+from keras_layer_entropy.pruning.layer_parts import LayerPart, layer_part
 from keras_layer_entropy.pruning.optimizer_state import restart_averages
 from keras_layer_entropy.pruning.parts import Plan
 from keras_layer_entropy.pruning.refit import refit
@@ -10,7 +14,12 @@ from keras_layer_entropy.pruning.rewrite import without
 from keras_layer_entropy.recording.layers import choose_layers
 
 
-def remove_layer(model, name, calibration_data=None, steps=None):
+def remove_layer(
+    model: keras.Model,
+    name: str | Collection[str] | Plan,
+    calibration_data: Data | None = None,
+    steps: int | None = None,
+) -> keras.Model:
     """The model without a Dense layer and the activation, normalisation and dropout after it.
 
     With calibration data, the layers that took what is removed are refitted in closed form: kernel
@@ -56,7 +65,15 @@ def remove_layer(model, name, calibration_data=None, steps=None):
     return take_out(model, model, name, calibration_data, steps=steps)[0]
 
 
-def take_out(student, teacher, names, calibration_data, batch_size=256, *, steps=None):
+def take_out(
+    student: keras.Model,
+    teacher: keras.Model,
+    names: str | Collection[str] | Plan,
+    calibration_data: Data | None,
+    batch_size: int = 256,
+    *,
+    steps: int | None = None,
+) -> tuple[keras.Model, dict[str, float]]:
     """`remove_layer` with the targets of the regression from another model.
 
     Args:
@@ -98,7 +115,7 @@ def take_out(student, teacher, names, calibration_data, batch_size=256, *, steps
     return smaller, residuals
 
 
-def _paths(model, names):
+def _paths(model: keras.Model, names: str | Collection[str] | Plan) -> list[str]:
     """The paths of the layers that are meant, each once."""
     if isinstance(names, Plan):
         if other := [part.name for part in names.parts if part.kind != "layer"]:
@@ -122,7 +139,7 @@ def _paths(model, names):
     return paths
 
 
-def _next_part(model, paths, refit):
+def _next_part(model: keras.Model, paths: Iterable[str], refit: bool) -> LayerPart:
     """The first of some parts that can go: some can only after others."""
     errors = []
     for path in paths:

@@ -10,6 +10,7 @@ import functools
 import numbers
 import typing
 import warnings
+from typing import Any
 
 import keras
 import numpy as np
@@ -28,6 +29,8 @@ _SIGNED = ("hinge", "squared_hinge", "categorical_hinge")  # -1 is another way t
 _EMBEDDING = ("circle",)  # whose output is as wide as somebody chose
 # Shares in bfloat16 are rounded by up to 0.4 %.
 _SUM_TOLERANCE = 1e-2
+# The number of classes; of one of several outputs, by its name or place; None to find it out.
+ClassChoice = int | dict[Any, int | None] | None
 
 
 class Membership(typing.NamedTuple):

@@ -1,8 +1,15 @@
 """Which layers of a model: by name, path, class or predicate."""
 
 import difflib
+from collections.abc import Callable, Collection
+from typing import TypeAlias
 
 import keras
+
+# One choice of layers: a name or path, a class, a predicate, a layer itself.
+_One: TypeAlias = str | type | keras.Layer | Callable[[keras.Layer], bool]
+# Which layers: one choice or several; None for the usual ones, every Dense.
+LayerChoice: TypeAlias = _One | Collection[_One] | None
 
 
 def choose_layers(model, layers=None):

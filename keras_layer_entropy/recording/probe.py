@@ -1,9 +1,13 @@
 """The outputs of layers inside any model."""
 
 import contextlib
+from typing import Any
 
 import keras
 
+from keras_layer_entropy.backend import Tensor
+from keras_layer_entropy.recording.following import Activation
+from keras_layer_entropy.recording.layers import LayerChoice
 from keras_layer_entropy.recording.recorder import Recorder, build
 
 
@@ -38,7 +42,9 @@ class ActivationProbe(keras.Model):
     {'block/inner': (5, 8), 'logits': (5, 2)}
     """
 
-    def __init__(self, model, layers=None, patterns=False):
+    def __init__(
+        self, model: keras.Model, layers: LayerChoice = None, patterns: bool = False
+    ) -> None:
         if not isinstance(model, keras.Model):
             raise ValueError(
                 f"model is a {type(model).__name__}; expected a keras.Model (load_model opens one)."
@@ -48,11 +54,11 @@ class ActivationProbe(keras.Model):
         self.recorder = Recorder(model, layers)
         self.patterns = patterns
 
-    def call(self, inputs, training=False):
+    def call(self, inputs: Any, training: bool = False) -> dict[str, Tensor]:
         _, activations = self.record(inputs, training=training)
         return {a.path: a.sample_pattern() if self.patterns else a.output for a in activations}
 
-    def record(self, inputs, training=False):
+    def record(self, inputs: Any, training: bool = False) -> tuple[Any, list[Activation]]:
         """`(outputs of the model, list of Activation in the order of the forward pass)`."""
         kwargs = {"training": training} if self.model._call_has_training_arg else {}
         build(self.model, inputs)
@@ -61,9 +67,9 @@ class ActivationProbe(keras.Model):
         self.recorder.check(recording)
         return outputs, recording.activations
 
-    def build(self, input_shape):
+    def build(self, input_shape: Any) -> None:
         """The model inside builds itself when it is called."""
 
-    def _open_name_scope(self):
+    def _open_name_scope(self) -> contextlib.AbstractContextManager:
         # Variables that the model makes in here are to be named as in a call of its own.
         return contextlib.nullcontext()

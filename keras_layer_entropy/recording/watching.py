@@ -17,10 +17,12 @@ from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
 
 _CASTS = "_convert_input_args"
 _lock = threading.Lock()
-_replaced = {}  # (id of a target, name) -> how many watch, the target, what stood there
+# (id of a target, name) -> how many watch, the target, what stood there.
+_replaced: dict[tuple[int, str], list] = {}
 _watchers = threading.local()
 _NOTHING = object()
-_locks = weakref.WeakKeyDictionary()  # layer -> held while somebody is alone with it
+# Layer -> held while somebody is alone with it.
+_locks: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 @contextlib.contextmanager

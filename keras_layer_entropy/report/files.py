@@ -1,12 +1,17 @@
 """The files of a profile: JSON, CSV, pictures."""
 
+import pathlib
+
 from keras_layer_entropy import plots
-from keras_layer_entropy.files import check_writable, local_path, replacing
+from keras_layer_entropy.files import AnyPath, check_writable, local_path, replacing
+from keras_layer_entropy.measures.measure import Profile
 
 FILES = ("profile.json", "profile.csv", "entropy.png", "heatmap.png")
 
 
-def save_profile(profile, directory, overwrite=False):
+def save_profile(
+    profile: Profile, directory: AnyPath, overwrite: bool = False
+) -> list[pathlib.Path]:
     """Writes `profile.json`, `profile.csv`, `entropy.png` and `heatmap.png` into a folder.
 
     Args:
@@ -30,7 +35,7 @@ def save_profile(profile, directory, overwrite=False):
     return paths
 
 
-def check_new(directory, overwrite=False):
+def check_new(directory: AnyPath, overwrite: bool = False) -> None:
     """Raises OSError where `save_profile` could not write, or would overwrite a file untold."""
     directory = local_path(directory)
     if directory.is_file():
@@ -47,7 +52,7 @@ def check_new(directory, overwrite=False):
         )
 
 
-def check_new_file(path, overwrite=False):
+def check_new_file(path: AnyPath, overwrite: bool = False) -> None:
     """Raises OSError where `write_report` could not write, or would overwrite a file untold."""
     path = local_path(path)
     _check_file(path)
@@ -57,7 +62,7 @@ def check_new_file(path, overwrite=False):
         )
 
 
-def _check_file(path):
+def _check_file(path: pathlib.Path) -> None:
     if path.is_dir():
         raise IsADirectoryError(
             f"{path} is a folder; expected the name of a file, report.html say."

@@ -4,16 +4,19 @@ import base64
 import dataclasses
 import functools
 import importlib.resources
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import jinja2
 import numpy as np
 
 from keras_layer_entropy import plots
-from keras_layer_entropy.files import replacing
+from keras_layer_entropy.files import AnyPath, replacing
 from keras_layer_entropy.measures.entropy import FLAT_TOLERANCE
-from keras_layer_entropy.measures.measure import listed
+from keras_layer_entropy.measures.measure import Profile, listed
 from keras_layer_entropy.measures.registry import MEASURES
 from keras_layer_entropy.report.files import check_new_file
+from keras_layer_entropy.report.pruning import Pruning
 from keras_layer_entropy.report.tables import comparison_rows, extreme_class
 from keras_layer_entropy.report.verdict import summary
 
@@ -22,8 +25,14 @@ _MOST_PATTERNS = 1_000_000
 
 
 def write_report(
-    path, profile, *, history=(), pruning=None, tolerance=FLAT_TOLERANCE, overwrite=False
-):
+    path: AnyPath,
+    profile: Profile,
+    *,
+    history: Iterable[Profile] = (),
+    pruning: Pruning | None = None,
+    tolerance: float = FLAT_TOLERANCE,
+    overwrite: bool = False,
+) -> AnyPath:
     """Writes a report, one HTML file that needs nothing else.
 
     Args:
@@ -84,7 +93,7 @@ def write_report(
 
 
 @functools.cache
-def _template():
+def _template() -> jinja2.Template:
     text = importlib.resources.files(__package__).joinpath("page.html").read_text("utf-8")
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -92,7 +101,7 @@ def _template():
     return environment.from_string(text)
 
 
-def _facts(profile):
+def _facts(profile: Profile) -> list[tuple[str, Any]]:
     """What was measured: pairs of a name and a text."""
     settings = profile.settings
     date, versions = settings.get("date") or "", settings.get("versions") or {}
@@ -114,7 +123,7 @@ def _facts(profile):
     return [(name, text) for name, text in facts if text not in (None, "")]
 
 
-def _sample_words(profile):
+def _sample_words(profile: Profile) -> str:
     samples = f"{int(profile.count.sum()):,}"
     if len(profile.classes) == 1:
         return samples
@@ -123,7 +132,7 @@ def _sample_words(profile):
     return f"{found}; none of {listed(absent)}" if absent else found
 
 
-def _descriptions(profile, pruning):
+def _descriptions(profile: Profile, pruning: Pruning | None) -> dict[str, dict[str, str]]:
     """Name -> words of each measure that is shown."""
     after = pruning.result.after if pruning else profile
     found = {}
@@ -135,7 +144,7 @@ def _descriptions(profile, pruning):
     return found
 
 
-def _command(profile):
+def _command(profile: Profile) -> str | None:
     """The Python that measures it again; None where a measure of it is not known."""
     seed = profile.settings.get("baseline_seed")
     if any(x.key not in MEASURES for x in profile.measures.values()):
@@ -151,7 +160,7 @@ def _command(profile):
         del arguments["measures"]
     words = [f"{name}={value}" for name, value in arguments.items() if value is not None]
     call = f"profile = analyze_model({', '.join(['model', 'data', *words])})"
-    homes = {}
+    homes: dict[str, dict[str, None]] = {}
     for each in map(type, own):
         ours = each.__module__.startswith("keras_layer_entropy.")
         home = "keras_layer_entropy.measures" if ours else each.__module__
@@ -160,7 +169,9 @@ def _command(profile):
     return f'{"".join(imports)}{call}\nprofile.report("report.html")'
 
 
-def _network(profile, key, tolerance, history=()):
+def _network(
+    profile: Profile, key: str, tolerance: float, history: Sequence[Profile] = ()
+) -> dict[str, Any]:
     """What the page shows of one network."""
     others = [name for name in profile.results if name != "activation_entropy"]
     shown = [name for name in others if np.isfinite(profile[name].per_class).any()]
@@ -177,7 +188,7 @@ def _network(profile, key, tolerance, history=()):
     }
 
 
-def _measure(profile, name, history):
+def _measure(profile: Profile, name: str, history: Sequence[Profile]) -> dict[str, Any]:
     """What the page shows of a measure: its figures, and a table of what came with it."""
     measure, result = profile.measures[name], profile[name]
     figures = [
@@ -206,7 +217,7 @@ def _measure(profile, name, history):
     }
 
 
-def _layers(profile, shown, tolerance):
+def _layers(profile: Profile, shown: Sequence[str], tolerance: float) -> list[dict[str, Any]]:
     """The rows of the table of layers: each number with what stands there when it is pointed at."""
     words = profile.trend(tolerance)
     rows = []
@@ -238,26 +249,26 @@ def _layers(profile, shown, tolerance):
     return rows
 
 
-def _short(name, most=20):
+def _short(name: str, most: int = 20) -> str:
     return name if len(name) <= most else f"{name[: most - 3]}..."
 
 
-def _number(value, words, after="", sign=""):
+def _number(value: float, words: str, after: str = "", sign: str = "") -> dict[str, Any]:
     if np.isnan(value):
         return _cell("", "-", words)
     return _cell(float(value), f"{value:{sign}.3f}{after}", f"{value:{sign}.6f}, {words}")
 
 
-def _cell(sort, text, title):
+def _cell(sort: Any, text: str, title: str) -> dict[str, Any]:
     return {"sort": sort, "text": text, "title": title}
 
 
-def _has_class_patterns(profile):
+def _has_class_patterns(profile: Profile) -> bool:
     """Whether the entropy is that of a pattern of each class."""
     return profile.measures["activation_entropy"].options["pattern"] != "per_sample"
 
 
-def _patterns(profile):
+def _patterns(profile: Profile) -> dict[str, Any] | None:
     """The patterns as the page's script reads them: float32, base64, as many classes as fit in."""
     if not profile.patterns:
         return None
@@ -280,7 +291,7 @@ def _patterns(profile):
     }
 
 
-def _pruning(pruning):
+def _pruning(pruning: Pruning) -> dict[str, Any]:
     result = pruning.result
     return {
         "summary": pruning.summary(),

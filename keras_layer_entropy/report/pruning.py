@@ -1,7 +1,10 @@
 """What came of a search, as reports and figures show it."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from matplotlib.figure import Figure
 
 from keras_layer_entropy import plots
 from keras_layer_entropy.measures.measure import listed
@@ -20,17 +23,17 @@ class Pruning:
     """
 
     result: Any
-    costs: tuple
-    accuracies: dict
-    units: tuple = ()
+    costs: Sequence[Any]
+    accuracies: Mapping[str, Sequence[float]]
+    units: Sequence[tuple[str, Any]] = ()
 
     @property
-    def limit(self):
+    def limit(self) -> float:
         """The lowest validation accuracy that was accepted."""
         return self.accuracies["validation"][0] - self.result.options.max_accuracy_drop
 
     @property
-    def points(self):
+    def points(self) -> list[tuple[int, float, str]]:
         """The validation accuracies as layers went, for `plots.pruning_curves`."""
         points, removed = [(0, self.accuracies["validation"][0], "original")], 0
         for step in self.result.steps:
@@ -42,12 +45,12 @@ class Pruning:
                 points.append((removed + 1, step.accuracy_retrained, "rolled back"))
         return points
 
-    def figure(self):
+    def figure(self) -> Figure:
         """`plots.pruning_curves` of it."""
         before, after = self.result.before, self.result.after
         return plots.pruning_curves(before, after, self.points, self.limit)
 
-    def summary(self):
+    def summary(self) -> str:
         """What came of it, in one sentence or two."""
         removed, (before, after) = self.result.removed, self.costs
         validation, test = self.accuracies["validation"], self.accuracies["test"]

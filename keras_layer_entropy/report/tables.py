@@ -1,13 +1,17 @@
 """Tables for the terminal."""
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import numpy as np
 import rich.box
 import rich.table
 
 from keras_layer_entropy.measures.entropy import FLAT_TOLERANCE
+from keras_layer_entropy.measures.measure import Profile
 
 
-def table(profile, tolerance=FLAT_TOLERANCE):
+def table(profile: Profile, tolerance: float = FLAT_TOLERANCE) -> rich.table.Table:
     """The layers of a profile, a `rich.table.Table`.
 
     Args:
@@ -53,7 +57,7 @@ def table(profile, tolerance=FLAT_TOLERANCE):
     return result
 
 
-def layer_value_tables(profile):
+def layer_value_tables(profile: Profile) -> list[rich.table.Table]:
     """The measures that bring numbers of layers as a whole: a `rich.table.Table` for each.
 
     Args:
@@ -65,7 +69,7 @@ def layer_value_tables(profile):
     return [_layer_value_table(profile, name) for name, x in profile.results.items() if x.whole]
 
 
-def _layer_value_table(profile, name):
+def _layer_value_table(profile: Profile, name: str) -> rich.table.Table:
     measure, found = profile.measures[name], profile[name]
     result = _table_of_layers(f"{measure.title} ({found.unit})")
     result.add_column("mean of\nclasses", justify="right", no_wrap=True)
@@ -77,7 +81,9 @@ def _layer_value_table(profile, name):
     return result
 
 
-def comparison(before, after, validation, test):
+def comparison(
+    before: Any, after: Any, validation: Sequence[float], test: Sequence[float]
+) -> rich.table.Table:
     """What a smaller model saves and what it costs in accuracy, a `rich.table.Table`.
 
     Args:
@@ -93,7 +99,9 @@ def comparison(before, after, validation, test):
     return result
 
 
-def comparison_rows(before, after, validation, test):
+def comparison_rows(
+    before: Any, after: Any, validation: Sequence[float], test: Sequence[float]
+) -> list[tuple[str, str, str, str]]:
     """The rows of `comparison`, as text: name, before, after, ratio or difference."""
     rows = [
         ("Dense layers", before.dense_layers, after.dense_layers, "{:d}"),
@@ -113,13 +121,13 @@ def comparison_rows(before, after, validation, test):
     return ratios + accuracies
 
 
-def extreme_class(profile, row, choose):
+def extreme_class(profile: Profile, row: int, choose: Callable[[np.ndarray], Any]) -> int | None:
     """The column of the class that `choose` (`np.nanargmin`, say) finds in a row, or None."""
     values = profile.entropy[row]
     return None if np.isnan(values).all() else int(choose(values))
 
 
-def _table_of_layers(title):
+def _table_of_layers(title: str) -> rich.table.Table:
     result = rich.table.Table(
         title=title,
         title_justify="left",
@@ -132,13 +140,13 @@ def _table_of_layers(title):
     return result
 
 
-def _broken(word, longest=10):
+def _broken(word: str, longest: int = 10) -> str:
     """A word in two halves where it is long: columns are to be narrow."""
     half = len(word) // 2
     return word if len(word) <= longest else f"{word[:half]}-\n{word[half:]}"
 
 
-def _extreme(profile, row, choose):
+def _extreme(profile: Profile, row: int, choose: Callable[[np.ndarray], Any]) -> str:
     values, column = profile.entropy[row], extreme_class(profile, row, choose)
     if column is None:
         return "-"
@@ -146,6 +154,6 @@ def _extreme(profile, row, choose):
     return _number(values[column]) + name
 
 
-def _number(value, sign=False):
+def _number(value: float, sign: bool = False) -> str:
     digits = 3 if abs(value) < 100 else 1  # a row is to fit into 80 columns
     return "-" if np.isnan(value) else f"{value:{'+' if sign else ''}.{digits}f}"

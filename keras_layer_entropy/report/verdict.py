@@ -1,9 +1,10 @@
 """What a profile says, in a few sentences."""
 
 from keras_layer_entropy.measures.entropy import FLAT_TOLERANCE
+from keras_layer_entropy.measures.measure import Profile
 
 
-def summary(profile, tolerance=FLAT_TOLERANCE):
+def summary(profile: Profile, tolerance: float = FLAT_TOLERANCE) -> str:
     """The profile in a few sentences: what each of its measures says, and what to try.
 
     Args:
