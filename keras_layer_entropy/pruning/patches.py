@@ -1,0 +1,120 @@
+"""What the kernel of a layer is multiplied with, as rows of features."""
+
+import itertools
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_layer_entropy.pruning import linear
+
+_CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
+_ROWS = 2**26  # numbers that are held at a time
+
+
+def obstacle(layer):
+    """Why the kernel of a layer cannot be found by a regression on what it is given, or None.
+
+    Example:
+
+    >>> obstacle(keras.layers.Conv2D(3, 3)), obstacle(keras.layers.DepthwiseConv2D(3))
+    (None, 'it is a DepthwiseConv2D')
+    """
+    if _is_convolution(layer):
+        return f"it has {layer.groups} groups" if layer.groups > 1 else None
+    return linear.obstacle(layer)
+
+
+def features_of(layer):
+    """How many features the kernel is multiplied with: taps times channels."""
+    return matrix(layer).shape[0]
+
+
+def matrix(layer):
+    """The kernel as `[features, units]`, an array of float64."""
+    kernel = np.asarray(ops.convert_to_numpy(layer.kernel), np.float64)
+    return kernel.reshape(-1, kernel.shape[-1]) if _is_convolution(layer) else _flat(layer, kernel)
+
+
+def assign(layer, kernel, bias):
+    """Gives a layer a kernel `[features, units]` and a bias `[units]`."""
+    linear.assign(layer, kernel, bias)
+
+
+def taps_of(layer):
+    """How many features there are for each channel, which comes last among them."""
+    return int(np.prod(layer.kernel.shape[:-2])) if _is_convolution(layer) else 1
+
+
+def rows(layer, x):
+    """What the kernel is multiplied with, for one batch: a tensor `[rows, features]`."""
+    if not _is_convolution(layer):
+        return ops.reshape(x, (-1, x.shape[-1]))
+    if layer.data_format == "channels_first":
+        x = ops.moveaxis(ops.convert_to_tensor(x), 1, -1)
+    x = ops.pad(x, [(0, 0), *_padding(layer, x.shape[1:-1]), (0, 0)])
+    places = [
+        (size - (k - 1) * d - 1) // s + 1
+        for size, k, d, s in zip(
+            x.shape[1:-1], layer.kernel_size, layer.dilation_rate, layer.strides, strict=True
+        )
+    ]
+    parts = []
+    for tap in itertools.product(*map(range, layer.kernel_size)):
+        index = [
+            slice(t * d, t * d + (n - 1) * s + 1, s)
+            for t, d, n, s in zip(tap, layer.dilation_rate, places, layer.strides, strict=True)
+        ]
+        parts.append(x[(slice(None), *index)])
+    found = ops.stack(parts, axis=-2)
+    return ops.reshape(found, (-1, len(parts) * x.shape[-1]))
+
+
+def before_activation(layer, x):
+    """What a layer computes before its activation function, for one batch: `[rows, units]`."""
+    if not _is_convolution(layer):
+        z = ops.matmul(ops.reshape(x, (-1, x.shape[-1])), linear.matrix(layer))
+        return z if layer.bias is None else z + ops.reshape(layer.bias, (-1,))
+    z = layer.convolution_op(ops.convert_to_tensor(x), layer.kernel)
+    if layer.data_format == "channels_first":
+        z = ops.moveaxis(z, 1, -1)
+    z = ops.reshape(z, (-1, z.shape[-1]))
+    return z if layer.bias is None else z + layer.bias
+
+
+def gram(parts):
+    """Sum of products of rows, float64 `[columns, columns]`.
+
+    Args:
+        parts: generator of tensors `[rows, columns]`.
+    """
+    total = 0.0
+    for part in parts:
+        product = ops.matmul(ops.transpose(part), part)
+        total = total + np.asarray(ops.convert_to_numpy(product), np.float64)
+    return total
+
+
+def _padding(layer, sizes):
+    """Zeros before and after, for each axis of places."""
+    if layer.padding == "valid":
+        return [(0, 0)] * len(sizes)
+    found = []
+    for size, k, d, s in zip(
+        sizes, layer.kernel_size, layer.dilation_rate, layer.strides, strict=True
+    ):
+        reach = (k - 1) * d
+        if layer.padding == "causal":
+            found.append((reach, 0))
+        else:
+            missing = max((-(-size // s) - 1) * s + reach + 1 - size, 0)
+            found.append((missing // 2, missing - missing // 2))
+    return found
+
+
+def _is_convolution(layer):
+    return type(layer) in _CONVOLUTIONS
+
+
+def _flat(layer, kernel):
+    return kernel.reshape(linear.features_of(layer), -1)

@@ -1,0 +1,182 @@
+"""Give layers that lost some of what they take the kernels with which they do what they did."""
+
+import dataclasses
+import warnings
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_layer_entropy.measures.gram import ridge_regression
+from keras_layer_entropy.pruning import patches
+from keras_layer_entropy.pruning.graph import shared_paths
+from keras_layer_entropy.pruning.reconstruction import RIDGE, Taker, least_missed
+from keras_layer_entropy.pruning.walking import Walk
+
+WIDEST = 8192  # features
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """Units to choose among where the one layer that takes them is refitted.
+
+    Attributes:
+        owners: `[channels]`, the unit that each channel that the layer takes belongs to.
+        among: list of (units, how many of them go).
+    """
+
+    owners: np.ndarray
+    among: list
+
+
+def repair(student, teacher, inputs, kept, paths, choices=None):
+    """Refits layers in the order of the forward pass, each to what it computed in another model.
+
+    Each is fitted on what the layers before it, refitted already, give now. Where its output joins
+    a sum, it is fitted so that the sum is that of the other model: it makes up for what the rest of
+    the sum has lost.
+
+    Args:
+        student: the model whose layers are refitted, in place.
+        teacher: the model that it was, with the same calls.
+        inputs: what `walking.inputs_of` gave.
+        kept: path of each layer that lost something -> places of the units that it still makes,
+            None for all.
+        paths: of the layers to refit.
+        choices: path of one of these -> `Choice`: its kernel is 0 for the units chosen.
+
+    Returns:
+        `(residuals, chosen)`: path -> relative residual of the regression, and list of
+        `(unit, cost)` of the units that were chosen.
+    """
+    new, old, residuals, chosen = Walk(student, inputs), Walk(teacher, inputs), {}, []
+    choices = choices or {}
+    shared = shared_paths(new.graph)
+    for call, before in zip(new.graph.calls, old.graph.calls, strict=True):
+        given, wanted = new.given(call), old.given(before)
+        same = all(a is b for a, b in zip(given, wanted, strict=True))
+        untouched = same and call.path not in kept
+        if call.path in paths and not (untouched and call.path not in choices):
+            if reason := _reason(call, shared):
+                warnings.warn(f"{call.path} is not refitted: {reason}.", stacklevel=3)
+            else:
+                target = _Target(new, old, call, before, kept.get(call.path))
+                choice = choices.get(call.path)
+                residuals[call.path], gone = target.fit(given[0], wanted[0], choice)
+                chosen += gone
+        old.make(before)
+        if untouched and call.path not in residuals:
+            new.take(call, [old.value(number) for number in before.outputs])
+        else:
+            new.make(call)
+    return residuals, chosen
+
+
+def centred(gram, features):
+    """The sums of products of the first columns around their means, from those of `[x, 1, ...]`."""
+    sums = gram[features, :features]
+    return gram[:features, :features] - np.outer(sums, sums) / gram[features, features]
+
+
+def _reason(call, shared):
+    if call.path in shared:
+        return "it is called several times"
+    if patches.features_of(call.operation) > WIDEST:
+        return f"it takes more than {WIDEST} features"
+    return None
+
+
+class _Target:
+    """What a layer is to compute: what it did, and what is missing in the sum that it joins.
+
+    Args:
+        new, old: the `Walk`s through both models.
+        call, before: the call of the layer in each.
+        kept: places of the units that it still makes, None for all.
+    """
+
+    def __init__(self, new, old, call, before, kept):
+        self._layer, self._teacher, self._kept = call.operation, before.operation, kept
+        self._normalization, scale, others = _way_to_sum(new.graph, call)
+        self._missing = None
+        pairs = [(old.value(number), new.value(number)) for number in others]
+        known = [pair for pair in pairs if pair[0] is not None and pair[1] is not None]
+        if pairs and known == pairs and any(a is not b for a, b in pairs):
+            batches = zip(*(zip(a, b, strict=True) for a, b in pairs), strict=True)
+            self._missing = [self._difference(parts, scale) for parts in batches]
+
+    def fit(self, given, wanted, choice=None):
+        """Gives the layer its kernel and bias; the relative residual, and the units chosen."""
+        layer, chosen = self._layer, []
+        features = patches.features_of(layer)
+        intercept = layer.bias is not None or self._normalization is not None
+        gram = patches.gram(self._rows(given, wanted))
+        stay = np.arange(features)
+        if choice is not None:
+            owners = np.tile(choice.owners, patches.taps_of(layer))
+            fit = ridge_regression(gram, features, RIDGE, intercept=intercept)
+            taker = Taker(centred(gram, features), fit.kernel, owners)
+            chosen = least_missed([taker], choice.among)
+            stay = np.flatnonzero(~np.isin(owners, [unit for unit, _ in chosen]))
+        some = np.concatenate([stay, np.arange(features, len(gram))])
+        fit = ridge_regression(gram[np.ix_(some, some)], len(stay), RIDGE, intercept=intercept)
+        kernel = np.zeros((features, fit.kernel.shape[1]))
+        kernel[stay] = fit.kernel
+        patches.assign(layer, kernel, fit.bias)
+        if layer.bias is None and intercept:
+            # What a bias would add, the normalisation behind takes off less.
+            mean = self._normalization.moving_mean
+            mean.assign(mean - ops.cast(fit.bias, mean.dtype))
+        return fit.residual, chosen
+
+    def _rows(self, given, wanted):
+        for index, (x, before) in enumerate(zip(given, wanted, strict=True)):
+            target = patches.before_activation(self._teacher, before)
+            if self._kept is not None:
+                target = ops.take(target, self._kept, axis=-1)
+            if self._missing is not None:
+                target = target + ops.reshape(self._missing[index], ops.shape(target))
+            features = ops.cast(patches.rows(self._layer, x), target.dtype)
+            yield ops.concatenate([features, ops.ones_like(target[:, :1]), target], axis=-1)
+
+    def _difference(self, parts, scale):
+        total = 0.0
+        for old, new in parts:
+            total = total + (old if self._kept is None else old[..., self._kept]) - new
+        return total * scale
+
+
+def _way_to_sum(graph, call):
+    """`(normalization, scale, others)`: what lies between a layer and the sum that it joins.
+
+    The first normalisation behind the layer or None; what a difference in the sum is multiplied
+    with to be one before that; the numbers of the other tensors of the sum, none where the layer
+    joins none.
+    """
+    normalization, scale, number = None, 1.0, call.outputs[0]
+    if getattr(call.operation, "activation", None) not in (None, keras.activations.linear):
+        return None, scale, ()
+    while True:
+        takers = graph.consumers(number)
+        if len(takers) != 1 or number in graph.outputs:
+            return normalization, scale, ()
+        operation = takers[0].operation
+        if type(operation) is keras.layers.BatchNormalization and normalization is None:
+            normalization = operation
+            scale = _inverse_scale(operation)
+        elif type(operation).__name__ == "Add":
+            others = [x for x in takers[0].inputs if x != number]
+            return normalization, scale, others if len(others) == len(takers[0].inputs) - 1 else ()
+        elif not isinstance(operation, keras.layers.Dropout | keras.layers.Identity):
+            return normalization, scale, ()
+        number = takers[0].outputs[0]
+
+
+def _inverse_scale(layer):
+    """What the output of a normalisation is multiplied with to be a difference of its input."""
+    variance = np.asarray(ops.convert_to_numpy(layer.moving_variance), np.float32)
+    gamma = 1.0 if layer.gamma is None else np.asarray(ops.convert_to_numpy(layer.gamma))
+    scale = gamma / np.sqrt(variance + layer.epsilon)
+    # A channel that is next to constant cannot make up for anything.
+    weak = np.abs(scale) < 1e-3 * np.abs(scale).max()
+    return np.where(weak, 0.0, 1.0 / np.where(weak, 1.0, scale)).astype("float32")

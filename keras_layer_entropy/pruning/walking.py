@@ -1,0 +1,72 @@
+"""The calls of a model one after the other, each on all samples: what each is given and gives."""
+
+import collections
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_layer_entropy.pruning.graph import flat_graph, opened, run
+
+
+class Walk:
+    """The tensors of a model for some samples, as its calls are made one after the other.
+
+    A tensor is a list of arrays, one for each batch, and is forgotten when no later call takes it.
+
+    Args:
+        model: a built Sequential or functional model.
+        inputs: what `inputs_of` gave for it.
+    """
+
+    def __init__(self, model, inputs):
+        self.graph = flat_graph(model)
+        self._values = dict(enumerate(inputs))
+        self._wanted = collections.Counter(x for call in self.graph.calls for x in call.inputs)
+        self._wanted.update(self.graph.outputs)
+
+    def given(self, call):
+        """What a call is given: for each input, a list of batches; None where it is not known."""
+        return [self._values.get(number) for number in call.inputs]
+
+    def value(self, number):
+        """A tensor by its number, None where it is not known now."""
+        return self._values.get(number)
+
+    def make(self, call):
+        """Makes a call."""
+        batches = [run(call, list(values)) for values in zip(*self.given(call), strict=True)]
+        outputs = [[_array(part) for part in parts] for parts in zip(*batches, strict=True)]
+        self.take(call, outputs)
+
+    def take(self, call, outputs):
+        """Lets a call give what is known already."""
+        self._values.update(zip(call.outputs, outputs, strict=True))
+        for number in call.inputs:
+            self._wanted[number] -= 1
+        for number in (*call.inputs, *call.outputs):
+            if not self._wanted[number]:
+                self._values.pop(number, None)
+
+
+def inputs_of(model, source):
+    """The inputs of a model, each a list of arrays, one for each batch.
+
+    Args:
+        model: a built Sequential or functional model.
+        source: `passes.Source`.
+    """
+    functional = opened(model)
+    copies = keras.Model(functional._inputs_struct, list(functional.inputs))
+    keywords = {k: v for k, v in source.keywords.items() if k in ("x", "batch_size")}
+    found = copies.predict(**keywords, steps=source.steps, verbose=0)
+    found = found if isinstance(found, list) else [found]
+    batches = max(1, -(-len(found[0]) // _BATCH))
+    return [np.array_split(array, batches) for array in found]
+
+
+_BATCH = 128  # samples at a time
+
+
+def _array(tensor):
+    return np.asarray(ops.convert_to_numpy(tensor))
