@@ -165,11 +165,10 @@ def _einsum_dense(finder, call, layer):
             lambda kept: tuple(kept(units) if i == inside else n for i, n in enumerate(shape)),
         )  # fmt: skip
         finder.activate(call, layer.activation, units)
-    for axis, units in found.items():
-        if layer.bias is not None:
-            inside = axis - (len(made) - len(layer.bias.shape))
-            if inside >= 0 and layer.bias.shape[inside] == len(units):
-                finder.bind(call, layer.bias, inside, units)
+    for axis, units in found.items() if layer.bias is not None else ():
+        place = axis - (len(made) - len(layer.bias.shape))
+        if place >= 0 and layer.bias.shape[place] == len(units):
+            finder.bind(call, layer.bias, place, units)
     return found
 
 

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import functools
+import re
 from typing import Any
 
 import keras
@@ -16,12 +17,20 @@ from keras_layer_entropy.pruning.ties import Ties
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-    """An axis of a variable whose entries belong to units, `ids` one for each."""
+    """An axis of a variable whose entries belong to units.
+
+    Attributes:
+        path: of the layer.
+        variable, axis: of it.
+        ids: `[size of the axis]`, the unit of each entry.
+        makes: whether it is a kernel that makes these units.
+    """
 
     path: str
     variable: Any
     axis: int
     ids: np.ndarray
+    makes: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,7 +200,9 @@ class _Finder:
     def result(self):
         """The `Channels`."""
         slices = [
-            Slice(path, variable, axis, ids)
+            Slice(
+                path, variable, axis, ids, ids is self._makers.get(path) and len(variable.shape) > 1
+            )
             for (_, axis), (path, variable, ids) in self._bound.items()
             if ids is not None
         ]
@@ -213,7 +224,7 @@ class _Finder:
             try:
                 found = sources(call, shapes, dtypes, place, axis)
             except Exception as error:  # noqa: BLE001 - operations may raise anything
-                words = f"{error}".partition("\n")[0]
+                words = _words(error)
                 self.ties.freeze(
                     ids, f"{call.path} takes it, and nothing is known of that: {words}"
                 )
@@ -294,6 +305,13 @@ class _Finder:
 
     def _stays(self, ids, gone):
         return ~np.isin(self.ties.roots(ids), gone)
+
+
+def _words(error):
+    """What an error says, without what Keras puts around it."""
+    plain = re.sub(r"\x1b\[\d+m", "", f"{error}")
+    lines = [line.strip() for line in plain.splitlines() if line.strip()] or [""]
+    return lines[1] if lines[0].startswith("Exception encountered") and lines[1:] else lines[0]
 
 
 _SHAPES = ("target_shape", "newshape")  # attributes that hold the shape of what is given

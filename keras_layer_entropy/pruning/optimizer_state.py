@@ -247,9 +247,10 @@ def cut(variable, cuts):
 def _axes_of_slot(name, slot, weight):
     """Axis of a weight -> axis of a slot of it; Adafactor keeps means over one of two axes."""
     axes = list(range(len(weight.shape)))
-    if len(slot.shape) == len(axes) - 1 and name in _MEANS_OVER:
+    if name in _MEANS_OVER and len(axes) > 1:
         axes.remove(axes[_MEANS_OVER[name]])
-    return {axis: place for place, axis in enumerate(axes)} if slot.shape else {}
+    same = tuple(slot.shape) == tuple(weight.shape[axis] for axis in axes)
+    return {axis: place for place, axis in enumerate(axes)} if same else {}
 
 
 _MEANS_OVER = {"_r": -1, "_c": -2}

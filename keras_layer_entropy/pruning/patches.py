@@ -9,7 +9,7 @@ from keras import ops
 from keras_layer_entropy.pruning import linear
 
 _CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
-_ROWS = 2**26  # numbers that are held at a time
+_CHEAP = 2e9  # products that may be in float64; of more, float32 is enough
 
 
 def obstacle(layer):
@@ -36,11 +36,6 @@ def matrix(layer):
     return kernel.reshape(-1, kernel.shape[-1]) if _is_convolution(layer) else _flat(layer, kernel)
 
 
-def assign(layer, kernel, bias):
-    """Gives a layer a kernel `[features, units]` and a bias `[units]`."""
-    linear.assign(layer, kernel, bias)
-
-
 def taps_of(layer):
     """How many features there are for each channel, which comes last among them."""
     return int(np.prod(layer.kernel.shape[:-2])) if _is_convolution(layer) else 1
@@ -48,10 +43,11 @@ def taps_of(layer):
 
 def rows(layer, x):
     """What the kernel is multiplied with, for one batch: a tensor `[rows, features]`."""
+    x = ops.cast(x, layer.variable_dtype)
     if not _is_convolution(layer):
         return ops.reshape(x, (-1, x.shape[-1]))
     if layer.data_format == "channels_first":
-        x = ops.moveaxis(ops.convert_to_tensor(x), 1, -1)
+        x = ops.moveaxis(x, 1, -1)
     x = ops.pad(x, [(0, 0), *_padding(layer, x.shape[1:-1]), (0, 0)])
     places = [
         (size - (k - 1) * d - 1) // s + 1
@@ -72,10 +68,17 @@ def rows(layer, x):
 
 def before_activation(layer, x):
     """What a layer computes before its activation function, for one batch: `[rows, units]`."""
+    x = ops.cast(x, layer.variable_dtype)
     if not _is_convolution(layer):
         z = ops.matmul(ops.reshape(x, (-1, x.shape[-1])), linear.matrix(layer))
         return z if layer.bias is None else z + ops.reshape(layer.bias, (-1,))
-    z = layer.convolution_op(ops.convert_to_tensor(x), layer.kernel)
+    padding = layer.padding
+    if padding == "causal":
+        x, padding = ops.pad(x, [(0, 0), *_padding(layer, x.shape[1:-1]), (0, 0)]), "valid"
+    z = ops.conv(
+        x, ops.convert_to_tensor(layer.kernel), strides=list(layer.strides), padding=padding,
+        data_format=layer.data_format, dilation_rate=layer.dilation_rate,
+    )  # fmt: skip
     if layer.data_format == "channels_first":
         z = ops.moveaxis(z, 1, -1)
     z = ops.reshape(z, (-1, z.shape[-1]))
@@ -90,6 +93,8 @@ def gram(parts):
     """
     total = 0.0
     for part in parts:
+        if part.shape[0] * part.shape[1] ** 2 < _CHEAP:  # where the backend has it
+            part = ops.cast(part, "float64")
         product = ops.matmul(ops.transpose(part), part)
         total = total + np.asarray(ops.convert_to_numpy(product), np.float64)
     return total

@@ -8,12 +8,19 @@ import numpy as np
 from keras import ops
 
 from keras_layer_entropy.measures.gram import ridge_regression
-from keras_layer_entropy.pruning import patches
+from keras_layer_entropy.pruning import linear, patches
 from keras_layer_entropy.pruning.graph import shared_paths
 from keras_layer_entropy.pruning.reconstruction import RIDGE, Taker, least_missed
 from keras_layer_entropy.pruning.walking import Walk
 
 WIDEST = 8192  # features
+# Layers whose kernel mixes what they take: where it is not refitted, that is told.
+KERNELS = (
+    *(keras.layers.Dense, keras.layers.EinsumDense),
+    *(keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D),
+    *(keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose),
+    *(keras.layers.SeparableConv1D, keras.layers.SeparableConv2D),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +36,7 @@ class Choice:
     among: list
 
 
-def repair(student, teacher, inputs, kept, paths, choices=None):
+def repair(student, teacher, inputs, kept, choices=None):
     """Refits layers in the order of the forward pass, each to what it computed in another model.
 
     Each is fitted on what the layers before it, refitted already, give now. Where its output joins
@@ -42,8 +49,7 @@ def repair(student, teacher, inputs, kept, paths, choices=None):
         inputs: what `walking.inputs_of` gave.
         kept: path of each layer that lost something -> places of the units that it still makes,
             None for all.
-        paths: of the layers to refit.
-        choices: path of one of these -> `Choice`: its kernel is 0 for the units chosen.
+        choices: path of a layer -> `Choice`: its kernel is 0 for the units chosen.
 
     Returns:
         `(residuals, chosen)`: path -> relative residual of the regression, and list of
@@ -56,14 +62,15 @@ def repair(student, teacher, inputs, kept, paths, choices=None):
         given, wanted = new.given(call), old.given(before)
         same = all(a is b for a, b in zip(given, wanted, strict=True))
         untouched = same and call.path not in kept
-        if call.path in paths and not (untouched and call.path not in choices):
-            if reason := _reason(call, shared):
-                warnings.warn(f"{call.path} is not refitted: {reason}.", stacklevel=3)
-            else:
+        if _has_kernel(call) and (not same or call.path in choices):
+            reason = _reason(call, shared)
+            if reason is None:
                 target = _Target(new, old, call, before, kept.get(call.path))
                 choice = choices.get(call.path)
                 residuals[call.path], gone = target.fit(given[0], wanted[0], choice)
                 chosen += gone
+            else:
+                warnings.warn(f"{call.path} is not refitted: {reason}.", stacklevel=3)
         old.make(before)
         if untouched and call.path not in residuals:
             new.take(call, [old.value(number) for number in before.outputs])
@@ -78,7 +85,15 @@ def centred(gram, features):
     return gram[:features, :features] - np.outer(sums, sums) / gram[features, features]
 
 
+def _has_kernel(call):
+    layer = call.operation
+    depthwise = getattr(layer, "groups", 1) > 1 and layer.kernel.shape[-2] == 1
+    return type(layer) in KERNELS and not depthwise  # which mixes nothing
+
+
 def _reason(call, shared):
+    if reason := patches.obstacle(call.operation):
+        return reason
     if call.path in shared:
         return "it is called several times"
     if patches.features_of(call.operation) > WIDEST:
@@ -122,7 +137,7 @@ class _Target:
         fit = ridge_regression(gram[np.ix_(some, some)], len(stay), RIDGE, intercept=intercept)
         kernel = np.zeros((features, fit.kernel.shape[1]))
         kernel[stay] = fit.kernel
-        patches.assign(layer, kernel, fit.bias)
+        linear.assign(layer, kernel, fit.bias)
         if layer.bias is None and intercept:
             # What a bias would add, the normalisation behind takes off less.
             mean = self._normalization.moving_mean

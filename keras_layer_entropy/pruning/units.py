@@ -1,15 +1,17 @@
 """Take units out of a model, and refit what took them."""
 
-import numbers
 import warnings
 
+import keras
 import numpy as np
 from keras import ops
 
+from keras_layer_entropy.backend import Data
 from keras_layer_entropy.measures.measure import listed
 from keras_layer_entropy.pruning import patches
 from keras_layer_entropy.pruning.channels import find_channels
 from keras_layer_entropy.pruning.graph import shared_paths
+from keras_layer_entropy.pruning.optimizer_state import restart_averages
 from keras_layer_entropy.pruning.reconstruction import Taker, least_missed
 from keras_layer_entropy.pruning.repair import WIDEST, Choice, centred, repair
 from keras_layer_entropy.pruning.rewrite import thinned
@@ -17,35 +19,52 @@ from keras_layer_entropy.pruning.walking import Walk, inputs_of
 from keras_layer_entropy.recording.layers import choose_layers
 from keras_layer_entropy.recording.passes import Source
 
+CRITERIA = ("reconstruction", "magnitude")
+# Their outputs depend on all units at once.
+_TOGETHER = ("LayerNormalization", "RMSNormalization", "GroupNormalization")
 
-def remove_units(model, units, calibration_data=None, *, batch_size=256, steps=None):
-    """The model without some units (neurons, kernels, channels), and with what carried them.
+
+def remove_units(
+    model: keras.Model,
+    units: dict,
+    calibration_data: Data = None,
+    *,
+    criterion: str = "reconstruction",
+    batch_size: int = 256,
+    steps: int | None = None,
+) -> keras.Model:
+    """The model without some units (neurons, kernels, channels), and without what carried them.
 
     Units that are tied to those named go with them: a residual sum ties the channels of all layers
-    that add to it. With calibration data, the layers that took what is removed are refitted in
-    closed form, in the order of the forward pass: each kernel and bias become the ridge regression
-    of what the layer computed before on what it is given now. No labels, no training.
+    that add to it. With calibration data, layers that take less now are refitted in closed form, in
+    the order of the forward pass: kernel and bias become the ridge regression of what the layer
+    computed before its activation function on what it is given now, and where it joins a sum, of
+    what is missing in that. No labels, no training.
 
     Args:
         model: a built Sequential or functional model, nested as you like; it is not changed.
-        units: name or path of a layer -> indices of its units, or the share of them that is taken
-            out, a float: `round(units * share)` of them, those that the layers behind miss least
-            (`reconstruction.least_missed`), which needs calibration data.
+        units: name or path of a layer -> indices of its units, or the share of them that goes, a
+            float: `round(units * share)` of them.
         calibration_data: `(x, y)` or `x` arrays, a `tf.data.Dataset` or a `PyDataset`; labels are
-            not used. Without, what remains keeps its weights, with a warning.
+            not used. All of it is held in memory, with what the layers give for it. Without, what
+            remains keeps its weights, with a warning.
+        criterion: which units a share takes: `"reconstruction"`, those that the layers behind miss
+            least once they are refitted (`reconstruction.least_missed`); `"magnitude"`, those with
+            the smallest norm of their kernels.
         batch_size: batch size for arrays.
         steps: number of batches of the calibration data to read, None for all.
 
     Returns:
-        A new `keras.Model`.
+        A new `keras.Model`, compiled like the old one, its optimizer's state cut like the weights.
 
     Raises:
-        ValueError: no such layer, layers that make no units or whose units have to stay, with the
-            reason, indices out of range, all units of a layer, or data that do not fit.
+        ValueError: no such layer or criterion; layers that make no units, or units that have to
+            stay, with the reason; indices out of range, all units of a layer, tied layers of which
+            different units are named; a share without data; data that do not fit or lead to values
+            that are not finite.
 
     Example:
 
-    >>> import keras
     >>> dense = keras.layers.Dense
     >>> model = keras.Sequential([keras.Input((4,)), dense(8, "relu", name="a"), dense(2)])
     >>> x = np.random.normal(size=(100, 4))
@@ -53,176 +72,207 @@ def remove_units(model, units, calibration_data=None, *, batch_size=256, steps=N
     >>> smaller.get_layer("a").units, remove_units(model, {"a": 0.5}, x).get_layer("a").units
     (6, 4)
     """
+    if criterion not in CRITERIA:
+        raise ValueError(f"criterion={criterion!r}; expected one of {CRITERIA}.")
     channels = find_channels(model)
     named, shares = _checked(model, channels, units)
-    if shares and calibration_data is None:
-        raise ValueError(
-            f"Which {listed(list(shares))} units go is chosen by what the layers behind miss: pass "
-            "calibration_data=, or the indices of the units."
-        )
+    _tell_of_tied(channels, {**named, **shares})
+    gone = _numbers(channels, named)
     if calibration_data is None:
-        gone = _roots_of(channels, named)
+        if shares:
+            raise ValueError(
+                f"Without calibration_data= nothing tells which units of {listed(list(shares))} "
+                "are missed least: pass some inputs, or the indices of units."
+            )
         warnings.warn(
-            "Nothing is refitted without calibration_data=: the layers behind just lose what they "
-            "are given.",
+            "Without calibration_data= nothing is refitted: the layers behind just lose what they "
+            "were given.",
             stacklevel=2,
         )
         return thinned(model, channels, gone)
     inputs = inputs_of(model, Source(calibration_data, batch_size, steps, must_end=True))
-    choices, shared_out = _split(channels, shares)
-    early = np.union1d(_roots_of(channels, named), _chosen(model, channels, shared_out, inputs))
-    smaller = thinned(model, channels, early)
-    _, chosen = repair(smaller, model, inputs, *_losses(channels, early), choices)
-    if not chosen:
-        return smaller
-    late = _places(channels, early, [unit for unit, _ in chosen])
-    channels = find_channels(smaller)
-    return thinned(smaller, channels, _roots_of(channels, late))
-
-
-def _split(channels, shares):
-    """`(choices, others)`: `repair.Choice` by the path of the only layer that takes what a layer
-    makes, where it is only one; path -> how many units of those taken by several.
-    """
-    choices, others = {}, {}
-    for path, count in shares.items():
-        units = _free(channels, path)
-        takers = [
-            p
-            for p, ids in channels.takers.items()
-            if np.isin(channels.ties.roots(ids), units).any()
-        ]
-        tied = [p for p in channels.makers if np.isin(channels.roots(p), units).any()]
-        normalised = any(
-            type(call.operation).__name__ in _INEXACT
-            and np.isin(channels.ties.roots(part.ids), units).any()
-            for part in channels.slices
-            for call in channels.graph.calls_of(part.path)
-        )
-        if (
-            len(takers) == len(tied) == 1
-            and not normalised
-            and len(channels.graph.calls_of(takers[0])) == 1
-        ):
-            each = len(channels.makers[path]) // len(units)
-            owners = channels.ties.roots(channels.takers[takers[0]])
-            choice = choices.setdefault(takers[0], Choice(owners, []))
-            choice.among.append((units, min(count // each, len(units) - 1)))
-        else:
-            others[path] = count
-    return choices, others
-
-
-def _free(channels, path):
-    """The numbers of the units of a layer that may go."""
-    reasons = channels.reasons(path)
-    roots = [root for i, root in enumerate(channels.roots(path).tolist()) if i not in reasons]
-    return list(dict.fromkeys(roots))
-
-
-def _places(channels, early, units):
-    """Path of a layer -> which of the units that it has left are some units."""
-    found = {}
-    for path, ids in channels.makers.items():
-        roots = channels.roots(path)[channels.kept(ids, early)]
-        places = np.flatnonzero(np.isin(roots, units)).tolist()
-        if places:
-            found[path] = places
-    return found
-
-
-_INEXACT = ("LayerNormalization", "GroupNormalization", "RMSNormalization")
+    alone = {}
+    if criterion == "magnitude":
+        gone = np.union1d(gone, _smallest(channels, shares))
+    elif shares:
+        alone = _taken_once(channels, shares)
+        others = {path: count for path, count in shares.items() if path not in alone}
+        gone = np.union1d(gone, _least_missed(model, channels, others, inputs))
+    smaller = thinned(model, channels, gone)
+    choices = _choices(channels, shares, alone, gone)
+    residuals, chosen = repair(smaller, model, inputs, _kept(channels, gone), choices)
+    if chosen:
+        late = [unit for unit, _ in chosen]
+        left = {
+            path: np.flatnonzero(np.isin(channels.roots(path)[channels.kept(ids, gone)], late))
+            for path, ids in channels.makers.items()
+        }
+        channels = find_channels(smaller)
+        smaller = thinned(smaller, channels, _numbers(channels, left))
+    refitted = choose_layers(smaller, list(residuals)).values() if residuals else ()
+    restart_averages(smaller, [variable for layer in refitted for variable in layer.variables])
+    return smaller
 
 
 def _checked(model, channels, units):
-    """`(named, shares)`: path -> indices, and path -> how many units; errors for what cannot be."""
+    """`(named, shares)`: path -> indices, and path -> how many; errors for what cannot be."""
+    if not isinstance(units, dict) or not units:
+        raise ValueError(
+            f"units={units!r}; expected a dict, path of a layer -> indices or a share."
+        )
     named, shares = {}, {}
     for name, wanted in units.items():
         found = list(choose_layers(model, name))
         if len(found) > 1:
             raise ValueError(f"{name!r} fits {found}: give the path of one of them.")
-        (path,) = found
+        path = found[0]
         if path not in channels.makers:
             raise ValueError(f"{path!r} makes no units that could be taken out.")
         count, reasons = len(channels.makers[path]), channels.reasons(path)
         if isinstance(wanted, float):
-            if not 0 < wanted < 1:
-                raise ValueError(f"units={{{name!r}: {wanted}}}; expected a share between 0 and 1.")
-            shares[path] = round(count * wanted)
+            shares[path] = _count(name, wanted, count)
             if len(reasons) == count:
-                raise ValueError(f"{path!r} cannot be thinned: {next(iter(reasons.values()))}.")
-            continue
-        named[path] = _indices(name, wanted, count)
-        for index in named[path]:
-            if index in reasons:
-                raise ValueError(f"Unit {index} of {path!r} has to stay: {reasons[index]}.")
+                raise ValueError(f"{path!r} cannot be thinned: {reasons[0]}.")
+        else:
+            named[path] = _indices(name, wanted, count)
+            if frozen := [index for index in named[path] if index in reasons]:
+                raise ValueError(f"Unit {frozen[0]} of {path!r} has to stay: {reasons[frozen[0]]}.")
     return named, shares
+
+
+def _count(name, share, count):
+    """How many units a share is."""
+    if not 0 < share < 1 or not 0 < round(share * count) < count:
+        raise ValueError(
+            f"units={{{name!r}: {share}}}; expected a share between 0 and 1, of {count} units at "
+            "least one and not all."
+        )
+    return round(share * count)
 
 
 def _indices(name, wanted, count):
     """Indices of units, each once and in range."""
-    given = wanted if isinstance(wanted, list | tuple | np.ndarray) else None
-    if given is None or not all(isinstance(i, numbers.Integral) for i in given) or not len(given):
+    given = np.asarray(wanted) if isinstance(wanted, list | tuple | set | np.ndarray) else None
+    if isinstance(wanted, set):
+        given = np.array(sorted(wanted))
+    if given is None or given.ndim != 1 or not len(given) or given.dtype.kind not in "iu":
         raise ValueError(
             f"units={{{name!r}: {wanted!r}}}; expected a list of indices, or a share, a float."
         )
-    if wrong := [int(i) for i in given if not 0 <= i < count]:
+    given = np.unique(given).tolist()
+    if wrong := [i for i in given if not 0 <= i < count]:
         raise ValueError(f"{name!r} has the units 0 to {count - 1}; there is no unit {wrong[0]}.")
-    if len(set(given)) == count:
+    if len(given) == count:
         raise ValueError(f"units={{{name!r}: ...}} names all {count} units: some have to stay.")
-    return sorted({int(i) for i in given})
+    return given
 
 
-def _roots_of(channels, named):
-    """The numbers of units that are named; errors where a tied layer is named with other units."""
+def _numbers(channels, named):
+    """The numbers of units that are named; errors where a tied layer is named with others."""
     gone = [channels.roots(path)[indices] for path, indices in named.items()]
     gone = np.unique(np.concatenate(gone)) if gone else np.zeros(0, int)
     for path, indices in named.items():
-        goes = np.flatnonzero(np.isin(channels.roots(path), gone)).tolist()
-        if goes != indices:
+        together = np.flatnonzero(np.isin(channels.roots(path), gone))
+        if not np.array_equal(together, indices):
             raise ValueError(
-                f"Of {path!r} the units {listed(list(map(str, goes)))} go together, by themselves "
-                "or because of other layers that are tied to it, but "
-                f"{listed(list(map(str, indices)))} are named: name the same for all."
+                f"Units {listed(list(map(str, together)))} of {path!r} go together, or with layers "
+                f"that are tied to it, but {listed(list(map(str, indices)))} are named: name the "
+                "same for all."
             )
     return gone
 
 
-def _chosen(model, channels, shares, inputs):
-    """The numbers of the units that are missed least, so many of each layer."""
+def _free(channels, path):
+    """The numbers of the units of a layer that may go, and how many units each stands for."""
+    reasons = channels.reasons(path)
+    roots = [root for i, root in enumerate(channels.roots(path).tolist()) if i not in reasons]
+    units = list(dict.fromkeys(roots))
+    return units, len(roots) // len(units)
+
+
+def _tell_of_tied(channels, units):
+    """Warns of layers that nobody named and that lose units with those that are named."""
+    found = {}
+    for path in units:
+        own = channels.roots(path)
+        for other in channels.makers:
+            if other not in units and np.isin(channels.roots(other), own).any():
+                found.setdefault(path, []).append(other)
+    for path, others in found.items():
+        warnings.warn(f"Tied to {path}, and thinned with it: {listed(others)}.", stacklevel=3)
+
+
+def _taken_once(channels, shares):
+    """Path of each layer of which one other takes all units, as they are -> path of that.
+
+    Which of its units go is chosen where that layer is refitted, on what it is given then.
+    """
+    operations = {call.path: call.operation for call in channels.graph.calls}
+    shared = shared_paths(channels.graph)
+    together = [
+        channels.ties.roots(part.ids)
+        for part in channels.slices
+        if type(operations[part.path]).__name__ in _TOGETHER
+    ]
+    found = {}
+    for path in shares:
+        units, _ = _free(channels, path)
+        takers = [p for p, x in channels.takers.items() if _holds(channels.ties.roots(x), units)]
+        tied = [p for p in channels.makers if _holds(channels.roots(p), units)]
+        alone = len(takers) == len(tied) == 1 and not any(_holds(x, units) for x in together)
+        if alone and takers[0] not in shared and _can_be_refitted(operations[takers[0]]):
+            found[path] = takers[0]
+    return found
+
+
+def _holds(roots, units):
+    return bool(np.isin(roots, units).any())
+
+
+def _can_be_refitted(layer):
+    return patches.obstacle(layer) is None and patches.features_of(layer) <= WIDEST
+
+
+def _choices(channels, shares, alone, gone):
+    """Path of a layer -> `Choice` among what it takes, once some units are gone."""
+    found = {}
+    for path, taker in alone.items():
+        ids = channels.takers[taker]
+        owners = channels.ties.roots(ids)[channels.kept(ids, gone)]
+        units, each = _free(channels, path)
+        found.setdefault(taker, Choice(owners, [])).among.append((units, shares[path] // each))
+    return found
+
+
+def _least_missed(model, channels, shares, inputs):
+    """The numbers of the units that are missed least, of layers whose units several take."""
     if not shares:
         return np.zeros(0, int)
     takers, gone = _takers(model, channels, inputs), set()
     for path, count in shares.items():
-        units = _free(channels, path)
-        count -= len(gone.intersection(units))
-        own = [x for x in takers.values() if np.isin(x.owners, units).any()]
+        units, each = _free(channels, path)
+        left = [unit for unit in units if unit not in gone]  # of layers tied to one before
+        own = [taker for taker in takers if _holds(taker.owners, units)]
         if not own:
-            raise ValueError(f"No layer that could be refitted takes what {path!r} makes.")
-        each = len(channels.makers[path]) // len(units)
-        left = [unit for unit in units if unit not in gone]
-        for unit, _ in least_missed(own, [(left, min(count // each, len(left) - 1))]):
-            gone.add(unit)
+            raise ValueError(
+                f"No layer that could be refitted takes what {path!r} makes: name the units."
+            )
+        more = count // each - (len(units) - len(left))
+        if more > 0:
+            gone.update(unit for unit, _ in least_missed(own, [(left, more)]))
     return np.array(sorted(gone), int)
 
 
 def _takers(model, channels, inputs):
-    """Path -> `Taker` of each layer that takes units and can be refitted."""
-    walk, found = Walk(model, inputs), {}
+    """A `Taker` for each layer that takes units and can be refitted."""
+    walk, found = Walk(model, inputs), []
     shared = shared_paths(walk.graph)
     for call in walk.graph.calls:
-        layer = call.operation
-        if (
-            call.path in channels.takers
-            and call.path not in shared
-            and patches.obstacle(layer) is None
-            and patches.features_of(layer) <= WIDEST
-        ):
+        layer, ids = call.operation, channels.takers.get(call.path)
+        if ids is not None and call.path not in shared and _can_be_refitted(layer):
             gram = patches.gram(_with_ones(layer, x) for x in walk.given(call)[0])
-            owners = np.tile(
-                channels.ties.roots(channels.takers[call.path]), patches.taps_of(layer)
-            )
-            found[call.path] = Taker(centred(gram, len(gram) - 1), patches.matrix(layer), owners)
+            owners = np.tile(channels.ties.roots(ids), patches.taps_of(layer))
+            found.append(Taker(centred(gram, len(gram) - 1), patches.matrix(layer), owners))
         walk.make(call)
     return found
 
@@ -232,19 +282,34 @@ def _with_ones(layer, x):
     return ops.concatenate([rows, ops.ones_like(rows[:, :1])], axis=-1)
 
 
-def _losses(channels, gone):
-    """Path of each layer that loses something -> units that it keeps; paths of those to refit."""
-    kept = {}
-    for part in channels.slices:
-        if len(channels.kept(part.ids, gone)) < len(part.ids):
-            kept.setdefault(part.path, None)
+def _smallest(channels, shares):
+    """The numbers of the units with the smallest norms of all that makes them."""
+    gone = set()
+    for path, count in shares.items():
+        units, each = _free(channels, path)
+        norms = dict.fromkeys(units, 0.0)
+        for part in channels.slices:
+            if part.makes and _holds(channels.ties.roots(part.ids), units):
+                value = np.moveaxis(ops.convert_to_numpy(part.variable), part.axis, 0)
+                squares = np.sum(value.reshape(len(value), -1).astype(np.float64) ** 2, axis=1)
+                for unit, square in zip(
+                    channels.ties.roots(part.ids).tolist(), squares, strict=True
+                ):
+                    norms[unit] = norms.get(unit, 0.0) + square
+        order = sorted(units, key=norms.get)
+        gone.update(order[: count // each])
+    return np.array(sorted(gone), int)
+
+
+def _kept(channels, gone):
+    """Path of each layer that loses something -> places of the units that it still makes."""
+    kept = {
+        part.path: None
+        for part in channels.slices
+        if len(channels.kept(part.ids, gone)) < len(part.ids)
+    }
     for path, ids in channels.makers.items():
         places = channels.kept(ids, gone)
         if len(places) < len(ids):
             kept[path] = places
-    paths = [
-        call.path
-        for call in channels.graph.calls
-        if getattr(call.operation, "weights", ()) and patches.obstacle(call.operation) is None
-    ]
-    return kept, paths
+    return kept
