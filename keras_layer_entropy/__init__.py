@@ -6,7 +6,13 @@ from keras_layer_entropy.analysis.monitor import EntropyMonitor
 from keras_layer_entropy.analysis.profile import EntropyProfile
 from keras_layer_entropy.analysis.unit_profile import UnitProfile
 from keras_layer_entropy.model_files import load_model, save_model
-from keras_layer_entropy.pruning import PruningOptions, PruningResult, prune_model, remove_layer
+from keras_layer_entropy.pruning import (
+    PruningOptions,
+    PruningResult,
+    prune_model,
+    remove_layer,
+    remove_units,
+)
 from keras_layer_entropy.recording.probe import ActivationProbe
 from keras_layer_entropy.version import __version__
 
@@ -26,5 +32,6 @@ __all__ = [
     "plots",
     "prune_model",
     "remove_layer",
+    "remove_units",
     "save_model",
 ]

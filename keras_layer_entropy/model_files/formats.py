@@ -6,13 +6,14 @@ from keras_layer_entropy.files import AnyPath, local_path
 
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 EXPECTED = (
-    "a .keras file, a directory written by model.save(path, zipped=False) or by Keras 2, or a "
-    "Keras .h5 file"
+    "a .keras file, a directory written by model.save(path, zipped=False) or by Keras 2, a Keras "
+    ".h5 file, or the .json file of a Keras 2 architecture with its weights, an .h5 file, beside it"
 )
 
 
 def model_format(path: AnyPath) -> str:
-    """The format of a saved model: `"keras"`, `"directory"`, `"h5"` or `"saved_model"`.
+    """The format of a saved model: `"keras"`, `"directory"`, `"h5"`, `"json"` or
+    `"saved_model"`.
 
     Args:
         path: file or directory.
@@ -59,5 +60,7 @@ def model_format(path: AnyPath) -> str:
                 "and name that folder, or zip the files themselves."
             )
         raise ValueError(f"{path} is a zip archive without config.json; expected {EXPECTED}.")
+    if start.lstrip().startswith(b"{"):
+        return "json"
     what = "an empty file" if not start else "no zip archive and no HDF5 file"
     raise ValueError(f"{path} is {what}; expected {EXPECTED}.")

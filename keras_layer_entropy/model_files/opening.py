@@ -28,8 +28,9 @@ def load_model(
     """Opens a Keras model; nothing that the file holds is run.
 
     Args:
-        path: a `.keras` file, a Keras directory, an `.h5` file, or a SavedModel directory of
-            Keras 2; told apart by content.
+        path: a `.keras` file, a Keras directory, an `.h5` file, a SavedModel directory of Keras 2,
+            or the `.json` file of a Keras 2 architecture, beside which the one `.h5` file holds
+            the weights; told apart by content.
         custom_objects: name -> class or function of your own that the model may be made of.
         allow_unsafe: open it whatever classes and functions it names, `Lambda` layers too. Whoever
             wrote the file can then run any code on this machine, as you.
@@ -132,6 +133,21 @@ class _Opener:
                 parts = dataclasses.replace(parts, training=None)
             _warn_of_version(version)
             return self._rebuilt(parts, file.id.get_filesize())
+
+    def json(self, path: pathlib.Path) -> Model:
+        config = inspection.parsed(path.read_bytes(), path.name)
+        if "class_name" not in config or _version(config.get("keras_version", "2"))[0] != 2:
+            raise ValueError("it is no architecture of Keras 2, as model.to_json() wrote it")
+        found = sorted(path.parent.glob("*.h5"))
+        own = [file for file in found if file.stem == path.stem] or found
+        if len(own) != 1:
+            beside = ", ".join(file.name for file in found) or "none"
+            raise ValueError(f"one .h5 file with its weights is expected beside it; found {beside}")
+        with h5py.File(own[0]) as weights:
+            inspection.inspect_hdf5(weights)
+            checksums.verify_hdf5(weights)
+            parts = hdf5.read_pair(config, weights)
+            return self._rebuilt(parts, weights.id.get_filesize())
 
     def saved_model(self, path: pathlib.Path) -> Model:
         # It needs TensorFlow, which is not there wherever JAX is.

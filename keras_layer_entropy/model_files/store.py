@@ -26,6 +26,7 @@ from keras_layer_entropy.model_files.opening import load_model
 FILE_SUFFIXES = {
     "keras": (".keras",),
     "h5": (".h5", ".hdf5"),
+    "json": (".keras",),  # architecture and weights in two files: written as one
     "directory": (),
     "saved_model": (),  # of Keras 2; written again as a directory of Keras 3
 }

@@ -12,6 +12,7 @@ from keras_layer_entropy.pruning.search import (
     score,
 )
 from keras_layer_entropy.pruning.surgery import remove_layer
+from keras_layer_entropy.pruning.units import remove_units
 
 __all__ = [
     "CRITERIA",
@@ -28,5 +29,6 @@ __all__ = [
     "prune_model",
     "rank_units",
     "remove_layer",
+    "remove_units",
     "score",
 ]

@@ -180,7 +180,7 @@ CRITERIA = {
 def rank_units(criterion: str, profile: UnitProfile) -> dict[Part, Prediction]:
     """The units of a convolution in the order in which a criterion would do without them.
 
-    It is a ranking and no more: nothing takes units out.
+    It is a ranking and no more; `remove_units` chooses by what the layers behind miss.
 
     Args:
         criterion: a name in `UNIT_CRITERIA`.

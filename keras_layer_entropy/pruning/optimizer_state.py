@@ -47,8 +47,6 @@ def set_learning_rate(model, learning_rate):
     _replace_learning_rate(getattr(optimizer, "inner_optimizer", optimizer), learning_rate)
     model.compile(**{**fresh_metrics(model), "optimizer": optimizer})
     _copy_optimizer(old, optimizer, model, variables, {})
-    if isinstance(learning_rate, float):
-        getattr(optimizer, "inner_optimizer", optimizer).learning_rate = learning_rate
 
 
 def restart_averages(model, variables):

@@ -1,15 +1,16 @@
 """Take units out of a model, and refit what took them."""
 
 import warnings
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_layer_entropy.backend import Data
+from keras_layer_entropy.backend import Data, Tensor
 from keras_layer_entropy.measures.measure import listed
 from keras_layer_entropy.pruning import patches
-from keras_layer_entropy.pruning.channels import find_channels
+from keras_layer_entropy.pruning.channels import Channels, find_channels
 from keras_layer_entropy.pruning.graph import shared_paths
 from keras_layer_entropy.pruning.optimizer_state import restart_averages
 from keras_layer_entropy.pruning.reconstruction import Taker, least_missed
@@ -91,7 +92,7 @@ def remove_units(
         )
         return thinned(model, channels, gone)
     inputs = inputs_of(model, Source(calibration_data, batch_size, steps, must_end=True))
-    alone = {}
+    alone: dict[str, str] = {}
     if criterion == "magnitude":
         gone = np.union1d(gone, _smallest(channels, shares))
     elif shares:
@@ -114,13 +115,16 @@ def remove_units(
     return smaller
 
 
-def _checked(model, channels, units):
+def _checked(
+    model: keras.Model, channels: Channels, units: dict
+) -> tuple[dict[str, list[int]], dict[str, int]]:
     """`(named, shares)`: path -> indices, and path -> how many; errors for what cannot be."""
     if not isinstance(units, dict) or not units:
         raise ValueError(
             f"units={units!r}; expected a dict, path of a layer -> indices or a share."
         )
-    named, shares = {}, {}
+    named: dict[str, list[int]] = {}
+    shares: dict[str, int] = {}
     for name, wanted in units.items():
         found = list(choose_layers(model, name))
         if len(found) > 1:
@@ -140,7 +144,7 @@ def _checked(model, channels, units):
     return named, shares
 
 
-def _count(name, share, count):
+def _count(name: str, share: float, count: int) -> int:
     """How many units a share is."""
     if not 0 < share < 1 or not 0 < round(share * count) < count:
         raise ValueError(
@@ -150,7 +154,7 @@ def _count(name, share, count):
     return round(share * count)
 
 
-def _indices(name, wanted, count):
+def _indices(name: str, wanted: Any, count: int) -> list[int]:
     """Indices of units, each once and in range."""
     given = np.asarray(wanted) if isinstance(wanted, list | tuple | set | np.ndarray) else None
     if isinstance(wanted, set):
@@ -167,10 +171,10 @@ def _indices(name, wanted, count):
     return given
 
 
-def _numbers(channels, named):
+def _numbers(channels: Channels, named: dict) -> np.ndarray:
     """The numbers of units that are named; errors where a tied layer is named with others."""
-    gone = [channels.roots(path)[indices] for path, indices in named.items()]
-    gone = np.unique(np.concatenate(gone)) if gone else np.zeros(0, int)
+    roots = [channels.roots(path)[indices] for path, indices in named.items()]
+    gone = np.unique(np.concatenate(roots)) if roots else np.zeros(0, int)
     for path, indices in named.items():
         together = np.flatnonzero(np.isin(channels.roots(path), gone))
         if not np.array_equal(together, indices):
@@ -182,7 +186,7 @@ def _numbers(channels, named):
     return gone
 
 
-def _free(channels, path):
+def _free(channels: Channels, path: str) -> tuple[list[int], int]:
     """The numbers of the units of a layer that may go, and how many units each stands for."""
     reasons = channels.reasons(path)
     roots = [root for i, root in enumerate(channels.roots(path).tolist()) if i not in reasons]
@@ -190,9 +194,9 @@ def _free(channels, path):
     return units, len(roots) // len(units)
 
 
-def _tell_of_tied(channels, units):
+def _tell_of_tied(channels: Channels, units: dict) -> None:
     """Warns of layers that nobody named and that lose units with those that are named."""
-    found = {}
+    found: dict[str, list[str]] = {}
     for path in units:
         own = channels.roots(path)
         for other in channels.makers:
@@ -202,7 +206,7 @@ def _tell_of_tied(channels, units):
         warnings.warn(f"Tied to {path}, and thinned with it: {listed(others)}.", stacklevel=3)
 
 
-def _taken_once(channels, shares):
+def _taken_once(channels: Channels, shares: dict[str, int]) -> dict[str, str]:
     """Path of each layer of which one other takes all units, as they are -> path of that.
 
     Which of its units go is chosen where that layer is refitted, on what it is given then.
@@ -225,17 +229,19 @@ def _taken_once(channels, shares):
     return found
 
 
-def _holds(roots, units):
+def _holds(roots: np.ndarray, units: list[int]) -> bool:
     return bool(np.isin(roots, units).any())
 
 
-def _can_be_refitted(layer):
+def _can_be_refitted(layer: keras.layers.Layer) -> bool:
     return patches.obstacle(layer) is None and patches.features_of(layer) <= WIDEST
 
 
-def _choices(channels, shares, alone, gone):
+def _choices(
+    channels: Channels, shares: dict[str, int], alone: dict[str, str], gone: np.ndarray
+) -> dict[str, Choice]:
     """Path of a layer -> `Choice` among what it takes, once some units are gone."""
-    found = {}
+    found: dict[str, Choice] = {}
     for path, taker in alone.items():
         ids = channels.takers[taker]
         owners = channels.ties.roots(ids)[channels.kept(ids, gone)]
@@ -244,11 +250,14 @@ def _choices(channels, shares, alone, gone):
     return found
 
 
-def _least_missed(model, channels, shares, inputs):
+def _least_missed(
+    model: keras.Model, channels: Channels, shares: dict[str, int], inputs: list
+) -> np.ndarray:
     """The numbers of the units that are missed least, of layers whose units several take."""
     if not shares:
         return np.zeros(0, int)
-    takers, gone = _takers(model, channels, inputs), set()
+    takers = _takers(model, channels, inputs)
+    gone: set[int] = set()
     for path, count in shares.items():
         units, each = _free(channels, path)
         left = [unit for unit in units if unit not in gone]  # of layers tied to one before
@@ -263,7 +272,7 @@ def _least_missed(model, channels, shares, inputs):
     return np.array(sorted(gone), int)
 
 
-def _takers(model, channels, inputs):
+def _takers(model: keras.Model, channels: Channels, inputs: list) -> list[Taker]:
     """A `Taker` for each layer that takes units and can be refitted."""
     walk, found = Walk(model, inputs), []
     shared = shared_paths(walk.graph)
@@ -277,14 +286,14 @@ def _takers(model, channels, inputs):
     return found
 
 
-def _with_ones(layer, x):
+def _with_ones(layer: keras.layers.Layer, x: Tensor) -> Tensor:
     rows = patches.rows(layer, x)
     return ops.concatenate([rows, ops.ones_like(rows[:, :1])], axis=-1)
 
 
-def _smallest(channels, shares):
+def _smallest(channels: Channels, shares: dict[str, int]) -> np.ndarray:
     """The numbers of the units with the smallest norms of all that makes them."""
-    gone = set()
+    gone: set[int] = set()
     for path, count in shares.items():
         units, each = _free(channels, path)
         norms = dict.fromkeys(units, 0.0)
@@ -296,14 +305,14 @@ def _smallest(channels, shares):
                     channels.ties.roots(part.ids).tolist(), squares, strict=True
                 ):
                     norms[unit] = norms.get(unit, 0.0) + square
-        order = sorted(units, key=norms.get)
-        gone.update(order[: count // each])
+        order = np.argsort([norms[unit] for unit in units], kind="stable")
+        gone.update(units[place] for place in order[: count // each].tolist())
     return np.array(sorted(gone), int)
 
 
-def _kept(channels, gone):
+def _kept(channels: Channels, gone: np.ndarray) -> dict[str, np.ndarray | None]:
     """Path of each layer that loses something -> places of the units that it still makes."""
-    kept = {
+    kept: dict[str, np.ndarray | None] = {
         part.path: None
         for part in channels.slices
         if len(channels.kept(part.ids, gone)) < len(part.ids)

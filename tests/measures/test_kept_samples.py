@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_layer_entropy.measures.kept_samples import KeptSamples
+from keras_layer_entropy.measures.kept_samples import KeptSamples, _hash
 
 
 def stream(statistic, x, size=64, counts=None):
@@ -107,3 +107,18 @@ def test_size_is_that_of_the_state():
     statistic = make(100)
     held = sum(4 * int(np.prod(v.shape)) for v in statistic.variables)
     assert KeptSamples.size([2, 1], 100) == pytest.approx(4 * held, abs=32)  # copies included
+
+
+@pytest.mark.parametrize("seed", [0, 1, 7])
+def test_the_hash_is_lowbias32(seed):
+    """In Python's own integers, from the page that it comes from."""
+
+    def lowbias32(x):
+        for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+            x = (x ^ (x >> shift)) * factor % 2**32
+        return x ^ (x >> 16)
+
+    numbers = [0, 1, 2, 1000, 2**20, 2**31 - 1]
+    expected = [lowbias32((n + 1 + 0x9E3779B9 * seed) % 2**32) >> 1 for n in numbers]
+    found = ops.convert_to_numpy(_hash(np.array(numbers, "int32"), seed))
+    assert found.tolist() == [max(x, 1) for x in expected]

@@ -3,7 +3,9 @@
 The files and the numbers are Keras 2's own, written by `make_keras2_fixtures.py`.
 """
 
+import json
 import pathlib
+import shutil
 import zipfile
 
 import h5py
@@ -257,3 +259,47 @@ def test_masks_that_are_joined_otherwise_are_said(tmp_path):
 def test_frozen_layers_stay_frozen(tmp_path):
     path, _ = unpacked("frozen_attention", "saved_model", tmp_path)
     assert [weight.name for weight in load_model(path).trainable_weights] == ["kernel", "bias"]
+
+
+def as_pair(kind, tmp_path):
+    """An architecture and its weights in two files, as `to_json` and `save_weights` wrote them."""
+    path, data = unpacked(kind, "h5", tmp_path)
+    folder = tmp_path / "pair"
+    folder.mkdir()
+    with h5py.File(path) as whole, h5py.File(folder / "weights.h5", "w") as weights:
+        config = json.loads(whole.attrs["model_config"])
+        config["keras_version"] = str(whole.attrs["keras_version"])
+        for name in whole["model_weights"]:
+            whole.copy(f"model_weights/{name}", weights)
+        weights.attrs.update(whole["model_weights"].attrs)
+    (folder / "model.json").write_text(json.dumps(config))
+    return folder / "model.json", data
+
+
+@pytest.mark.parametrize("kind", ["mlp", "cnn", "nested", "shared_layer", "lstm"])
+def test_an_architecture_and_its_weights_in_two_files(kind, tmp_path):
+    path, data = as_pair(kind, tmp_path)
+    assert model_format(path) == "json"
+    model = load_model(path)
+    whole = load_model(unpacked(kind, "h5", tmp_path / "again")[0])
+    for found, expected in zip(outputs(model, data), outputs(whole, data), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    assert not model.compiled
+
+
+def test_weights_that_are_not_beside_their_architecture(tmp_path):
+    path, _ = as_pair("mlp", tmp_path)
+    shutil.copy(path.parent / "weights.h5", path.parent / "other.h5")
+    with pytest.raises(
+        ValueError, match=r"one \.h5 file .* expected beside it; found other\.h5, w"
+    ):
+        load_model(path)
+    shutil.copy(path.parent / "weights.h5", path.parent / "model.h5")  # of its name
+    load_model(path)
+    for file in path.parent.glob("*.h5"):
+        file.unlink()
+    with pytest.raises(ValueError, match="found none"):
+        load_model(path)
+    path.write_text('{"a": 1}')
+    with pytest.raises(ValueError, match="it is no architecture of Keras 2"):
+        load_model(path)

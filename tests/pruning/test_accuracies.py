@@ -1,5 +1,7 @@
 """The accuracy by which a search decides, against what NumPy counts from predictions."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -323,3 +325,22 @@ def test_names_mean_nothing():
     for names in (["accuracy", "top_5_accuracy"], ["acc"], ["weighted_accuracy", "inacc"]):
         assert np.isnan(accuracy(dict.fromkeys(names, 0.5)))
     assert accuracy({f"a_{NAME}": 0.5, f"b_{NAME}": 1.0, "accuracy": 0.1}) == 0.75
+
+
+@pytest.mark.parametrize(
+    ("metric", "doubted"),
+    [
+        (keras.metrics.BinaryAccuracy(), True),
+        (keras.metrics.binary_accuracy, True),
+        (keras.metrics.BinaryAccuracy(threshold=0.0), False),
+        (keras.metrics.BinaryAccuracy(threshold=0.3), False),
+    ],
+)
+def test_a_threshold_that_nobody_chose_is_doubted_for_logits(metric, doubted):
+    """Where the loss does not say what the outputs are, and they are no probabilities."""
+    model = network(1, loss=own_loss, metrics=[metric])
+    model.layers[-1].kernel.assign(10.0 * model.layers[-1].kernel)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        score(model, (X, BITS))
+    assert any("if they are logits" in str(x.message) for x in caught) == doubted

@@ -484,3 +484,17 @@ def test_a_score_of_linearity_is_what_the_refit_leaves():
     (fit,) = linear_fits(model, model, [("h", "out")], x).values()
     assert fit.kernel.min() >= 0
     assert fit.residual > 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "uint8"])
+def test_texts_for_numbers_are_one_clear_error(dtype):
+    dense = keras.layers.Dense
+    model = keras.Sequential([
+        keras.Input((4,), dtype=dtype), keras.layers.Rescaling(1.0), dense(4, name="a"),
+        dense(2, name="out"),
+    ])  # fmt: skip
+    import tensorflow as tf
+
+    texts = tf.data.Dataset.from_tensor_slices([["x"] * 4] * 8).batch(4)
+    with pytest.raises(ValueError, match=f"calibration data are text; .* takes {dtype} numbers"):
+        remove_layer(model, "a", texts)

@@ -280,6 +280,11 @@ def test_random_is_reproducible_and_last_is_deepest(trained):
     assert list(ranked("last", situation(trained))) == ["h24", "h32", "h40", "h48"]
 
 
+def test_a_search_prints_nothing(trained, capsys):
+    prune(trained, criterion="last", epochs=1, max_removals=1, max_accuracy_drop=1.0)
+    assert capsys.readouterr().out == ""
+
+
 def test_what_loss_gap_has_made_is_not_made_again(trained):
     """Only the first to go is kept, and it is what anybody gets who takes that part out."""
     now = situation(trained)

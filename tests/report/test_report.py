@@ -88,6 +88,19 @@ def test_summary():
     assert report.summary(make(count=[0, 0, 0])) == "No class has samples."
 
 
+def test_summary_of_one_layer_and_of_two():
+    def of(**entropy):
+        layers = tuple(entropy)
+        return report.summary(EntropyProfile(
+            layers=layers, widths=[4] * len(layers), is_output=[False] * len(layers),
+            classes=("x",), count=[1],
+            results={"activation_entropy": np.array([*entropy.values()])[:, None]},
+        ))  # fmt: skip
+
+    assert of(a=0.5) == "The one layer, a, has entropy 0.500."
+    assert of(a=0.5, b=0.25).startswith("Entropy never rises with depth: 0.500 in a, 0.250 in b.")
+
+
 def test_summary_takes_the_tolerance_and_shortens_lists():
     assert "No layer is flat: entropy falls by 0.001" in summary(
         [0.9, 0.89, 0.8, 0.1], tolerance=0.001

@@ -43,18 +43,28 @@ def read_modern_h5(file):
     return Parts(with_modules(config), training, functools.partial(_restore_h5, file, config))
 
 
+def read_pair(config, file):
+    """The configuration of an architecture and an `h5py.File` of its weights as `Parts`."""
+    config = _as_model(config)
+    return Parts(layer(config), None, functools.partial(_restore_h5, file, config))
+
+
 def configurations(file):
     """What an `.h5` file says of the layers, and of how they were compiled, or None."""
     if "model_config" not in file.attrs:
         raise ValueError("it holds weights only, no layers. Save the whole model, model.save(path)")
     training = file.attrs.get("training_config")
-    config = parsed(file.attrs["model_config"], "model_config")
-    if isinstance(config.get("config"), list):  # Sequential until Keras 2.1
-        config["config"] = {"name": "sequential", "layers": config["config"]}
+    config = _as_model(parsed(file.attrs["model_config"], "model_config"))
     return (
         config,
         None if training is None else parsed(training, "training_config"),
     )
+
+
+def _as_model(config):
+    if isinstance(config.get("config"), list):  # Sequential until Keras 2.1
+        return {**config, "config": {"name": "sequential", "layers": config["config"]}}
+    return config
 
 
 def _text(value):
@@ -70,7 +80,7 @@ def _listed(group):
 
 
 def _restore_h5(file, config, model):
-    groups = file["model_weights"]
+    groups = file.get("model_weights", file)  # of a file of weights alone
     names = iter(_own_names(groups, config))
     for each, part in layers_in(model, config):
         name = configured_name(each) or next(names, None)
