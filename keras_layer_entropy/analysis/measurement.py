@@ -107,10 +107,9 @@ class Measurement:
         ]
         self._is_output = [activation.is_output for activation in activations]
         rows = [request.rows_of(x, activations, self._infos) for x in request.measures]
-        self._kept = _Kept.of(request.measures, rows, self._infos, inputs, self._labels.num_classes)
-        self._check_memory(rows)
-        if self._kept:
-            self._kept.begin()
+        keeping = _keeping(request.measures, rows, self._infos, inputs, self._labels.num_classes)
+        self._check_memory(rows, keeping.size if keeping else 0)
+        self._kept = _Kept(keeping) if keeping else None
         self._counts = LabelStatistic(self._labels.num_classes, rows=self._labels.kind == "one_hot")
         self._left_out = keras.metrics.Sum(name="left_out")
         self._measuring = [
@@ -250,9 +249,8 @@ class Measurement:
                 "classes, above 1."
             )
 
-    def _check_memory(self, rows):
+    def _check_memory(self, rows, size):
         classes = self._labels.num_classes
-        size = self._kept.size if self._kept else 0
         for measure, own in zip(self._request.measures, rows, strict=True):
             size += sum(measure.state_size(self._infos[row], classes) for row in own)
         if size > MOST_STATE:
@@ -307,86 +305,108 @@ class Measurement:
                 )
 
 
-class _Kept:
-    """The samples that a pass keeps for the measures that compare them with one another.
+@dataclasses.dataclass(frozen=True)
+class _Keeping:
+    """What a pass has to keep of samples for the measures that compare them with one another.
 
-    Args:
-        columns: (measure, row) of what is kept of each layer, for measures that keep the same the
-            first of them.
+    Attributes:
+        columns: list of (measure, row) of what is kept of each layer, for measures that keep the
+            same the first of them.
         places: measure -> where in `columns` its layers are.
-        infos: `LayerInfo` of each row.
-        inputs: what the model is given in a first batch.
-        classes: number of classes.
-        reading: names of the measures that look at the inputs.
-
-    Raises:
-        ValueError: samples of no fixed size, or inputs without numbers that a measure looks at.
+        expected: shape of each of the model's inputs, without samples, where a measure looks at
+            them.
+        widths: numbers of features of the inputs, of each of `columns`, and of classes.
     """
 
-    @classmethod
-    def of(cls, measures, rows, infos, inputs, classes):
-        """What has to be kept for measures, each of layers in some rows; None where nothing has."""
-        columns, places = {}, {}
-        for measure, own in zip(measures, rows, strict=True):
-            if not measure.samples:
-                continue
-            alike = Measure if type(measure).row is Measure.row else measure
-            for row in own:
-                columns.setdefault((alike, row), (measure, row))
-            order = list(columns)
-            places[measure] = [order.index((alike, row)) for row in own]
-        if not places:
-            return None
-        reading = [x.name for x in places if x.reads_inputs]
-        return cls(list(columns.values()), places, infos, inputs, classes, reading)
+    columns: list
+    places: dict
+    expected: list
+    widths: list
 
-    def __init__(self, columns, places, infos, inputs, classes, reading):
-        self._columns, self._places = columns, places
-        self._names = ", ".join(measure.name for measure in places)
-        self._needs_classes = any(measure.needs_classes for measure in places)
-        self._reading = bool(reading)  # the inputs may be large
-        given = self._inputs(inputs)
-        if reading and not given:
-            raise ValueError(
-                f"{listed(reading)} looks at the input of the model, which holds no numbers here: "
-                "leave that measure out."
-            )
-        widths = [measure.row_width(infos[row]) for measure, row in columns]
-        self._expected = [tuple(x.shape)[1:] for x in given]
-        if None in widths or any(None in shape for shape in self._expected):
-            shapes = [infos[row].shapes["output"] for _, row in columns]
-            self._complain([*(tuple(x.shape) for x in given), *shapes])
-        self._widths = [sum(map(width, given)), *widths, classes]
-        self._most = max(measure.samples for measure in places)
-        self.metric = None
+    @property
+    def names(self):
+        """The measures, in words."""
+        return ", ".join(measure.name for measure in self.places)
+
+    @property
+    def most(self):
+        """How many samples are kept."""
+        return max(measure.samples for measure in self.places)
 
     @property
     def size(self):
         """Bytes of what is kept."""
-        return KeptSamples.size(self._widths, self._most)
+        return KeptSamples.size(self.widths, self.most)
 
-    def begin(self):
-        """Makes the state, once its size is known to be no more than there is."""
-        self.metric = KeptSamples(self._widths, self._most)
+
+def _keeping(measures, rows, infos, inputs, classes):
+    """The `_Keeping` for measures, each of layers in some rows; None where nothing is kept.
+
+    Args:
+        measures: of a request.
+        rows: of each of them.
+        infos: `LayerInfo` of each row.
+        inputs: what the model is given in a first batch.
+        classes: number of classes.
+
+    Raises:
+        ValueError: samples of no fixed size, or inputs without numbers that a measure looks at.
+    """
+    columns, places = {}, {}
+    for measure, own in zip(measures, rows, strict=True):
+        if not measure.samples:
+            continue
+        alike = Measure if type(measure).row is Measure.row else measure
+        for row in own:
+            columns.setdefault((alike, row), (measure, row))
+        order = list(columns)
+        places[measure] = [order.index((alike, row)) for row in own]
+    if not places:
+        return None
+    reading = [x.name for x in places if x.reads_inputs]
+    given = _with_numbers(inputs) if reading else []  # they may be large
+    if reading and not given:
+        raise ValueError(
+            f"{listed(reading)} looks at the input of the model, which holds no numbers here: "
+            "leave that measure out."
+        )
+    kept = [measure.row_width(infos[row]) for measure, row in columns.values()]
+    expected = [tuple(x.shape)[1:] for x in given]
+    if None in kept or any(None in shape for shape in expected):
+        shapes = [infos[row].shapes["output"] for _, row in columns.values()]
+        names = ", ".join(measure.name for measure in places)
+        raise _no_fixed_size(names, [*(tuple(x.shape) for x in given), *shapes])
+    widths = [sum(map(width, given)), *kept, classes]
+    return _Keeping(list(columns.values()), places, expected, widths)
+
+
+class _Kept:
+    """The samples that a pass keeps: the state of a `_Keeping`."""
+
+    def __init__(self, keeping):
+        self._keeping = keeping
+        self.metric = KeptSamples(keeping.widths, keeping.most)
 
     def update(self, features, inputs, membership):
         """Adds a batch: `Activation.features()` of each layer, and weights `[batch, classes]`."""
+        keeping = self._keeping
         if len(membership.shape) != 2:
-            way = "pass one label for each sample" if self._needs_classes else "pass num_classes=1"
+            labelled = any(measure.needs_classes for measure in keeping.places)
+            way = "pass one label for each sample" if labelled else "pass num_classes=1"
             raise ValueError(
                 f"There are labels or weights for every position, {tuple(membership.shape[:-1])}, "
-                f"but {self._names} compares whole samples: {way}, or leave that measure out."
+                f"but {keeping.names} compares whole samples: {way}, or leave that measure out."
             )
-        inputs = self._inputs(inputs)
-        layers = [measure.row(features[row]) for measure, row in self._columns]
+        inputs = _with_numbers(inputs) if keeping.expected else []
+        layers = [measure.row(features[row]) for measure, row in keeping.columns]
         shapes = [tuple(x.shape) for x in (*inputs, *layers)]
-        same = [shape[1:] for shape in shapes[: len(inputs)]] == self._expected
+        same = [shape[1:] for shape in shapes[: len(inputs)]] == keeping.expected
         if (
             any(None in shape[1:] for shape in shapes)
             or not same
-            or [width(x) for x in layers] != self._widths[1:-1]
+            or [width(x) for x in layers] != keeping.widths[1:-1]
         ):
-            self._complain(shapes)
+            raise _no_fixed_size(keeping.names, shapes)
         flat = [ops.reshape(ops.cast(x, "float32"), (-1, width(x))) for x in inputs]
         counts = ops.any(membership > 0, axis=-1)
         flat = ops.concatenate(flat, axis=-1) if flat else ops.zeros_like(membership[:, :0])
@@ -395,20 +415,21 @@ class _Kept:
     def samples(self, measure):
         """The `Samples` of a measure."""
         inputs, *layers, membership = (rows[: measure.samples] for rows in self.metric.result())
-        return Samples(inputs, [layers[place] for place in self._places[measure]], membership)
+        places = self._keeping.places[measure]
+        return Samples(inputs, [layers[place] for place in places], membership)
 
-    def _inputs(self, inputs):
-        """The tensors that the model is given, without texts."""
-        given = tree.flatten(inputs) if self._reading else []
-        tensors = [ops.convert_to_tensor(x) for x in given if x is not None]
-        return [x for x in tensors if "string" not in str(x.dtype)]
 
-    def _complain(self, shapes):
-        raise ValueError(
-            f"{self._names} compares samples with one another, which have to be of one size; there "
-            f"are tensors of shape {shapes}: pad the samples to one length, or leave that measure "
-            "out."
-        )
+def _with_numbers(inputs):
+    """The tensors that the model is given, without texts."""
+    tensors = [ops.convert_to_tensor(x) for x in tree.flatten(inputs) if x is not None]
+    return [x for x in tensors if "string" not in str(x.dtype)]
+
+
+def _no_fixed_size(names, shapes):
+    return ValueError(
+        f"{names} compares samples with one another, which have to be of one size; there are "
+        f"tensors of shape {shapes}: pad the samples to one length, or leave that measure out."
+    )
 
 
 def _all_samples(tensors):
