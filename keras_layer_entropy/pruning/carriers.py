@@ -6,6 +6,7 @@ units, says which attributes count units, and returns axis -> units for the laye
 
 import numpy as np
 from keras import layers
+from keras.src.applications.convnext import LayerScale
 
 
 def _dense(finder, call, layer):
@@ -128,6 +129,15 @@ def _prelu(finder, call, layer):
     return given
 
 
+def _layer_scale(finder, call, layer):
+    given, last = finder.given(call), finder.rank(call) - 1
+    units = given.get(last)
+    finder.bind(call, layer.gamma, 0, units)
+    if units is not None:
+        finder.edit(call, "projection_dim", lambda kept: kept(units))
+    return given
+
+
 def _embedding(finder, call, layer):
     units = finder.make(call, layer.output_dim)
     finder.bind(call, layer.embeddings, 1, units)
@@ -208,6 +218,7 @@ CARRIERS = {
     layers.RMSNormalization: _layer_normalization,
     layers.GroupNormalization: _group_normalization,
     layers.PReLU: _prelu,
+    LayerScale: _layer_scale,
     layers.Embedding: _embedding,
     layers.EinsumDense: _einsum_dense,
 }
