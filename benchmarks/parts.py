@@ -7,8 +7,8 @@ For each network, in float64 and with statistics, scales and offsets that are ra
 per cent of the units of every group that can be thinned go at once; the outputs, before a softmax,
 are compared with those of the network in which the kernels take nothing of these units. (A
 LayerNormalization over units is of what remains, so that networks with some are not exact.) Printed
-are the largest difference over the spread of the outputs over samples, the same for the network with
-nothing taken out, parameters, and what keeps its units.
+are the largest difference over the spread of the outputs over samples, the same for the network
+with nothing taken out, parameters, and what keeps its units.
 """
 
 import collections
