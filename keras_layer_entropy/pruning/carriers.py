@@ -91,6 +91,7 @@ def _batch_normalization(finder, call, layer):
     axis = layer.axis % finder.rank(call)
     for variable in (layer.gamma, layer.beta, layer.moving_mean, layer.moving_variance):
         finder.bind(call, variable, 0, given.get(axis))
+    finder.normalise(call, given.get(axis))
     return given
 
 
@@ -103,6 +104,7 @@ def _layer_normalization(finder, call, layer):
     for place, axis in enumerate(axes):
         for variable in variables:
             finder.bind(call, variable, place, given.get(axis))
+        finder.normalise(call, given.get(axis), together=True)
     return given
 
 
@@ -118,6 +120,7 @@ def _group_normalization(finder, call, layer):
         finder.edit(call, "groups", lambda kept: kept(groups[:, 0]))
     for variable in (layer.gamma, layer.beta):
         finder.bind(call, variable, 0, units)
+    finder.normalise(call, units, together=True)
     return given
 
 

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from keras_layer_entropy.pruning.carriers import CARRIERS
-from keras_layer_entropy.pruning.graph import flat_graph
+from keras_layer_entropy.pruning.graph import flat_graph, shared_paths
 from keras_layer_entropy.pruning.probing import outputs_of, sources, values_of
 from keras_layer_entropy.pruning.ties import Ties
 
@@ -60,6 +60,9 @@ class Channels:
         takers: path of a layer -> `[features]`, which unit each feature of its kernel belongs to;
             of those layers that can be refitted once some are gone.
         slices, edits: what has to change with them.
+        rebuilt: pairs of the path of a layer that is built for its units, and these.
+        together: list of units that are normalised together, so that each depends on all.
+        labels: number of a tensor -> axis -> `[size]`, the unit at each place.
         ties: `ties.Ties`, which units go together and which have to stay.
     """
 
@@ -68,6 +71,9 @@ class Channels:
     takers: dict
     slices: tuple
     edits: tuple
+    rebuilt: tuple
+    together: tuple
+    labels: dict
     ties: Ties
 
     def roots(self, path):
@@ -82,6 +88,21 @@ class Channels:
     def kept(self, ids, gone):
         """Places of the units that stay when those with the roots `gone` go."""
         return np.flatnonzero(~np.isin(self.ties.roots(ids), gone))
+
+    def cut(self, number, array, gone, without=None):
+        """A tensor of the model as it is when units with the roots `gone` have gone.
+
+        Args:
+            number: of the tensor.
+            array: what it is with all units.
+            gone: roots.
+            without: an axis that is left as it is.
+        """
+        for axis, ids in self.labels.get(number, {}).items():
+            kept = self.kept(ids, gone)
+            if axis != without and len(kept) < len(ids):
+                array = np.take(array, kept, axis=axis)
+        return array
 
 
 def find_channels(model):
@@ -126,6 +147,8 @@ class _Finder:
         self.labels = {}
         self._makers, self._takers = {}, {}
         self._bound, self._edits = {}, []
+        self._rebuilt, self._together = [], []
+        self._shared = shared_paths(graph)
 
     def visit(self, call):
         """Notes what a call does."""
@@ -168,6 +191,9 @@ class _Finder:
         """
         if variable is None:
             return
+        if id(variable) in self.graph.arguments:
+            other = self.graph.arguments[id(variable)]
+            self.freeze(ids, f"{other} takes weights of {call.path} that belong to it")
         before = self._bound.setdefault((id(variable), axis), (call.path, variable, ids))[2]
         if before is ids:
             return
@@ -176,6 +202,13 @@ class _Finder:
             self.ties.freeze(known, f"{call.path} uses weights for it elsewhere, too")
         else:
             self.ties.tie(before, ids)
+
+    def normalise(self, call, ids, together=False):
+        """Says that a layer is built for units, and whether it looks at all of them at once."""
+        if ids is not None:
+            self._rebuilt.append((call.path, ids))
+            if together:
+                self._together.append(ids)
 
     def edit(self, call, attribute, value):
         """Says which attribute of an operation counts units."""
@@ -190,9 +223,12 @@ class _Finder:
         """Freezes units that the activation function inside a layer mixes."""
         x = np.random.default_rng(0).uniform(-1.0, 1.0, (4, len(units))).astype("float32")
         half = np.arange(len(units)) % 2 == 0
+        function = activation or keras.activations.linear
+        if isinstance(function, keras.layers.Layer):
+            self.freeze(units, f"the activation of {call.path} is a layer")
+            return
         whole, part = (
-            np.asarray(keras.ops.convert_to_numpy((activation or keras.activations.linear)(values)))
-            for values in (x, x[:, half])
+            np.asarray(keras.ops.convert_to_numpy(function(values))) for values in (x, x[:, half])
         )
         if whole.shape != x.shape or not np.allclose(whole[:, half], part, atol=1e-5):
             self.freeze(units, f"the activation function of {call.path} mixes it with others")
@@ -208,7 +244,15 @@ class _Finder:
         ]
         edits = {(id(edit.operation), edit.attribute): edit for edit in self._edits}
         return Channels(
-            self.graph, self._makers, self._takers, tuple(slices), tuple(edits.values()), self.ties
+            graph=self.graph,
+            makers=self._makers,
+            takers=self._takers,
+            slices=tuple(slices),
+            edits=tuple(edits.values()),
+            rebuilt=tuple(self._rebuilt),
+            together=tuple(self._together),
+            labels=self.labels,
+            ties=self.ties,
         )
 
     def _probe(self, call):
@@ -220,14 +264,20 @@ class _Finder:
             for place, number in enumerate(call.inputs)
             for axis, ids in self.labels.get(number, {}).items()
         ]
+        seen = {}
         for place, axis, ids in labelled:
             try:
                 found = sources(call, shapes, dtypes, place, axis)
+                if all(source is None for source in found):
+                    raise ValueError("nothing of it is seen in what that gives")
+                for number, source in zip(call.outputs, found, strict=True):
+                    before = source and seen.setdefault((place, number, source.axis), axis)
+                    if before not in (None, axis):
+                        other = self.labels[call.inputs[place]][before]
+                        self.ties.freeze(other, f"{call.path} takes it, and {_FOLDED}")
+                        raise ValueError(_FOLDED)
             except Exception as error:  # noqa: BLE001 - operations may raise anything
-                words = _words(error)
-                self.ties.freeze(
-                    ids, f"{call.path} takes it, and nothing is known of that: {words}"
-                )
+                self.ties.freeze(ids, f"{call.path} takes it, and {_words(error)}")
                 continue
             for number, source in zip(call.outputs, found, strict=True):
                 if source is not None:
@@ -261,11 +311,10 @@ class _Finder:
         everything = np.concatenate([ids for labels in taken for ids in labels.values()])
         roots = np.unique(self.ties.roots(everything))
         roots = roots[~np.isin(roots, list(self.ties.reasons(everything)))]
-        for half in range(2):
-            gone = roots[half::2]
+        for gone in _patterns(roots):
             if len(gone) in (0, len(np.unique(self.ties.roots(everything)))):
                 continue
-            values = values_of(shapes, dtypes, seed=2 + half)
+            values = values_of(shapes, dtypes, seed=len(gone))
             wanted = self._cut(outputs_of(call, values), given, gone)
             operation, edits = self._edited(call, given, gone)
             try:
@@ -276,7 +325,7 @@ class _Finder:
                 )
             except Exception:  # noqa: BLE001 - operations may raise anything
                 same = False
-            if not same:
+            if not same or (edits and call.path in self._shared) or _says_shape(call.operation):
                 self.ties.freeze(everything, f"{call.path} depends on how many there are")
                 return
             for attribute, value in edits:
@@ -314,6 +363,20 @@ def _words(error):
     return lines[1] if lines[0].startswith("Exception encountered") and lines[1:] else lines[0]
 
 
+def _patterns(roots):
+    """Units that go in a trial: every other one, but also one, the first of all, any."""
+    random = np.random.default_rng(0).permutation(roots)
+    quarter, third = max(1, len(roots) // 4), max(1, len(roots) // 3)
+    return [roots[::2], roots[1::2], roots[:1], roots[-1:], roots[:quarter], random[:third]]
+
+
+def _says_shape(operation):
+    """Whether a Lambda was told what shape it gives."""
+    shape = getattr(operation, "_output_shape", None)
+    return isinstance(operation, keras.layers.Lambda) and isinstance(shape, tuple | list)
+
+
+_FOLDED = "it folds it together with units along another axis"
 _SHAPES = ("target_shape", "newshape")  # attributes that hold the shape of what is given
 
 

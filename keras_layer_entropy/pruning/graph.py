@@ -164,7 +164,7 @@ def _describe(graph, number, tensor):
 
 
 def run(call, values, operation=None):
-    """The outputs of a call, a flat list, for values of its inputs.
+    """The outputs of a call, a flat list, for values of its inputs; nothing is moved by it.
 
     Args:
         call: `Call`.
@@ -173,7 +173,8 @@ def run(call, values, operation=None):
     """
     given = dict(zip(map(id, call.node.input_tensors), values, strict=True))
     args, kwargs = call.node.arguments.fill_in(given)
-    return keras.tree.flatten((operation or call.operation)(*args, **kwargs))
+    with keras.StatelessScope():  # states, seeds and losses stay as they are
+        return keras.tree.flatten((operation or call.operation)(*args, **kwargs))
 
 
 def nested_inputs(inner, args, kwargs):

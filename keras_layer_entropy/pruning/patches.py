@@ -1,6 +1,7 @@
 """What the kernel of a layer is multiplied with, as rows of features."""
 
 import itertools
+import math
 
 import keras
 import numpy as np
@@ -9,6 +10,7 @@ from keras import ops
 from keras_layer_entropy.pruning import linear
 
 _CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
+_MOST = 2**25  # numbers that rows hold at a time
 _CHEAP = 2e9  # products that may be in float64; of more, float32 is enough
 
 
@@ -85,19 +87,44 @@ def before_activation(layer, x):
     return z if layer.bias is None else z + layer.bias
 
 
-def gram(parts):
+def at_a_time(layer, x):
+    """How many samples of a batch are looked at at a time, so that their rows fit into memory."""
+    places = math.prod(x.shape[1:]) / x.shape[1 if channels_first(layer) else -1]
+    return max(1, int(_MOST // max(1.0, places * features_of(layer))))
+
+
+def gram(parts, ones):
     """Sum of products of rows, float64 `[columns, columns]`.
+
+    The means of the first part are taken off before, in whatever precision the rows have, and come
+    back in float64: products of large means would leave nothing of small deviations.
 
     Args:
         parts: generator of tensors `[rows, columns]`.
+        ones: the column that is 1 everywhere.
     """
-    total = 0.0
+    total, shift = 0.0, None
     for part in parts:
+        if shift is None:
+            shift = ops.mean(part, axis=0) * (np.arange(part.shape[1]) != ones)
+        part = part - shift
         if part.shape[0] * part.shape[1] ** 2 < _CHEAP:  # where the backend has it
             part = ops.cast(part, "float64")
         product = ops.matmul(ops.transpose(part), part)
         total = total + np.asarray(ops.convert_to_numpy(product), np.float64)
-    return total
+    back = np.eye(len(total))
+    back[ones] += np.asarray(ops.convert_to_numpy(shift), np.float64)
+    return back.T @ total @ back
+
+
+def constrained(layer, kernel):
+    """A kernel `[features, units]` as the layer's constraint leaves it."""
+    if layer.kernel_constraint is None:
+        return kernel
+    shaped = ops.convert_to_tensor(kernel.reshape(layer.kernel.shape), layer.variable_dtype)
+    return np.asarray(ops.convert_to_numpy(layer.kernel_constraint(shaped)), kernel.dtype).reshape(
+        kernel.shape
+    )
 
 
 def _padding(layer, sizes):
@@ -115,6 +142,11 @@ def _padding(layer, sizes):
             missing = max((-(-size // s) - 1) * s + reach + 1 - size, 0)
             found.append((missing // 2, missing - missing // 2))
     return found
+
+
+def channels_first(layer):
+    """Whether the channels of what a layer takes and gives come before the places."""
+    return _is_convolution(layer) and layer.data_format == "channels_first"
 
 
 def _is_convolution(layer):

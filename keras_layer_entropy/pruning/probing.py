@@ -14,7 +14,9 @@ from keras_layer_entropy.pruning.graph import run
 from keras_layer_entropy.pruning.ties import Ties
 
 _UNKNOWN = 8  # size of an axis of which the shape says nothing
-_DRAWS = ((0.2, 1.0), (-1.5, 1.5))  # ranges of values: some functions are flat in one of them
+_DRAWS = ((0.2, 1.0), (-3.0, 3.0))  # ranges of values: some functions are flat in one of them
+_FEW, _MANY = 2, 32  # samples; many where they are small, of which some reach every piece
+_SMALL = 1024  # numbers in a sample
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,13 +43,17 @@ def values_of(shapes, dtypes, seed, draw=0):
         draw: which range they lie in.
     """
     random = np.random.default_rng(seed)
+    largest = max(np.prod([n or _UNKNOWN for n in shape[1:]]) for shape in shapes)
+    samples = _MANY if largest <= _SMALL else _FEW
     found = []
     for shape, dtype in zip(shapes, dtypes, strict=True):
-        size = [2 if axis == 0 else n or _UNKNOWN for axis, n in enumerate(shape)]
+        size = [samples if axis == 0 else n or _UNKNOWN for axis, n in enumerate(shape)]
+        if shape[:1] and shape[0] is not None:
+            size[0] = shape[0]
         if "float" in dtype:
             values = random.uniform(*_DRAWS[draw], size).astype("float32")
         else:
-            values = np.ones(size, "bool" if dtype == "bool" else dtype)
+            values = random.integers(0, 2, size).astype(dtype)
         found.append(values)
     return found
 
@@ -87,7 +93,7 @@ def sources(call, shapes, dtypes, place, axis):
     for i in range(len(codes)):
         if mixed[i].any():
             raise ValueError("it mixes them")
-    return [_along_one_axis(*found) for found in zip(codes, seen, strict=True)]
+    return [_along_one_axis(*found, units) for found in zip(codes, seen, strict=True)]
 
 
 def outputs_of(call, values, operation=None):
@@ -101,8 +107,9 @@ def _reacts(call, draws, place, axis, chosen):
     for values, before in draws:
         changed = list(values)
         shape = [-1 if i == axis else 1 for i in range(values[place].ndim)]
-        step = np.where(chosen, 0.05, 0.0).astype("float32").reshape(shape)
-        changed[place] = values[place] + step
+        # Not alike everywhere: what is the same for all of them, a softmax over places may ignore.
+        step = np.random.default_rng(0).uniform(0.03, 0.07, values[place].shape).astype("float32")
+        changed[place] = values[place] + step * chosen.reshape(shape)
         after = outputs_of(call, changed)
         with np.errstate(invalid="ignore"):
             pairs = zip(after, before, strict=True)
@@ -111,11 +118,16 @@ def _reacts(call, draws, place, axis, chosen):
     return found
 
 
-def _along_one_axis(codes, seen):
+def _along_one_axis(codes, seen, units):
     """The `Source` of an output from the source of each of its entries, or None."""
     if not seen.any():
         return None
     best = None
+    if units == 1:
+        axes = [axis for axis in range(codes.ndim - 1, 0, -1) if codes.shape[axis] == 1]
+        if not axes:
+            raise ValueError("it spreads it over others")
+        return Source(axes[0], np.zeros(1, np.int64))
     for axis in range(codes.ndim - 1, 0, -1):
         rows = np.moveaxis(codes, axis, 0).reshape(codes.shape[axis], -1)
         there = np.moveaxis(seen, axis, 0).reshape(codes.shape[axis], -1)

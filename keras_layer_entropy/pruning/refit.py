@@ -43,7 +43,7 @@ def refit(student, teacher, paths, data, batch_size=256, steps=None):
 
     Example: see `surgery.remove_layer`.
     """
-    data = _as_inputs(student, data)
+    data = as_inputs(student, data)
     layers = choose_layers(student, list(paths)) if paths else {}
     wide = [path for path in paths if features_of(layers[path]) > WIDEST]
     if wide:
@@ -86,8 +86,8 @@ def linear_fits(student, teacher, pairs, data, batch_size=256, *, steps=None):
         Pair -> `LinearFit`, of a kernel that the second layer's constraint allows. Both models are
         left as they were, states that a pass moves among it.
     """
-    source = Source(_as_inputs(student, data), batch_size, steps, must_end=True)
-    _check_inputs(student, source.first()[0])
+    source = Source(as_inputs(student, data), batch_size, steps, must_end=True)
+    check_inputs(student, source.first()[0])
     with strategy_scope(student):
         fits = _GramPass(student, teacher, pairs)
     with unmoved(student), unmoved(teacher):
@@ -218,13 +218,13 @@ def _is_finite(activation):
     return ops.cast(ops.all(finite), "float32")
 
 
-def _as_inputs(model, data):
+def as_inputs(model, data):
     """Data that say that they are inputs alone: a list of one array for each input is no (x, y)."""
     several = isinstance(data, list) and len(data) == len(model.inputs) > 1
     return (data,) if several and all(hasattr(part, "shape") for part in data) else data
 
 
-def _check_inputs(model, x):
+def check_inputs(model, x):
     """Raises for a first batch that the model cannot take, before Keras does it at length."""
     leaves, inputs = keras.tree.flatten(x), model.inputs
     if isinstance(x, dict):

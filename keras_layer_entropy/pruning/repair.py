@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_layer_entropy.measures.gram import ridge_regression
+from keras_layer_entropy.measures.gram import fit_of, ridge_regression
 from keras_layer_entropy.pruning import linear, patches
 from keras_layer_entropy.pruning.graph import shared_paths
 from keras_layer_entropy.pruning.reconstruction import RIDGE, Taker, least_missed
@@ -36,7 +36,7 @@ class Choice:
     among: list
 
 
-def repair(student, teacher, inputs, kept, choices=None):
+def repair(student, teacher, inputs, kept, cut, choices=None):
     """Refits layers in the order of the forward pass, each to what it computed in another model.
 
     Each is fitted on what the layers before it, refitted already, give now. Where its output joins
@@ -49,6 +49,8 @@ def repair(student, teacher, inputs, kept, choices=None):
         inputs: what `walking.inputs_of` gave.
         kept: path of each layer that lost something -> places of the units that it still makes,
             None for all.
+        cut: a function of the number of a tensor, what the teacher has for it, and an axis: the
+            same without the units that are gone along all other axes.
         choices: path of a layer -> `Choice`: its kernel is 0 for the units chosen.
 
     Returns:
@@ -65,9 +67,11 @@ def repair(student, teacher, inputs, kept, choices=None):
         if _has_kernel(call) and (not same or call.path in choices):
             reason = _reason(call, shared)
             if reason is None:
-                target = _Target(new, old, call, before, kept.get(call.path))
+                target = _Target(new, old, call, before, kept.get(call.path), cut, shared)
                 choice = choices.get(call.path)
-                residuals[call.path], gone = target.fit(given[0], wanted[0], choice)
+                last = len(new.graph.shapes[call.inputs[0]]) - 1
+                wanted = [cut(call.inputs[0], part, last) for part in wanted[0]]
+                residuals[call.path], gone = target.fit(given[0], wanted, choice)
                 chosen += gone
             else:
                 warnings.warn(f"{call.path} is not refitted: {reason}.", stacklevel=3)
@@ -87,8 +91,10 @@ def centred(gram, features):
 
 def _has_kernel(call):
     layer = call.operation
+    if type(layer) not in KERNELS:
+        return False
     depthwise = getattr(layer, "groups", 1) > 1 and layer.kernel.shape[-2] == 1
-    return type(layer) in KERNELS and not depthwise  # which mixes nothing
+    return not depthwise  # which mixes nothing
 
 
 def _reason(call, shared):
@@ -108,24 +114,31 @@ class _Target:
         new, old: the `Walk`s through both models.
         call, before: the call of the layer in each.
         kept: places of the units that it still makes, None for all.
+        cut, shared: as for `repair`; paths of layers that are called several times.
     """
 
-    def __init__(self, new, old, call, before, kept):
+    def __init__(self, new, old, call, before, kept, cut, shared):
         self._layer, self._teacher, self._kept = call.operation, before.operation, kept
-        self._normalization, scale, others = _way_to_sum(new.graph, call)
+        self._path = call.path
+        self._normalization, scale, others = _way_to_sum(new.graph, call, shared)
         self._missing = None
         pairs = [(old.value(number), new.value(number)) for number in others]
         known = [pair for pair in pairs if pair[0] is not None and pair[1] is not None]
         if pairs and known == pairs and any(a is not b for a, b in pairs):
+            pairs = [
+                ([cut(number, part, None) for part in a], b)
+                for number, (a, b) in zip(others, pairs, strict=True)
+            ]
             batches = zip(*(zip(a, b, strict=True) for a, b in pairs), strict=True)
-            self._missing = [self._difference(parts, scale) for parts in batches]
+            axis = 1 if patches.channels_first(self._layer) else -1
+            self._missing = [_difference(parts, axis) * scale for parts in batches]
 
     def fit(self, given, wanted, choice=None):
         """Gives the layer its kernel and bias; the relative residual, and the units chosen."""
         layer, chosen = self._layer, []
         features = patches.features_of(layer)
         intercept = layer.bias is not None or self._normalization is not None
-        gram = patches.gram(self._rows(given, wanted))
+        gram = patches.gram(self._rows(given, wanted), features)
         stay = np.arange(features)
         if choice is not None:
             owners = np.tile(choice.owners, patches.taps_of(layer))
@@ -137,6 +150,22 @@ class _Target:
         fit = ridge_regression(gram[np.ix_(some, some)], len(stay), RIDGE, intercept=intercept)
         kernel = np.zeros((features, fit.kernel.shape[1]))
         kernel[stay] = fit.kernel
+        if layer.kernel_constraint is not None:
+            kernel = patches.constrained(layer, kernel)
+            fit = fit_of(kernel, gram, features, intercept)
+            warnings.warn(
+                f"The refitted weights of {self._path} were projected onto their constraint, "
+                f"{type(layer.kernel_constraint).__name__}, so that they fit less well than least "
+                "squares.",
+                stacklevel=4,
+            )
+        if gram[features, features] < len(stay):
+            warnings.warn(
+                f"{self._path} takes {len(stay)} features, and the calibration data have "
+                f"{gram[features, features]:.0f} samples or places for them: it fits these, and "
+                "others less well. Pass more.",
+                stacklevel=4,
+            )
         linear.assign(layer, kernel, fit.bias)
         if layer.bias is None and intercept:
             # What a bias would add, the normalisation behind takes off less.
@@ -146,22 +175,26 @@ class _Target:
 
     def _rows(self, given, wanted):
         for index, (x, before) in enumerate(zip(given, wanted, strict=True)):
-            target = patches.before_activation(self._teacher, before)
-            if self._kept is not None:
-                target = ops.take(target, self._kept, axis=-1)
-            if self._missing is not None:
-                target = target + ops.reshape(self._missing[index], ops.shape(target))
-            features = ops.cast(patches.rows(self._layer, x), target.dtype)
-            yield ops.concatenate([features, ops.ones_like(target[:, :1]), target], axis=-1)
-
-    def _difference(self, parts, scale):
-        total = 0.0
-        for old, new in parts:
-            total = total + (old if self._kept is None else old[..., self._kept]) - new
-        return total * scale
+            step = patches.at_a_time(self._layer, x)
+            for start in range(0, len(x), step):
+                some = slice(start, start + step)
+                target = patches.before_activation(self._teacher, before[some])
+                if self._kept is not None:
+                    target = ops.take(target, self._kept, axis=-1)
+                if self._missing is not None:
+                    missing = ops.cast(self._missing[index][some], target.dtype)
+                    target = target + ops.reshape(missing, ops.shape(target))
+                features = ops.cast(patches.rows(self._layer, x[some]), target.dtype)
+                yield ops.concatenate([features, ops.ones_like(target[:, :1]), target], axis=-1)
 
 
-def _way_to_sum(graph, call):
+def _difference(parts, axis):
+    """What is missing in the other tensors of a sum, the units last."""
+    total = sum(old.astype("float32") - new.astype("float32") for old, new in parts)
+    return np.moveaxis(total, axis, -1)
+
+
+def _way_to_sum(graph, call, shared):
     """`(normalization, scale, others)`: what lies between a layer and the sum that it joins.
 
     The first normalisation behind the layer or None; what a difference in the sum is multiplied
@@ -171,17 +204,22 @@ def _way_to_sum(graph, call):
     normalization, scale, number = None, 1.0, call.outputs[0]
     if getattr(call.operation, "activation", None) not in (None, keras.activations.linear):
         return None, scale, ()
+    axis = 1 if patches.channels_first(call.operation) else len(graph.shapes[number]) - 1
     while True:
         takers = graph.consumers(number)
-        if len(takers) != 1 or number in graph.outputs:
+        if len(takers) != 1 or number in graph.outputs or takers[0].path in shared:
             return normalization, scale, ()
         operation = takers[0].operation
         if type(operation) is keras.layers.BatchNormalization and normalization is None:
+            if operation.axis % len(graph.shapes[number]) != axis:
+                return None, 1.0, ()
             normalization = operation
             scale = _inverse_scale(operation)
         elif type(operation).__name__ == "Add":
             others = [x for x in takers[0].inputs if x != number]
-            return normalization, scale, others if len(others) == len(takers[0].inputs) - 1 else ()
+            alike = all(graph.shapes[x] == graph.shapes[number] for x in others)
+            one = len(others) == len(takers[0].inputs) - 1
+            return normalization, scale, others if alike and one else ()
         elif not isinstance(operation, keras.layers.Dropout | keras.layers.Identity):
             return normalization, scale, ()
         number = takers[0].outputs[0]

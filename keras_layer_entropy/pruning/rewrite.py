@@ -57,6 +57,9 @@ def thinned(model, channels, gone):
         if len(kept) < len(part.ids):
             cuts[id(part.variable)].append((part.axis, kept))
             changes[part.path].update()
+    for path, ids in channels.rebuilt:
+        if len(channels.kept(ids, gone)) < len(ids):
+            changes[path].update()
     for edit in channels.edits:
         before, after = (
             edit.value(lambda ids, gone=x: len(channels.kept(ids, gone))) for x in ((), gone)

@@ -1,6 +1,8 @@
 """Take units out of a model, and refit what took them."""
 
+import numbers
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -14,15 +16,14 @@ from keras_layer_entropy.pruning.channels import Channels, find_channels
 from keras_layer_entropy.pruning.graph import shared_paths
 from keras_layer_entropy.pruning.optimizer_state import restart_averages
 from keras_layer_entropy.pruning.reconstruction import Taker, least_missed
-from keras_layer_entropy.pruning.repair import WIDEST, Choice, centred, repair
+from keras_layer_entropy.pruning.refit import as_inputs, check_inputs
+from keras_layer_entropy.pruning.repair import KERNELS, WIDEST, Choice, centred, repair
 from keras_layer_entropy.pruning.rewrite import thinned
 from keras_layer_entropy.pruning.walking import Walk, inputs_of
 from keras_layer_entropy.recording.layers import choose_layers
 from keras_layer_entropy.recording.passes import Source
 
 CRITERIA = ("reconstruction", "magnitude")
-# Their outputs depend on all units at once.
-_TOGETHER = ("LayerNormalization", "RMSNormalization", "GroupNormalization")
 
 
 def remove_units(
@@ -79,6 +80,9 @@ def remove_units(
     named, shares = _checked(model, channels, units)
     _tell_of_tied(channels, {**named, **shares})
     gone = _numbers(channels, named)
+    for path in shares:
+        if np.isin(channels.roots(path), gone).any():
+            raise ValueError(f"Units of {path!r}, or of layers tied to it, are named: name all.")
     if calibration_data is None:
         if shares:
             raise ValueError(
@@ -90,8 +94,11 @@ def remove_units(
             "were given.",
             stacklevel=2,
         )
+        _check_something_left(channels, gone)
         return thinned(model, channels, gone)
-    inputs = inputs_of(model, Source(calibration_data, batch_size, steps, must_end=True))
+    source = Source(as_inputs(model, calibration_data), batch_size, steps, must_end=True)
+    check_inputs(model, source.first()[0])
+    inputs = inputs_of(model, source)
     alone: dict[str, str] = {}
     if criterion == "magnitude":
         gone = np.union1d(gone, _smallest(channels, shares))
@@ -99,17 +106,22 @@ def remove_units(
         alone = _taken_once(channels, shares)
         others = {path: count for path, count in shares.items() if path not in alone}
         gone = np.union1d(gone, _least_missed(model, channels, others, inputs))
+    _check_something_left(channels, gone)
     smaller = thinned(model, channels, gone)
     choices = _choices(channels, shares, alone, gone)
-    residuals, chosen = repair(smaller, model, inputs, _kept(channels, gone), choices)
+
+    def cut(number: int, array: np.ndarray, axis: int | None) -> np.ndarray:
+        return channels.cut(number, array, gone, axis)
+
+    residuals, chosen = repair(smaller, model, inputs, _kept(channels, gone), cut, choices)
     if chosen:
         late = [unit for unit, _ in chosen]
         left = {
             path: np.flatnonzero(np.isin(channels.roots(path)[channels.kept(ids, gone)], late))
             for path, ids in channels.makers.items()
         }
-        channels = find_channels(smaller)
-        smaller = thinned(smaller, channels, _numbers(channels, left))
+        rest = find_channels(smaller)
+        smaller = thinned(smaller, rest, _numbers(rest, left))
     refitted = choose_layers(smaller, list(residuals)).values() if residuals else ()
     restart_averages(smaller, [variable for layer in refitted for variable in layer.variables])
     return smaller
@@ -130,13 +142,16 @@ def _checked(
         if len(found) > 1:
             raise ValueError(f"{name!r} fits {found}: give the path of one of them.")
         path = found[0]
+        if path in named or path in shares:
+            raise ValueError(f"units= names {path!r} twice.")
         if path not in channels.makers:
             raise ValueError(f"{path!r} makes no units that could be taken out.")
         count, reasons = len(channels.makers[path]), channels.reasons(path)
-        if isinstance(wanted, float):
-            shares[path] = _count(name, wanted, count)
+        if isinstance(wanted, numbers.Real) and not isinstance(wanted, numbers.Integral):
+            shares[path] = _count(name, float(wanted), count)
             if len(reasons) == count:
                 raise ValueError(f"{path!r} cannot be thinned: {reasons[0]}.")
+            _check_count(channels, path, shares[path])
         else:
             named[path] = _indices(name, wanted, count)
             if frozen := [index for index in named[path] if index in reasons]:
@@ -156,9 +171,8 @@ def _count(name: str, share: float, count: int) -> int:
 
 def _indices(name: str, wanted: Any, count: int) -> list[int]:
     """Indices of units, each once and in range."""
-    given = np.asarray(wanted) if isinstance(wanted, list | tuple | set | np.ndarray) else None
-    if isinstance(wanted, set):
-        given = np.array(sorted(wanted))
+    listed_ones = list(wanted) if isinstance(wanted, set | range) else wanted
+    given = np.asarray(listed_ones) if isinstance(listed_ones, list | tuple | np.ndarray) else None
     if given is None or given.ndim != 1 or not len(given) or given.dtype.kind not in "iu":
         raise ValueError(
             f"units={{{name!r}: {wanted!r}}}; expected a list of indices, or a share, a float."
@@ -169,6 +183,27 @@ def _indices(name: str, wanted: Any, count: int) -> list[int]:
     if len(given) == count:
         raise ValueError(f"units={{{name!r}: ...}} names all {count} units: some have to stay.")
     return given
+
+
+def _check_count(channels: Channels, path: str, count: int) -> None:
+    """Raises where so many units cannot go."""
+    units, each = _free(channels, path)
+    if count < each:
+        raise ValueError(
+            f"Of {path!r} {each} units go together: {count}, which the share is, are too few."
+        )
+    if count > len(units) * each:
+        reason = next(iter(channels.reasons(path).values()))
+        raise ValueError(
+            f"Of {path!r} only {len(units) * each} units may go, and the share is {count} of them: "
+            f"{reason}."
+        )
+
+
+def _check_something_left(channels: Channels, gone: np.ndarray) -> None:
+    for path, ids in channels.makers.items():
+        if not len(channels.kept(ids, gone)):
+            raise ValueError(f"{path!r} would lose all of its units with those that it is tied to.")
 
 
 def _numbers(channels: Channels, named: dict) -> np.ndarray:
@@ -213,18 +248,26 @@ def _taken_once(channels: Channels, shares: dict[str, int]) -> dict[str, str]:
     """
     operations = {call.path: call.operation for call in channels.graph.calls}
     shared = shared_paths(channels.graph)
-    together = [
-        channels.ties.roots(part.ids)
+    together = [channels.ties.roots(ids) for ids in channels.together]
+    kernels = [
+        (part.path, channels.ties.roots(part.ids))
         for part in channels.slices
-        if type(operations[part.path]).__name__ in _TOGETHER
+        if type(operations[part.path]) in KERNELS
+        and len(part.variable.shape) > 1
+        and not part.makes
     ]
     found = {}
     for path in shares:
         units, _ = _free(channels, path)
-        takers = [p for p, x in channels.takers.items() if _holds(channels.ties.roots(x), units)]
+        takers = list(dict.fromkeys(p for p, roots in kernels if _holds(roots, units)))
         tied = [p for p in channels.makers if _holds(channels.roots(p), units)]
         alone = len(takers) == len(tied) == 1 and not any(_holds(x, units) for x in together)
-        if alone and takers[0] not in shared and _can_be_refitted(operations[takers[0]]):
+        if (
+            alone
+            and takers[0] in channels.takers
+            and takers[0] not in shared
+            and _can_be_refitted(operations[takers[0]])
+        ):
             found[path] = takers[0]
     return found
 
@@ -279,16 +322,20 @@ def _takers(model: keras.Model, channels: Channels, inputs: list) -> list[Taker]
     for call in walk.graph.calls:
         layer, ids = call.operation, channels.takers.get(call.path)
         if ids is not None and call.path not in shared and _can_be_refitted(layer):
-            gram = patches.gram(_with_ones(layer, x) for x in walk.given(call)[0])
+            features = patches.features_of(layer)
+            gram = patches.gram(_with_ones(layer, walk.given(call)[0]), features)
             owners = np.tile(channels.ties.roots(ids), patches.taps_of(layer))
-            found.append(Taker(centred(gram, len(gram) - 1), patches.matrix(layer), owners))
+            found.append(Taker(centred(gram, features), patches.matrix(layer), owners))
         walk.make(call)
     return found
 
 
-def _with_ones(layer: keras.layers.Layer, x: Tensor) -> Tensor:
-    rows = patches.rows(layer, x)
-    return ops.concatenate([rows, ops.ones_like(rows[:, :1])], axis=-1)
+def _with_ones(layer: keras.layers.Layer, batches: list) -> Iterator[Tensor]:
+    for x in batches:
+        step = patches.at_a_time(layer, x)
+        for start in range(0, len(x), step):
+            rows = patches.rows(layer, x[start : start + step])
+            yield ops.concatenate([rows, ops.ones_like(rows[:, :1])], axis=-1)
 
 
 def _smallest(channels: Channels, shares: dict[str, int]) -> np.ndarray:

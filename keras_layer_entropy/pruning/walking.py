@@ -53,16 +53,27 @@ def inputs_of(model, source):
     """The inputs of a model, each a list of arrays, one for each batch.
 
     Args:
-        model: a built Sequential or functional model.
+        model: a built Sequential or functional model; where it takes batches of one size, samples
+            that fill none are left out.
         source: `passes.Source`.
+
+    Raises:
+        ValueError: samples of several sizes, or too few for a batch.
     """
     functional = opened(model)
+    fixed = functional.inputs[0].shape[0]
     copies = keras.Model(functional._inputs_struct, list(functional.inputs))
     keywords = {k: v for k, v in source.keywords.items() if k in ("x", "batch_size")}
     found = copies.predict(**keywords, steps=source.steps, verbose=0)
     found = found if isinstance(found, list) else [found]
-    batches = max(1, -(-len(found[0]) // _BATCH))
-    return [np.array_split(array, batches) for array in found]
+    if any(not isinstance(array, np.ndarray) for array in found):
+        raise ValueError("The samples of the calibration data are of several sizes: make them one.")
+    size, samples = fixed or _BATCH, len(found[0])
+    if fixed:  # the model takes no others
+        samples -= samples % fixed
+    if not samples:
+        raise ValueError(f"{model.name!r} takes batches of {fixed} samples; there are fewer.")
+    return [[array[i : i + size] for i in range(0, samples, size)] for array in found]
 
 
 _BATCH = 128  # samples at a time
