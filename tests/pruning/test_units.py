@@ -346,7 +346,7 @@ def in_two_by_code(x):
         (lambda x: layers.Softmax(axis=1)(x), None),
         (lambda x: ops.clip(x, -0.5, 0.5), None),
         (lambda x: layers.ReLU(threshold=2.0)(x), None),
-        (lambda x: ops.matmul(ops.transpose(x, (0, 2, 1)), x), "it mixes them"),
+        (lambda x: ops.matmul(x, ops.transpose(x, (0, 2, 1))), "it mixes them"),
         (lambda x: layers.Softmax()(x), "softmax takes it, and it mixes them"),
         (lambda x: layers.UnitNormalization()(x), "it mixes them"),
         (lambda x: ops.mean(x, axis=-1, keepdims=True), "it mixes them"),
