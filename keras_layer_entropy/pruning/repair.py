@@ -69,8 +69,9 @@ def repair(student, teacher, inputs, kept, cut, choices=None):
             if reason is None:
                 target = _Target(new, old, call, before, kept.get(call.path), cut, shared)
                 choice = choices.get(call.path)
-                last = len(new.graph.shapes[call.inputs[0]]) - 1
-                wanted = [cut(call.inputs[0], part, last) for part in wanted[0]]
+                rank = len(new.graph.shapes[call.inputs[0]])
+                axis = 1 if patches.channels_first(call.operation) else rank - 1
+                wanted = [cut(call.inputs[0], part, axis) for part in wanted[0]]
                 residuals[call.path], gone = target.fit(given[0], wanted, choice)
                 chosen += gone
             else:
@@ -123,8 +124,8 @@ class _Target:
         self._normalization, scale, others = _way_to_sum(new.graph, call, shared)
         self._missing = None
         pairs = [(old.value(number), new.value(number)) for number in others]
-        known = [pair for pair in pairs if pair[0] is not None and pair[1] is not None]
-        if pairs and known == pairs and any(a is not b for a, b in pairs):
+        known = all(a is not None and b is not None for a, b in pairs)
+        if known and any(a is not b for a, b in pairs):
             pairs = [
                 ([cut(number, part, None) for part in a], b)
                 for number, (a, b) in zip(others, pairs, strict=True)

@@ -56,7 +56,7 @@ def thinned(model, channels, gone):
         kept = channels.kept(part.ids, gone)
         if len(kept) < len(part.ids):
             cuts[id(part.variable)].append((part.axis, kept))
-            changes[part.path].update()
+            changes[part.path].update()  # nothing but that it is built anew
     for path, ids in channels.rebuilt:
         if len(channels.kept(ids, gone)) < len(ids):
             changes[path].update()
