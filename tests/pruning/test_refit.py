@@ -486,6 +486,7 @@ def test_a_score_of_linearity_is_what_the_refit_leaves():
     assert fit.residual > 0
 
 
+@pytest.mark.tensorflow  # no other backend has texts
 @pytest.mark.parametrize("dtype", ["float32", "uint8"])
 def test_texts_for_numbers_are_one_clear_error(dtype):
     dense = keras.layers.Dense
