@@ -109,7 +109,7 @@ def find_channels(model):
     """The `Channels` of a built Sequential or functional model; it is not changed.
 
     Layers with weights are known by rules (`carriers`); all others are run on a few numbers, to
-    see which unit each entry of their output comes from, and once more with half of the units
+    see which unit each entry of their output comes from, and some times more with some of the units
     gone: what then gives something else freezes its units.
 
     Raises:

@@ -29,18 +29,20 @@ def obstacle(layer):
 
 def features_of(layer):
     """How many features the kernel is multiplied with: taps times channels."""
-    return matrix(layer).shape[0]
+    if _is_convolution(layer):
+        return math.prod(layer.kernel.shape[:-1])
+    return linear.features_of(layer)
 
 
 def matrix(layer):
     """The kernel as `[features, units]`, an array of float64."""
     kernel = np.asarray(ops.convert_to_numpy(layer.kernel), np.float64)
-    return kernel.reshape(-1, kernel.shape[-1]) if _is_convolution(layer) else _flat(layer, kernel)
+    return kernel.reshape(features_of(layer), -1)
 
 
 def taps_of(layer):
     """How many features there are for each channel, which comes last among them."""
-    return int(np.prod(layer.kernel.shape[:-2])) if _is_convolution(layer) else 1
+    return math.prod(layer.kernel.shape[:-2]) if _is_convolution(layer) else 1
 
 
 def rows(layer, x):
@@ -151,7 +153,3 @@ def channels_first(layer):
 
 def _is_convolution(layer):
     return type(layer) in _CONVOLUTIONS
-
-
-def _flat(layer, kernel):
-    return kernel.reshape(linear.features_of(layer), -1)

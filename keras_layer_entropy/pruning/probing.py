@@ -122,12 +122,12 @@ def _along_one_axis(codes, seen, units):
     """The `Source` of an output from the source of each of its entries, or None."""
     if not seen.any():
         return None
-    best = None
     if units == 1:
         axes = [axis for axis in range(codes.ndim - 1, 0, -1) if codes.shape[axis] == 1]
         if not axes:
             raise ValueError("it spreads it over others")
         return Source(axes[0], np.zeros(1, np.int64))
+    best = None
     for axis in range(codes.ndim - 1, 0, -1):
         rows = np.moveaxis(codes, axis, 0).reshape(codes.shape[axis], -1)
         there = np.moveaxis(seen, axis, 0).reshape(codes.shape[axis], -1)
@@ -139,9 +139,9 @@ def _along_one_axis(codes, seen, units):
             np.stack([np.broadcast_to(lowest[:, None], rows.shape)[there], rows[there]]), axis=1
         )
         ties = Ties()
-        units = ties.new(rows.max() + 1)
-        ties.tie(units[pairs[0]], units[pairs[1]])
-        left = len(np.unique(ties.roots(units[pairs[1]])))
+        ties.new(units)  # numbered from 0, as they are
+        ties.tie(*pairs)
+        left = len(np.unique(ties.roots(pairs[1])))
         if best is None or left > best[0]:
             best = (left, Source(axis, np.where(highest < 0, -1, lowest), pairs))
     if best is None:

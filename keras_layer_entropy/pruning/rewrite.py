@@ -50,22 +50,22 @@ def thinned(model, channels, gone):
         ValueError: Keras cannot make the model without them.
     """
     cuts = collections.defaultdict(list)
-    changes = collections.defaultdict(dict)
+    changes = {}  # path -> attributes; none where a layer is only built anew
     operations = {call.path: call.operation for call in channels.graph.calls}
     for part in channels.slices:
         kept = channels.kept(part.ids, gone)
         if len(kept) < len(part.ids):
             cuts[id(part.variable)].append((part.axis, kept))
-            changes[part.path].update()  # nothing but that it is built anew
+            changes.setdefault(part.path, {})
     for path, ids in channels.rebuilt:
         if len(channels.kept(ids, gone)) < len(ids):
-            changes[path].update()
+            changes.setdefault(path, {})
     for edit in channels.edits:
         before, after = (
             edit.value(lambda ids, gone=x: len(channels.kept(ids, gone))) for x in ((), gone)
         )
         if after != before:
-            changes[edit.path][edit.attribute] = after
+            changes.setdefault(edit.path, {})[edit.attribute] = after
     edits = {
         path: (operations[path], functools.partial(_change, attributes))
         for path, attributes in changes.items()
