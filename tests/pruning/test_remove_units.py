@@ -363,6 +363,12 @@ def test_units_that_have_to_stay(make, reason):
     assert found is None if reason is None else reason in found
 
 
+@pytest.mark.parametrize("make", [in_two, lambda x: layers.Lambda(in_two_by_code)(x)])
+def test_operations_that_count_units(make):
+    """Of eight units every other one may go and the halves are halves still; not one alone."""
+    assert "depends on how many there are" in frozen(make, units=8)
+
+
 def test_functions_inside_layers_that_mix_units():
     inputs = keras.Input((5,))
     x = layers.Dense(6, "softmax", name="a")(inputs)
@@ -793,8 +799,9 @@ def test_normalisations_without_weights(kind, random):
     assert found < least_squares(rows, target) + 1e-3
 
 
-def test_large_means_leave_small_deviations(random):
+def test_large_means_leave_small_deviations(random, monkeypatch):
     """Products of means of 300 would leave nothing of deviations of 1 in float32."""
+    monkeypatch.setattr(patches, "_CHEAP", 0)  # as of many rows
     inputs = keras.Input((32, 32, 16))
     shift = keras.initializers.Constant(300.0)
     x = layers.Conv2D(64, 1, activation="relu", name="a", bias_initializer=shift)(inputs)

@@ -45,9 +45,9 @@ def test_outputs_by_key_position_and_name():
     assert find_labels((zeros(9), zeros(9)), listed, {1: None}) == Labels(5, "sparse", 1)
     assert find_labels(y, listed, {"b": None}, output_names=["a", "b"]).num_classes == 5
     assert find_labels(y, outputs, {"b": 7}).num_classes == 7
-    deep = {"labels": {"b": zeros(9), "a": zeros(9, 4)}}  # the last name counts
-    assert find_labels(deep, listed, {"a": None}, output_names=["a", "b"]) == (
-        Labels(4, "one_hot", ("labels", "a"))
+    deep = {"labels": {"a": zeros(9), "b": zeros(9)}}  # the last name counts
+    assert find_labels(deep, listed, {"a": None}, output_names=["b", "a"]) == (
+        Labels(5, "sparse", ("labels", "a"))
     )
     assert find_labels({"a": zeros(9)}, outputs) == Labels(4, "sparse", "a")
     assert find_labels(y, outputs, loss={"a": "mse"}).key == "b"
