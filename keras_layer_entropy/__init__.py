@@ -9,6 +9,7 @@ from keras_layer_entropy.model_files import load_model, save_model
 from keras_layer_entropy.pruning import (
     PruningOptions,
     PruningResult,
+    choose_units,
     prune_model,
     remove_layer,
     remove_units,
@@ -27,6 +28,7 @@ __all__ = [
     "__version__",
     "analyze_model",
     "analyze_units",
+    "choose_units",
     "load_model",
     "measures",
     "plots",

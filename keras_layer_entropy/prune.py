@@ -20,6 +20,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import sys
 import warnings
 
 import keras
@@ -35,20 +36,48 @@ from keras_layer_entropy.measures.entropy import ActivationEntropy
 from keras_layer_entropy.model_files import FILE_SUFFIXES, model_format
 from keras_layer_entropy.pruning import CRITERIA, PruningOptions, plan, prune_model, rank_units
 from keras_layer_entropy.pruning.checkpoint import Checkpoint, data_fingerprint, fingerprint
+from keras_layer_entropy.pruning.cost import KEYS, shares
 from keras_layer_entropy.pruning.outcome import Output, compared
+from keras_layer_entropy.pruning.unit_criteria import GREEDY, UNIT_CRITERIA
 from keras_layer_entropy.recording.layers import choose
 
+OUT_OF_REACH = 3  # exit code
 _SHOWN = (ActivationEntropy(keep_patterns=True), "instability", "state_entropy")
 
 flags.adopt_module_key_flags(command_line)
 _DEFAULTS = PruningOptions()
+_REMOVE = flags.DEFINE_enum(
+    "remove", _DEFAULTS.remove, ["layers", "units"],
+    "What goes: whole Dense layers, or units (neurons, kernels, channels) of any layers.",
+)  # fmt: skip
 _CRITERION = flags.DEFINE_string(
-    "criterion", _DEFAULTS.criterion, f"Which layer goes first: {', '.join(CRITERIA)}."
+    "criterion",
+    None,
+    f"Which goes first: {', '.join(CRITERIA)} (default: {_DEFAULTS.criterion}); of units "
+    f"{', '.join((GREEDY, *UNIT_CRITERIA))} (default: {GREEDY}).",
 )
 _MAX_ACCURACY_DROP = flags.DEFINE_float(
     "max_accuracy_drop",
-    _DEFAULTS.max_accuracy_drop,
-    "How far validation accuracy may fall below the original's; 0.01 is one point.",
+    None,
+    "How far validation accuracy may fall below the original's; 0.01 is one point (default: "
+    f"{_DEFAULTS.max_accuracy_drop}, and with a target no limit).",
+)
+_TARGETS = {
+    key: flags.DEFINE_float(
+        f"target_{key}", None, f"Share of the original's {key} that may remain: go on until then."
+    )
+    for key in KEYS
+}
+_STEP_SHARE = flags.DEFINE_float(
+    "step_share", _DEFAULTS.step_share, "Share of the cost that is left that goes with one batch."
+)
+_MULTIPLE_OF = flags.DEFINE_integer(
+    "multiple_of", _DEFAULTS.multiple_of, "Leave a multiple of so many units in each layer."
+)
+_CALIBRATION_SAMPLES = flags.DEFINE_integer(
+    "calibration_samples",
+    _DEFAULTS.calibration_samples,
+    "Training samples that units are chosen, and layers behind them refitted on.",
 )
 _EPOCHS = flags.DEFINE_integer(
     "epochs", _DEFAULTS.epochs, "Epochs of training after each removal; 0 for none."
@@ -56,8 +85,10 @@ _EPOCHS = flags.DEFINE_integer(
 _LEARNING_RATE = flags.DEFINE_float(
     "learning_rate", None, "Learning rate of that training (default: the optimizer's own)."
 )
-_MAX_REMOVALS = flags.DEFINE_integer("max_removals", None, "Most layers to take out.")
-_KEEP = flags.DEFINE_list("keep", [], "Names or paths of layers that must stay.")
+_MAX_REMOVALS = flags.DEFINE_integer(
+    "max_removals", None, "Most layers, or batches of units, to take out."
+)
+_KEEP = flags.DEFINE_list("keep", [], "Names or paths of layers that must stay as they are.")
 _REFIT = flags.DEFINE_boolean("refit", True, "Refit the layers behind in closed form.")
 _DRY_RUN = flags.DEFINE_boolean("dry_run", False, "Only say what would be tried and why.")
 _RESUME = flags.DEFINE_boolean("resume", False, "Go on with a run that was interrupted.")
@@ -113,6 +144,9 @@ def _prune(options, model_path, output):
         console.print(f"{path} stays: {reason}", highlight=False)
     _finish(console, model, result, parts, output, settings)
     checkpoint.remove()
+    if result.target_met is False:
+        console.print("The target is out of reach: this is the smallest network that there is.")
+        sys.exit(OUT_OF_REACH)
 
 
 def _options():
@@ -128,6 +162,12 @@ def _options():
         keep=tuple(_KEEP.value),
         refit=_REFIT.value,
         seed=FLAGS.seed,
+        remove=_REMOVE.value,
+        target={key: flag.value for key, flag in _TARGETS.items() if flag.value is not None}
+        or None,
+        step_share=_STEP_SHARE.value,
+        multiple_of=_MULTIPLE_OF.value,
+        calibration_samples=_CALIBRATION_SAMPLES.value,
     )
 
 
@@ -224,10 +264,15 @@ def _check_free(output, besides=""):
 def _print_plan(console, found):
     pairs = zip(found.parts, found.predictions, strict=True)
     for number, (part, prediction) in enumerate(pairs, start=1):
+        name = part.path if part.kind == "unit" else part.name
+        tied = f" (with {', '.join(part.members)})" if part.kind == "unit" and part.members else ""
         saves = f"saves {part.saves.parameters:,d} parameters"
-        console.print(f"{number}. {part.name}: {prediction.words}; {saves}", highlight=False)
+        console.print(f"{number}. {name}{tied}: {prediction.words}; {saves}", highlight=False)
+    if found.costs:
+        left = shares(*found.costs)
+        console.print(", ".join(f"{key}: {share:.1%} would be left" for key, share in left.items()))
     if not found.parts:
-        console.print("No layer would be taken out.")
+        console.print("Nothing would be taken out.")
     for path, reason in found.reasons.items():
         console.print(f"{path} stays: {reason}", highlight=False)
     console.print("Dry run: nothing was written.")
@@ -345,7 +390,7 @@ class _Progress(keras.callbacks.Callback):
             highlight=False,
         )
         self._step += 1
-        self._bar.update(self._task, description=f"step {self._step}: choosing a layer", total=None)
+        self._bar.update(self._task, description=f"step {self._step}: choosing", total=None)
 
 
 if __name__ == "__main__":

@@ -2,16 +2,12 @@
 
 from keras_layer_entropy.pruning.cost import Cost, compare_costs
 from keras_layer_entropy.pruning.criteria import CRITERIA, UNIT_CRITERIA, rank_units
+from keras_layer_entropy.pruning.options import PruningOptions
 from keras_layer_entropy.pruning.parts import Part, Plan, Prediction
-from keras_layer_entropy.pruning.search import (
-    PruningOptions,
-    PruningResult,
-    PruningStep,
-    plan,
-    prune_model,
-    score,
-)
+from keras_layer_entropy.pruning.search import PruningResult, plan, prune_model, score
+from keras_layer_entropy.pruning.standing import PruningStep
 from keras_layer_entropy.pruning.surgery import remove_layer
+from keras_layer_entropy.pruning.unit_plan import choose_units
 from keras_layer_entropy.pruning.units import remove_units
 
 __all__ = [
@@ -24,6 +20,7 @@ __all__ = [
     "PruningOptions",
     "PruningResult",
     "PruningStep",
+    "choose_units",
     "compare_costs",
     "plan",
     "prune_model",

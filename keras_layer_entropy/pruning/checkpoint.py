@@ -12,7 +12,7 @@ from keras import tree
 
 from keras_layer_entropy.files import local_path, remove, replacing
 from keras_layer_entropy.model_files import load_model, model_parts, save_model
-from keras_layer_entropy.pruning.search import PruningStep
+from keras_layer_entropy.pruning.standing import PruningStep
 
 RECORD = "pruning.json"
 FORMAT_VERSION = 2  # of that file
@@ -73,7 +73,7 @@ class Checkpoint:
         try:
             record = json.loads((latest / RECORD).read_text())
             self._check_version(record["format_version"])
-            steps = [PruningStep(**{**s, "members": tuple(s["members"])}) for s in record["steps"]]
+            steps = [PruningStep.from_json(step) for step in record["steps"]]
             settings = record["settings"]
         except _OtherVersionError:
             raise

@@ -1,8 +1,9 @@
 """What a model costs: parameters, floating-point operations, measured latency."""
 
 import dataclasses
+import numbers
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -10,7 +11,10 @@ import numpy as np
 from keras import tree
 
 from keras_layer_entropy import backend
+from keras_layer_entropy.pruning.flops import Flops
 from keras_layer_entropy.recording.layers import choose_layers
+
+KEYS = ("flops", "parameters")  # what a target may be of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +33,7 @@ class Cost:
     parameters: int
     flops: int | None
     latency: dict[int, float]
+    uncounted: tuple[str, ...] = ()
 
 
 def compare_costs(
@@ -68,3 +73,45 @@ def compare_costs(
         Cost(len(choose_layers(model)), model.count_params(), backend.flops(model, x), latency)
         for model, latency in zip(models, latencies, strict=True)
     ]
+
+
+def cost_of(model: keras.Model, flops: Flops) -> Cost:
+    """The `Cost` of a model without its latency.
+
+    Args:
+        model: a built model.
+        flops: what `count_flops` gave for it.
+    """
+    dense_layers = sum(isinstance(layer, keras.layers.Dense) for layer in model._flatten_layers())
+    return Cost(dense_layers, model.count_params(), flops.total, {}, flops.unknown)
+
+
+def shares(before: Cost, after: Cost) -> dict[str, float]:
+    """Each of `KEYS` -> what of it is left, a share.
+
+    Example:
+
+    >>> shares(Cost(1, 100, 1000, {}), Cost(1, 50, 250, {}))
+    {'flops': 0.25, 'parameters': 0.5}
+    """
+    return {key: getattr(after, key) / max(1, getattr(before, key)) for key in KEYS}
+
+
+def is_met(target: Mapping[str, float], before: Cost, after: Cost) -> bool:
+    """Whether no more is left than may be."""
+    left = shares(before, after)
+    return all(left[key] <= share for key, share in target.items())
+
+
+def check_target(target: Mapping[str, float]) -> None:
+    """Raises ValueError for a target that is none."""
+    good = isinstance(target, Mapping) and target and not set(target) - set(KEYS)
+    if not good or not all(_is_share(share) for share in target.values()):
+        raise ValueError(
+            f"target={target!r}; expected a dict of some of {KEYS} and the share of those of the "
+            "model that may remain, between 0 and 1: {'flops': 0.5}."
+        )
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, numbers.Real) and 0 < float(value) < 1

@@ -15,11 +15,13 @@ class Taker:
         gram: `[features, features]`, sums of products of its centred features.
         kernel: `[features, targets]`.
         owners: `[features]`, the unit that each feature belongs to, -1 for none.
+        weight: what a loss in this layer counts, beside one in others.
     """
 
     gram: np.ndarray
     kernel: np.ndarray
     owners: np.ndarray
+    weight: float = 1.0
 
 
 def least_missed(takers, choices):
@@ -53,7 +55,7 @@ def least_missed(takers, choices):
     for units, count in choices:
         left = list(units)
         for _ in range(count):
-            costs = sum(state.costs(left) for state in states)
+            costs = _costs(states, left)
             place = int(np.argmin(costs))
             unit = left.pop(place)
             found.append((unit, float(costs[place])))
@@ -62,10 +64,89 @@ def least_missed(takers, choices):
     return found
 
 
+def cheapest(takers, groups, savings, lump=1):
+    """Units in the order in which they cost least for what they save.
+
+    As `least_missed`, over several groups of units at once: the next to go are those that cost
+    least of the group in which these cost least for what they save.
+
+    Args:
+        takers: list of `Taker`, whose costs are multiplied with their weights.
+        groups: list of (numbers of the units that may go, how many of them at most).
+        savings: a function of numbers of units: what each of them saves now.
+        lump: so many units go at a time, and first as many as leave a multiple of that.
+
+    Yields:
+        List of `(unit, cost)` of what goes together.
+
+    Example:
+
+    >>> x = np.random.default_rng(0).normal(size=(50, 3))
+    >>> taker = Taker(x.T @ x, np.array([[4.0], [3.0], [2.0]]), np.arange(3))
+    >>> tenfold = lambda units: np.where(units == 0, 10.0, 1.0)
+    >>> [[unit for unit, _ in gone] for gone in cheapest([taker], [([0], 1), ([1, 2], 1)], tenfold)]
+    [[0], [2]]
+    """
+    states = [_State(taker) for taker in takers]
+    pools = [_Pool(units, most, states) for units, most in groups]
+    while True:
+        prices = [pool.price(savings, lump) for pool in pools]
+        if not prices or np.isinf(min(prices)):
+            return
+        pool, gone = pools[int(np.argmin(prices))], []
+        for _ in range(pool.next(lump)):
+            gone.append(pool.pop())
+            for state in pool.states:
+                state.remove(gone[-1][0])
+            for other in pools:
+                if any(state in pool.states for state in other.states):
+                    other.update()
+        yield gone
+
+
+class _Pool:
+    """The units of one group that are left, and what they cost."""
+
+    def __init__(self, units, most, states):
+        self._units = list(units)
+        self._least = len(self._units) - most
+        self.states = [state for state in states if state.takes_any(self._units)]
+        self.update()
+
+    def update(self):
+        """Asks anew what the units cost; to be called when one of its layers lost some."""
+        self._costs = _costs(self.states, self._units)
+
+    def next(self, lump):
+        """How many units go together, 0 for none."""
+        left = len(self._units)
+        count = left % lump or lump
+        return count if left - count >= self._least else 0
+
+    def price(self, savings, lump):
+        """What the next units cost for what they save."""
+        count = self.next(lump)
+        if not count:
+            return np.inf
+        first = np.argsort(self._costs, kind="stable")[:count]
+        saved = savings(np.array(self._units)[first]).sum()
+        return self._costs[first].sum() / saved if saved > 0 else np.inf
+
+    def pop(self):
+        """Takes out the unit that costs least; `(unit, cost)`."""
+        place = int(np.argmin(self._costs))
+        return self._units.pop(place), float(self._costs[place])
+
+
+def _costs(states, units):
+    return sum((state.costs(units) for state in states), np.zeros(len(units)))
+
+
 class _State:
     """One layer, as units go."""
 
     def __init__(self, taker):
+        self._weight = taker.weight
         scale = np.sqrt(np.maximum(np.diag(taker.gram), np.finfo(np.float64).tiny))
         standard = taker.gram / np.outer(scale, scale)
         whole = float(np.sum(taker.kernel * (taker.gram @ taker.kernel)))
@@ -88,7 +169,11 @@ class _State:
             blocks = self._inverse[features[:, :, None], features[:, None, :]]
             kernels = self._kernel[features]
             found[places] = np.sum(kernels * np.linalg.solve(blocks, kernels), axis=(1, 2))
-        return found
+        return self._weight * found
+
+    def takes_any(self, units):
+        """Whether it takes one of some units."""
+        return not self._features.keys().isdisjoint(units)
 
     def remove(self, unit):
         """Lets a unit go."""

@@ -2,38 +2,43 @@
 
 import numbers
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
 
-from keras_layer_entropy.backend import Data, Tensor
+from keras_layer_entropy.backend import Data
 from keras_layer_entropy.measures.measure import listed
-from keras_layer_entropy.pruning import patches
 from keras_layer_entropy.pruning.channels import Channels, find_channels
 from keras_layer_entropy.pruning.graph import shared_paths
 from keras_layer_entropy.pruning.optimizer_state import restart_averages
-from keras_layer_entropy.pruning.reconstruction import Taker, least_missed
+from keras_layer_entropy.pruning.parts import Plan
 from keras_layer_entropy.pruning.refit import as_inputs, check_inputs
-from keras_layer_entropy.pruning.repair import KERNELS, WIDEST, Choice, centred, repair
+from keras_layer_entropy.pruning.repair import KERNELS, Choice, repair
 from keras_layer_entropy.pruning.rewrite import thinned
-from keras_layer_entropy.pruning.walking import Walk, inputs_of
+from keras_layer_entropy.pruning.unit_criteria import (
+    GREEDY,
+    UnitSituation,
+    can_be_refitted,
+    check_criterion,
+    first_to_go,
+    free,
+    holds,
+)
+from keras_layer_entropy.pruning.walking import inputs_of
 from keras_layer_entropy.recording.layers import choose_layers
 from keras_layer_entropy.recording.passes import Source
-
-CRITERIA = ("reconstruction", "magnitude")
 
 
 def remove_units(
     model: keras.Model,
-    units: dict,
+    units: dict | Plan,
     calibration_data: Data = None,
     *,
-    criterion: str = "reconstruction",
+    criterion: str = GREEDY,
     batch_size: int = 256,
     steps: int | None = None,
+    seed: int = 0,
 ) -> keras.Model:
     """The model without some units (neurons, kernels, channels), and without what carried them.
 
@@ -46,15 +51,16 @@ def remove_units(
     Args:
         model: a built Sequential or functional model, nested as you like; it is not changed.
         units: name or path of a layer -> indices of its units, or the share of them that goes, a
-            float: `round(units * share)` of them.
+            float: `round(units * share)` of them; or the `Plan` of `choose_units`.
         calibration_data: `(x, y)` or `x` arrays, a `tf.data.Dataset` or a `PyDataset`; labels are
-            not used. All of it is held in memory, with what the layers give for it. Without, what
-            remains keeps its weights, with a warning.
+            used by some criteria only. All of it is held in memory, with what the layers give for
+            it. Without, what remains keeps its weights, with a warning.
         criterion: which units a share takes: `"reconstruction"`, those that the layers behind miss
-            least once they are refitted (`reconstruction.least_missed`); `"magnitude"`, those with
-            the smallest norm of their kernels.
+            least once they are refitted (`reconstruction.least_missed`), or a name in
+            `unit_criteria.UNIT_CRITERIA`.
         batch_size: batch size for arrays.
         steps: number of batches of the calibration data to read, None for all.
+        seed: seed of the criterion `"random"`.
 
     Returns:
         A new `keras.Model`, compiled like the old one, its optimizer's state cut like the weights.
@@ -74,11 +80,31 @@ def remove_units(
     >>> smaller.get_layer("a").units, remove_units(model, {"a": 0.5}, x).get_layer("a").units
     (6, 4)
     """
-    if criterion not in CRITERIA:
-        raise ValueError(f"criterion={criterion!r}; expected one of {CRITERIA}.")
+    return take_out_units(
+        model, units, calibration_data, criterion, batch_size, steps=steps, seed=seed
+    )[0]
+
+
+def take_out_units(
+    model: keras.Model,
+    units: dict | Plan,
+    calibration_data: Data,
+    criterion: str = GREEDY,
+    batch_size: int = 256,
+    *,
+    steps: int | None = None,
+    seed: int = 0,
+) -> tuple[keras.Model, dict[str, float]]:
+    """`remove_units` with what came of the regressions.
+
+    Returns:
+        `(model, residuals)`: the new model, and path -> relative residual of its regression.
+    """
+    check_criterion(criterion)
     channels = find_channels(model)
-    named, shares = _checked(model, channels, units)
-    _tell_of_tied(channels, {**named, **shares})
+    named, shares = _checked(model, channels, _of_plan(units) if isinstance(units, Plan) else units)
+    if not isinstance(units, Plan):
+        _tell_of_tied(channels, {**named, **shares})
     gone = _numbers(channels, named)
     for path in shares:
         if np.isin(channels.roots(path), gone).any():
@@ -92,20 +118,15 @@ def remove_units(
         warnings.warn(
             "Without calibration_data= nothing is refitted: the layers behind just lose what they "
             "were given.",
-            stacklevel=2,
+            stacklevel=3,
         )
         _check_something_left(channels, gone)
-        return thinned(model, channels, gone)
-    source = Source(as_inputs(model, calibration_data), batch_size, steps, must_end=True)
-    check_inputs(model, source.first()[0])
-    inputs = inputs_of(model, source)
-    alone: dict[str, str] = {}
-    if criterion == "magnitude":
-        gone = np.union1d(gone, _smallest(channels, shares))
-    elif shares:
-        alone = _taken_once(channels, shares)
-        others = {path: count for path, count in shares.items() if path not in alone}
-        gone = np.union1d(gone, _least_missed(model, channels, others, inputs))
+        return thinned(model, channels, gone), {}
+    inputs = calibration_inputs(model, calibration_data, batch_size, steps)
+    situation = UnitSituation(model, channels, inputs, calibration_data, batch_size, steps, seed)
+    alone = _taken_once(channels, shares) if criterion == GREEDY else {}
+    others = {path: count for path, count in shares.items() if path not in alone}
+    gone = np.union1d(gone, list(first_to_go(situation, criterion, others))).astype(int)
     _check_something_left(channels, gone)
     smaller = thinned(model, channels, gone)
     choices = _choices(channels, shares, alone, gone)
@@ -124,7 +145,28 @@ def remove_units(
         smaller = thinned(smaller, rest, _numbers(rest, left))
     refitted = choose_layers(smaller, list(residuals)).values() if residuals else ()
     restart_averages(smaller, [variable for layer in refitted for variable in layer.variables])
-    return smaller
+    return smaller, residuals
+
+
+def calibration_inputs(
+    model: keras.Model, data: Data, batch_size: int = 256, steps: int | None = None
+) -> list:
+    """`walking.inputs_of` of data that were checked."""
+    source = Source(as_inputs(model, data), batch_size, steps, must_end=True)
+    check_inputs(model, source.first()[0])
+    return inputs_of(model, source)
+
+
+def _of_plan(plan: Plan) -> dict[str, list[int]]:
+    """Path -> indices of a plan of units."""
+    if other := [part.name for part in plan.parts if part.kind != "unit"]:
+        raise ValueError(f"The plan has parts that are no units: {', '.join(other)}.")
+    if not plan.parts:
+        raise ValueError("The plan is empty: there is nothing to take out.")
+    found: dict[str, list[int]] = {}
+    for part in plan.parts:
+        found.setdefault(part.path, []).extend(part.indices)
+    return found
 
 
 def _checked(
@@ -133,7 +175,7 @@ def _checked(
     """`(named, shares)`: path -> indices, and path -> how many; errors for what cannot be."""
     if not isinstance(units, dict) or not units:
         raise ValueError(
-            f"units={units!r}; expected a dict, path of a layer -> indices or a share."
+            f"units={units!r}; expected a dict, path of a layer -> indices or a share, or a Plan."
         )
     named: dict[str, list[int]] = {}
     shares: dict[str, int] = {}
@@ -187,7 +229,7 @@ def _indices(name: str, wanted: Any, count: int) -> list[int]:
 
 def _check_count(channels: Channels, path: str, count: int) -> None:
     """Raises where so many units cannot go."""
-    units, each = _free(channels, path)
+    units, each = free(channels, path)
     if count < each:
         raise ValueError(
             f"Of {path!r} {each} units go together: {count}, which the share is, are too few."
@@ -221,14 +263,6 @@ def _numbers(channels: Channels, named: dict) -> np.ndarray:
     return gone
 
 
-def _free(channels: Channels, path: str) -> tuple[list[int], int]:
-    """The numbers of the units of a layer that may go, and how many units each stands for."""
-    reasons = channels.reasons(path)
-    roots = [root for i, root in enumerate(channels.roots(path).tolist()) if i not in reasons]
-    units = list(dict.fromkeys(roots))
-    return units, len(roots) // len(units)
-
-
 def _tell_of_tied(channels: Channels, units: dict) -> None:
     """Warns of layers that nobody named and that lose units with those that are named."""
     found: dict[str, list[str]] = {}
@@ -258,26 +292,18 @@ def _taken_once(channels: Channels, shares: dict[str, int]) -> dict[str, str]:
     ]
     found = {}
     for path in shares:
-        units, _ = _free(channels, path)
-        takers = list(dict.fromkeys(p for p, roots in kernels if _holds(roots, units)))
-        tied = [p for p in channels.makers if _holds(channels.roots(p), units)]
-        alone = len(takers) == len(tied) == 1 and not any(_holds(x, units) for x in together)
+        units, _ = free(channels, path)
+        takers = list(dict.fromkeys(p for p, roots in kernels if holds(roots, units)))
+        tied = [p for p in channels.makers if holds(channels.roots(p), units)]
+        alone = len(takers) == len(tied) == 1 and not any(holds(x, units) for x in together)
         if (
             alone
             and takers[0] in channels.takers
             and takers[0] not in shared
-            and _can_be_refitted(operations[takers[0]])
+            and can_be_refitted(operations[takers[0]])
         ):
             found[path] = takers[0]
     return found
-
-
-def _holds(roots: np.ndarray, units: list[int]) -> bool:
-    return bool(np.isin(roots, units).any())
-
-
-def _can_be_refitted(layer: keras.layers.Layer) -> bool:
-    return patches.obstacle(layer) is None and patches.features_of(layer) <= WIDEST
 
 
 def _choices(
@@ -288,73 +314,9 @@ def _choices(
     for path, taker in alone.items():
         ids = channels.takers[taker]
         owners = channels.ties.roots(ids)[channels.kept(ids, gone)]
-        units, each = _free(channels, path)
+        units, each = free(channels, path)
         found.setdefault(taker, Choice(owners, [])).among.append((units, shares[path] // each))
     return found
-
-
-def _least_missed(
-    model: keras.Model, channels: Channels, shares: dict[str, int], inputs: list
-) -> np.ndarray:
-    """The numbers of the units that are missed least, of layers whose units several take."""
-    if not shares:
-        return np.zeros(0, int)
-    takers = _takers(model, channels, inputs)
-    gone: set[int] = set()
-    for path, count in shares.items():
-        units, each = _free(channels, path)
-        left = [unit for unit in units if unit not in gone]  # of layers tied to one before
-        own = [taker for taker in takers if _holds(taker.owners, units)]
-        if not own:
-            raise ValueError(
-                f"No layer that could be refitted takes what {path!r} makes: name the units."
-            )
-        more = count // each - (len(units) - len(left))
-        if more > 0:
-            gone.update(unit for unit, _ in least_missed(own, [(left, more)]))
-    return np.array(sorted(gone), int)
-
-
-def _takers(model: keras.Model, channels: Channels, inputs: list) -> list[Taker]:
-    """A `Taker` for each layer that takes units and can be refitted."""
-    walk, found = Walk(model, inputs), []
-    shared = shared_paths(walk.graph)
-    for call in walk.graph.calls:
-        layer, ids = call.operation, channels.takers.get(call.path)
-        if ids is not None and call.path not in shared and _can_be_refitted(layer):
-            features = patches.features_of(layer)
-            gram = patches.gram(_with_ones(layer, walk.given(call)[0]), features)
-            owners = np.tile(channels.ties.roots(ids), patches.taps_of(layer))
-            found.append(Taker(centred(gram, features), patches.matrix(layer), owners))
-        walk.make(call)
-    return found
-
-
-def _with_ones(layer: keras.layers.Layer, batches: list) -> Iterator[Tensor]:
-    for x in batches:
-        step = patches.at_a_time(layer, x)
-        for start in range(0, len(x), step):
-            rows = patches.rows(layer, x[start : start + step])
-            yield ops.concatenate([rows, ops.ones_like(rows[:, :1])], axis=-1)
-
-
-def _smallest(channels: Channels, shares: dict[str, int]) -> np.ndarray:
-    """The numbers of the units with the smallest norms of all that makes them."""
-    gone: set[int] = set()
-    for path, count in shares.items():
-        units, each = _free(channels, path)
-        norms = dict.fromkeys(units, 0.0)
-        for part in channels.slices:
-            if part.makes and _holds(channels.ties.roots(part.ids), units):
-                value = np.moveaxis(ops.convert_to_numpy(part.variable), part.axis, 0)
-                squares = np.sum(value.reshape(len(value), -1).astype(np.float64) ** 2, axis=1)
-                for unit, square in zip(
-                    channels.ties.roots(part.ids).tolist(), squares, strict=True
-                ):
-                    norms[unit] = norms.get(unit, 0.0) + square
-        order = np.argsort([norms[unit] for unit in units], kind="stable")
-        gone.update(units[place] for place in order[: count // each].tolist())
-    return np.array(sorted(gone), int)
 
 
 def _kept(channels: Channels, gone: np.ndarray) -> dict[str, np.ndarray | None]:

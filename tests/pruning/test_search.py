@@ -16,8 +16,9 @@ from keras_layer_entropy.pruning import Part, Plan, Prediction, PruningOptions, 
 from keras_layer_entropy.pruning.checkpoint import Checkpoint
 from keras_layer_entropy.pruning.criteria import CRITERIA, Situation, rank
 from keras_layer_entropy.pruning.layer_parts import removable_layers
-from keras_layer_entropy.pruning.search import MEASURES, reseed
+from keras_layer_entropy.pruning.search import MEASURES
 from keras_layer_entropy.pruning.surgery import take_out
+from keras_layer_entropy.pruning.training import reseed
 
 # All of it is calls of Keras; on other backends the example of `prune_model` runs it.
 pytestmark = pytest.mark.tensorflow

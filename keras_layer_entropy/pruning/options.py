@@ -1,0 +1,116 @@
+"""How to search for a smaller network."""
+
+import dataclasses
+import math
+import numbers
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from keras_layer_entropy.measures.entropy import FLAT_TOLERANCE
+from keras_layer_entropy.pruning.cost import check_target
+from keras_layer_entropy.pruning.criteria import CRITERIA
+from keras_layer_entropy.pruning.unit_criteria import GREEDY, UNIT_CRITERIA
+from keras_layer_entropy.recording.labels import ClassChoice
+from keras_layer_entropy.recording.layers import LayerChoice
+
+_CRITERIA = {"layers": tuple(CRITERIA), "units": (GREEDY, *UNIT_CRITERIA)}
+
+
+@dataclasses.dataclass(frozen=True)
+class PruningOptions:
+    """How to search.
+
+    Attributes:
+        criterion: which goes first, a name in `criteria.CRITERIA` for layers and for units
+            `"reconstruction"` or a name in `unit_criteria.UNIT_CRITERIA`; None for
+            `"entropy_gradient"` and `"reconstruction"`.
+        remove: what goes, `"layers"` or `"units"`.
+        target: `"flops"`, `"parameters"` -> share of the original's that may remain: the search
+            ends when all are reached. None to go on while accuracy stays.
+        tolerance: entropy_gradient takes out layers over which entropy falls by less.
+        max_accuracy_drop: how much validation accuracy may fall below that of the original, 0.01
+            is one point. None for 0.01, and with a target for no limit.
+        epochs: epochs of training after each removal; the best of them is kept. 0 for none.
+        learning_rate: learning rate of that training; None for the optimizer's own.
+        batch_size: batch size for arrays.
+        max_removals: most layers, or batches of units, to take out; None for no limit.
+        layers: which layers may go, or lose units, as for `ActivationProbe`; None for every Dense,
+            or every layer that makes units.
+        keep: names or paths of layers that must stay as they are.
+        step_share: the share of what the model still costs that goes with one batch of units;
+            half as much after a batch without which accuracy fell too far.
+        multiple_of: as for `choose_units`.
+        calibration_samples: training samples that units are chosen and layers refitted on where
+            units go.
+        refit: refit the layers behind in closed form; otherwise they keep their kernels where
+            these fit, or start with fresh ones.
+        seed: seed of everything random in the search: the shuffles and the seed generators (of
+            Dropout, say) of each step's training, fresh kernels, `random`. Equal searches give
+            equal models, and one that goes on with `resume` the one that it would have given
+            without a break.
+        num_classes: as for `EntropyAnalyzer`: whose labels tell the classes of a model with several
+            outputs.
+        steps_per_epoch, validation_steps: batches of the training data for an epoch, and for a
+            regression; batches of the validation data. None for all; for data without an end they
+            have to be given.
+    """
+
+    criterion: str | None = None
+    remove: str = "layers"
+    target: Mapping[str, float] | None = None
+    tolerance: float = FLAT_TOLERANCE
+    max_accuracy_drop: float | None = None
+    epochs: int = 3
+    learning_rate: float | None = None
+    batch_size: int = 128
+    max_removals: int | None = None
+    layers: LayerChoice = None
+    keep: str | Collection[str] = ()
+    step_share: float = 0.1
+    multiple_of: int = 1
+    calibration_samples: int = 1000
+    refit: bool = True
+    seed: int = 0
+    num_classes: ClassChoice = None
+    steps_per_epoch: int | None = None
+    validation_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.keep, str):
+            object.__setattr__(self, "keep", (self.keep,))
+        if self.remove not in _CRITERIA:
+            raise ValueError(f"remove={self.remove!r}; expected one of {tuple(_CRITERIA)}.")
+        criteria = _CRITERIA[self.remove]
+        if self.criterion is None:
+            object.__setattr__(self, "criterion", criteria[0])
+        if self.max_accuracy_drop is None:
+            object.__setattr__(self, "max_accuracy_drop", 0.01 if self.target is None else 1.0)
+        if self.target is not None:
+            check_target(self.target)
+            object.__setattr__(self, "target", dict(self.target))
+        if self.remove == "units" and not self.refit:
+            raise ValueError("refit=False is for layers: layers behind units are always refitted.")
+        checks = {
+            "criterion": (self.criterion in criteria, f"one of {criteria}"),
+            "step_share": (0 < self.step_share <= 1, "a share over 0 and at most 1"),
+            "multiple_of": (_is_count(self.multiple_of), "at least 1"),
+            "calibration_samples": (_is_count(self.calibration_samples), "at least 1"),
+            "tolerance": (math.isfinite(self.tolerance), "a number"),
+            "max_accuracy_drop": (0 <= float(self.max_accuracy_drop or 0) <= 1, "a number in 0..1"),
+            "epochs": (_is_count(self.epochs, 0), "a number of epochs, 0 for none"),
+            "learning_rate": (
+                self.learning_rate is None or 0 < self.learning_rate < math.inf,
+                "a positive number, or None",
+            ),
+            "batch_size": (_is_count(self.batch_size), "at least 1"),
+        }
+        for name in ("max_removals", "steps_per_epoch", "validation_steps"):
+            value = getattr(self, name)
+            checks[name] = (value is None or _is_count(value), "at least 1, or None")
+        for name, (good, expected) in checks.items():
+            if not good:
+                raise ValueError(f"{name}={getattr(self, name)!r}; expected {expected}.")
+
+
+def _is_count(value: Any, least: int = 1) -> bool:
+    return isinstance(value, numbers.Integral) and int(value) >= least

@@ -1,0 +1,155 @@
+"""A search as it stands, and what could be done next."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import keras
+
+from keras_layer_entropy.analysis.profile import EntropyProfile
+from keras_layer_entropy.backend import Data
+from keras_layer_entropy.pruning.cost import Cost, is_met
+from keras_layer_entropy.pruning.options import PruningOptions
+from keras_layer_entropy.pruning.parts import Plan
+
+
+@dataclasses.dataclass(frozen=True)
+class PruningStep:
+    """One try to take a layer out, or a batch of units.
+
+    Attributes:
+        part: path of the Dense layer; how many units of how many layers.
+        members: paths of what went with it; of the layers that lost units.
+        criterion, score, reason: why it.
+        accepted: whether the model without it was.
+        accuracy_before, accuracy_removed, accuracy_retrained: validation accuracy with it, right
+            after its removal and refit, and after retraining.
+        residual: relative residual of the refit, the mean over the layers behind; None without.
+        parameters: number of parameters of the model without it.
+        entropy: path -> mean normalised activation entropy of each layer, with it.
+        seconds: how long it took.
+        units: path of a layer -> indices of the units that went, as the original counts them; of
+            layers that are tied to one another, of the first.
+        flops: floating-point operations of the model without it, as `Cost` has them.
+    """
+
+    part: str
+    members: tuple[str, ...]
+    criterion: str
+    score: float
+    reason: str
+    accepted: bool
+    accuracy_before: float
+    accuracy_removed: float
+    accuracy_retrained: float
+    residual: float | None
+    parameters: int
+    entropy: dict[str, float]
+    seconds: float
+    units: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    flops: int | None = None
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "PruningStep":
+        """What `dataclasses.asdict` gave, after a way through a file."""
+        units = {path: tuple(indices) for path, indices in data.get("units", {}).items()}
+        return cls(**{**data, "members": tuple(data["members"]), "units": units})
+
+
+def units_gone(steps: Iterable[PruningStep]) -> dict[str, tuple[int, ...]]:
+    """Path of a layer -> indices of its units that went, as the original counts them."""
+    found: dict[str, tuple[int, ...]] = {}
+    for step in steps:
+        for path, indices in step.units.items() if step.accepted else ():
+            found[path] = tuple(sorted((*found.get(path, ()), *indices)))
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Standing:
+    """What a search has come to.
+
+    Attributes:
+        original: a working copy of the model that it began with.
+        model: the model as it is now.
+        teacher: the model that was trained last: targets of regressions come from it.
+        profile: `EntropyProfile` of the model.
+        costs: `Cost` of the original and of the model, without latency.
+        steps: every `PruningStep` so far.
+        options: `PruningOptions`.
+        train_data: a function that gives the training data, shuffled by the seed.
+        validation_data: data.
+        sample: inputs of one sample.
+        seed: the seed of the step that comes next.
+        limit: the lowest validation accuracy that is accepted.
+    """
+
+    original: keras.Model
+    model: keras.Model
+    teacher: keras.Model
+    profile: EntropyProfile
+    costs: tuple[Cost, Cost]
+    steps: tuple[PruningStep, ...]
+    options: PruningOptions
+    train_data: Callable[[], Data]
+    validation_data: Data
+    sample: Any
+    seed: int
+    limit: float
+
+    @property
+    def rejected(self) -> list[PruningStep]:
+        """The steps that were rolled back."""
+        return [step for step in self.steps if not step.accepted]
+
+    @property
+    def gone(self) -> dict[str, tuple[int, ...]]:
+        """Path of a layer -> indices of the units that went, as the original counts them."""
+        return units_gone(self.steps)
+
+    @property
+    def enough(self) -> str | None:
+        """Why the search is at its end, though more could be tried; None while it is not."""
+        most, target = self.options.max_removals, self.options.target
+        if most is not None and sum(step.accepted for step in self.steps) >= most:
+            return f"max_removals={most} is reached"
+        if target is not None and is_met(target, *self.costs):
+            return "the target is reached"
+        return None
+
+    def below(self, step: PruningStep) -> str:
+        """That accuracy fell too far in a step."""
+        return (
+            f"without it accuracy is {step.accuracy_retrained:.4f}, below {self.limit:.4f} "
+            f"(step {self.steps.index(step) + 1})"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Move:
+    """What can be done next.
+
+    Attributes:
+        part, members, score, reason, units: as in a `PruningStep`.
+        make: a function that gives `(model, residuals)`, the model after it.
+    """
+
+    part: str
+    members: tuple[str, ...]
+    score: float
+    reason: str
+    make: Callable[[], tuple[keras.Model, dict[str, float]]]
+    units: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Moves:
+    """What can be done.
+
+    Attributes:
+        first: the `Move` that comes next, None for none.
+        plan: `Plan` of all that could be tried, the first to be tried first, and why nothing else.
+    """
+
+    first: Move | None
+    plan: Plan

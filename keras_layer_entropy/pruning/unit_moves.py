@@ -1,0 +1,139 @@
+"""Which units a search takes out next."""
+
+import dataclasses
+import math
+import warnings
+
+import keras
+import numpy as np
+from keras import tree
+
+from keras_layer_entropy.backend import Data
+from keras_layer_entropy.pruning.channels import find_channels
+from keras_layer_entropy.pruning.cost import shares
+from keras_layer_entropy.pruning.parts import Part, Plan
+from keras_layer_entropy.pruning.standing import Move, Moves, Standing
+from keras_layer_entropy.pruning.unit_plan import choose_units, groups_of
+from keras_layer_entropy.pruning.units import take_out_units
+from keras_layer_entropy.recording.layers import choose_layers
+from keras_layer_entropy.recording.passes import Source
+
+_TRIES = 3  # batches without which accuracy fell too far, each half as large as the one before
+
+
+def unit_moves(standing: Standing) -> Moves:
+    """The batch of units that could go next.
+
+    Args:
+        standing: `Standing`.
+
+    Returns:
+        `Moves`.
+    """
+    stop, rejected = standing.enough, standing.rejected
+    if stop is None and len(rejected) == _TRIES:
+        stop = standing.below(rejected[-1])
+    plan = Plan()
+    if stop is None:
+        share = 1.0 - float(standing.options.step_share) / 2 ** len(rejected)
+        plan = plan_of(standing, least=share)
+        stop = "nothing more can go"
+    if not plan.parts:
+        return Moves(None, Plan(reasons=_reasons(standing, stop)))
+    units = _as_the_original_counts(standing, plan)
+    count, layers = sum(map(len, units.values())), len(units)
+    left = shares(standing.costs[0], plan.costs[1])
+    move = Move(
+        part=f"{count} units of {layers} layer{'s' if layers > 1 else ''}",
+        members=tuple(dict.fromkeys(path for p in plan.parts for path in (p.path, *p.members))),
+        score=math.fsum(prediction.loss for prediction in plan.predictions),
+        reason=f"{standing.options.criterion}, down to {left['flops']:.1%} of the FLOPs and "
+        f"{left['parameters']:.1%} of the parameters",
+        make=lambda: _without(standing, plan, units),
+        units=units,
+    )
+    return Moves(move, dataclasses.replace(plan, reasons=_of_whole(standing, plan.reasons)))
+
+
+def plan_of(standing: Standing, least: float = 0.0) -> Plan:
+    """The units that go until the target is reached, or a share of the present costs is left."""
+    options, now = standing.options, shares(*standing.costs)
+    wanted = options.target or {"flops": 0.0}
+    target = {
+        key: max(least, share / now[key]) for key, share in wanted.items() if now[key] > share
+    }
+    layers, keep = _choice(standing)
+    data, steps = _calibration(standing)
+    with warnings.catch_warnings():  # whether the target is reached is told at the end
+        warnings.filterwarnings("ignore", "target=.* is out of reach")
+        return choose_units(
+            standing.model, data, target=target, criterion=str(options.criterion), layers=layers,
+            keep=keep, multiple_of=options.multiple_of, batch_size=options.batch_size, steps=steps,
+            seed=standing.seed,
+        )  # fmt: skip
+
+
+def _calibration(standing: Standing) -> tuple[Data, int | None]:
+    """`(data, steps)`: as much of the training data as the options say, of arrays any samples."""
+    options, data = standing.options, standing.train_data()
+    source = Source(data, options.batch_size, options.steps_per_epoch)
+    count = options.calibration_samples
+    if "batch_size" not in source.keywords:
+        size = len(tree.flatten(source.first()[0])[0])
+        steps = -(-count // size)
+        return data, min(steps, options.steps_per_epoch or steps)
+    parts = [source.keywords[name] for name in ("x", "y") if source.keywords[name] is not None]
+    whole = len(tree.flatten(parts)[0])
+    rows = np.random.default_rng(standing.seed).permutation(whole)[:count]
+    return tree.map_structure(lambda part: np.asarray(part)[np.sort(rows)], tuple(parts)), None
+
+
+def _without(
+    standing: Standing, plan: Plan, units: dict[str, tuple[int, ...]]
+) -> tuple[keras.Model, dict[str, float]]:
+    """The model without a batch of units, and the residuals of the regressions.
+
+    What was only refitted is made again from the model that was trained last, without all that is
+    gone since: no regression is fitted to what another one gave.
+    """
+    if standing.teacher is not standing.model:
+        gone = standing.gone
+        parts = [
+            Part(kind="unit", path=path, indices=(*gone.get(path, ()), *units.get(path, ())))
+            for path in {**gone, **units}
+        ]
+        plan = Plan(tuple(parts))
+    data, steps = _calibration(standing)
+    size = standing.options.batch_size
+    return take_out_units(standing.teacher, plan, data, batch_size=size, steps=steps)
+
+
+def _as_the_original_counts(standing: Standing, plan: Plan) -> dict[str, tuple[int, ...]]:
+    """Path of a layer -> indices that a plan takes out, as the original counts them."""
+    found = {}
+    for part in plan.parts:
+        gone = standing.gone.get(part.path, ())
+        left = np.setdiff1d(np.arange(max(part.indices) + len(gone) + 1), gone)
+        found[part.path] = tuple(left[list(part.indices)].tolist())
+    return found
+
+
+def _reasons(standing: Standing, stop: str) -> dict[str, str]:
+    """Path of each layer that has all of its units still -> why."""
+    channels = find_channels(standing.model)
+    groups, reasons = groups_of(standing.model, channels, *_choice(standing))
+    for group in groups:
+        reasons.update(dict.fromkeys(group.makers, stop))
+    return _of_whole(standing, reasons)
+
+
+def _of_whole(standing: Standing, reasons: dict[str, str]) -> dict[str, str]:
+    thinned = {path for step in standing.steps if step.accepted for path in step.members}
+    return {path: why for path, why in reasons.items() if path not in thinned}
+
+
+def _choice(standing: Standing) -> tuple[list[str] | None, list[str]]:
+    """Paths of the layers that may lose units, None for all, and of those that may not."""
+    layers, keep = standing.options.layers, list(standing.options.keep)
+    chosen = None if layers is None else list(choose_layers(standing.original, layers))
+    return chosen, list(choose_layers(standing.original, keep)) if keep else []

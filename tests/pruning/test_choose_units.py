@@ -1,0 +1,335 @@
+"""`choose_units`, and searches that take out units."""
+
+import dataclasses
+import json
+import warnings
+
+import keras
+import numpy as np
+import pytest
+
+from keras_layer_entropy import choose_units, prune_model, remove_units
+from keras_layer_entropy.pruning import Plan, PruningOptions, plan
+from keras_layer_entropy.pruning.budget import Budget
+from keras_layer_entropy.pruning.channels import find_channels
+from keras_layer_entropy.pruning.effects import effects
+from keras_layer_entropy.pruning.flops import count_flops
+from keras_layer_entropy.pruning.reconstruction import Taker, cheapest
+from keras_layer_entropy.pruning.rewrite import thinned
+from keras_layer_entropy.pruning.unit_criteria import UNIT_CRITERIA
+
+dense = keras.layers.Dense
+
+
+@pytest.fixture
+def random():
+    return np.random.default_rng(0)
+
+
+def residual_network():
+    """A convolution, a block that is added to it, and a head."""
+    layers = keras.layers
+    inputs = keras.Input((8, 8, 2))
+    x = layers.Conv2D(8, 3, padding="same", activation="relu", name="stem")(inputs)
+    y = layers.Conv2D(12, 3, padding="same", use_bias=False, name="inner")(x)
+    y = layers.ReLU()(layers.BatchNormalization(name="normal")(y))
+    y = layers.Conv2D(8, 3, padding="same", name="outer")(y)
+    x = layers.GlobalAveragePooling2D()(layers.Add()([x, y]))
+    return keras.Model(inputs, dense(3, "softmax", name="head")(x))
+
+
+def perceptron(units=(20, 12), features=6):
+    """A trained one that tells which of three numbers is the greatest."""
+    keras.utils.set_random_seed(0)
+    hidden = [dense(n, "relu", name=f"hidden_{i}") for i, n in enumerate(units)]
+    model = keras.Sequential([keras.Input((features,)), *hidden, dense(3, "softmax", name="head")])
+    model.compile(
+        keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy", metrics=["accuracy"]
+    )
+    model.fit(*numbers(600, features), epochs=15, verbose=0)
+    return model
+
+
+def numbers(count, features=6, seed=0):
+    x = np.random.default_rng(seed).normal(size=(count, features)).astype("float32")
+    return x, x[:, :3].argmax(axis=1)
+
+
+@pytest.mark.parametrize("build", [residual_network, perceptron])
+def test_a_budget_counts_what_is_left(build, random):
+    """As the thinned model has it: parameters to the last one; operations but for those of biases
+    and activations, which go with what a layer makes, here less than 5 % of what a layer does."""
+    model = build()
+    channels = find_channels(model)
+    flops = count_flops(model)
+    budget = Budget(channels, flops.per_call, {"flops": 0.1})
+    free = [path for path in channels.makers if not channels.reasons(path)]
+    units = np.unique(np.concatenate([channels.roots(path) for path in free]))
+    gone = random.permutation(units)[: len(units) // 2]
+    for unit in gone:
+        before, saved = dict(budget.left), budget.savings([unit])[0]
+        budget.take(unit)
+        # What it said that a unit saves, before it took it; it adds up over axes, and does not
+        # multiply: that is more where a unit lies along both axes of a kernel.
+        assert before["flops"] - budget.left["flops"] <= saved * (1 + 1e-9)
+        assert before["flops"] - budget.left["flops"] >= saved * 0.8
+    smaller = thinned(model, channels, gone)
+    assert budget.left["parameters"] == pytest.approx(
+        smaller.count_params() / model.count_params(), rel=1e-12
+    )
+    assert budget.left["flops"] == pytest.approx(count_flops(smaller).total / flops.total, rel=0.05)
+
+
+@pytest.mark.parametrize("key", ["flops", "parameters"])
+@pytest.mark.parametrize("criterion", ["reconstruction", *UNIT_CRITERIA])
+def test_no_more_is_left_than_may_be(key, criterion):
+    model, data = perceptron(), numbers(200)
+    if criterion == "feature_entropy":  # Dense layers have no maps
+        with pytest.raises(ValueError, match="says nothing of any layer"):
+            choose_units(model, data, target={key: 0.5}, criterion=criterion)
+        return
+    found = choose_units(model, data, target={key: 0.5}, criterion=criterion)
+    smaller = remove_units(model, found, data[0])
+    before, after = found.costs
+    assert (before.parameters, after.parameters) == (model.count_params(), smaller.count_params())
+    assert after.flops == count_flops(smaller).total
+    share = getattr(after, key) / getattr(before, key)
+    # One unit more that stays would be too much: none of them is 6 % of the model.
+    assert 0.44 < share <= 0.5
+    assert {part.path for part in found.parts} <= {"hidden_0", "hidden_1"}
+    assert found.reasons["head"].startswith("the activation function of head mixes it")
+    if criterion not in ("reconstruction",):  # the same share of each layer
+        shares = [
+            len(part.indices) / len(find_channels(model).makers[part.path]) for part in found.parts
+        ]
+        assert max(shares) - min(shares) < 0.1
+
+
+def test_the_cheapest_for_what_they_save_go_first(random):
+    """Against choosing by hand, with costs of least squares on what is left (to 1e-4: the ridge),
+    multiplied with the layer's weight; of each group so many stay as have to."""
+    x, w = random.normal(size=(300, 6)), random.normal(size=(6, 2))
+    other, v = random.normal(size=(300, 4)), random.normal(size=(4, 3))
+    x, other = x - x.mean(axis=0), other - other.mean(axis=0)
+    takers = [
+        Taker(x.T @ x, w, np.arange(6), weight=2.0),
+        Taker(other.T @ other, v, 6 + np.arange(4), weight=0.5),
+    ]
+    saves = np.array([1.0] * 6 + [3.0] * 4)
+    order = [
+        unit for lump in cheapest(takers, [(range(6), 4), (range(6, 10), 3)], saves.__getitem__)
+        for unit, _ in lump
+    ]  # fmt: skip
+
+    def missed(rows, kernel, left):
+        wanted = rows @ kernel
+        fit, *_ = np.linalg.lstsq(rows[:, left], wanted, rcond=None)
+        return np.sum((rows[:, left] @ fit - wanted) ** 2) / np.sum(wanted**2)
+
+    left, by_hand = {0: list(range(6)), 1: list(range(4))}, []
+    while True:
+        prices = {}
+        for group, (rows, kernel, weight, least, first) in enumerate(
+            [(x, w, 2.0, 2, 0), (other, v, 0.5, 1, 6)]
+        ):
+            if len(left[group]) > least:
+                now = missed(rows, kernel, left[group])
+                costs = {
+                    u: weight * (missed(rows, kernel, [k for k in left[group] if k != u]) - now)
+                    for u in left[group]
+                }
+                unit = min(costs, key=costs.get)
+                prices[group] = costs[unit] / saves[first + unit], unit, first + unit
+        if not prices:
+            break
+        group = min(prices, key=lambda g: prices[g][0])
+        left[group].remove(prices[group][1])
+        by_hand.append(prices[group][2])
+    assert order == by_hand and len(order) == 7
+
+
+def test_lumps_leave_multiples(random):
+    x = random.normal(size=(100, 11))
+    takers = [Taker(x.T @ x, random.normal(size=(11, 3)), np.arange(11))]
+    lumps = cheapest(takers, [(range(11), 10)], lambda units: np.ones(len(units)), 4)
+    assert [len(lump) for lump in lumps] == [3, 4]
+    model = perceptron()
+    found = choose_units(model, numbers(200)[0], target={"flops": 0.5}, multiple_of=4)
+    smaller = remove_units(model, found, numbers(200)[0])
+    assert {smaller.get_layer(f"hidden_{i}").units % 4 for i in range(2)} == {0}
+
+
+def test_effects_are_what_a_change_does_to_the_outputs(random):
+    """From the formula, on a network of two linear layers and a softmax, where logarithms of
+    probabilities less their mean are logits less their mean: linear, to float32."""
+    a, b = dense(5, name="a"), dense(4, "softmax", name="b")
+    model = keras.Sequential([keras.Input((3,)), a, b])
+    x = random.normal(size=(64, 3)).astype("float32")
+    found = effects(model, [[x]], ["a", "b"])
+    hidden = x @ np.asarray(a.kernel)
+    change = np.roll(hidden - hidden.mean(axis=0), 1, axis=0) @ np.asarray(b.kernel)
+    logits = hidden @ np.asarray(b.kernel)
+    change, logits = (z - z.mean(axis=1, keepdims=True) for z in (change, logits))
+    expected = np.sqrt(np.sum(change**2) / np.sum((logits - logits.mean(axis=0)) ** 2))
+    assert found["a"] == pytest.approx(expected, rel=1e-4)
+    assert found["b"] == 1.0
+
+
+def test_effects_of_what_hardly_matters_are_small(random):
+    """A branch that is scaled by 1e-3 before it joins a sum has a thousandth of the effect."""
+    inputs = keras.Input((6,))
+    main, branch = dense(6, name="main")(inputs), dense(6, name="branch")(inputs)
+    x = keras.layers.Add()([main, keras.layers.Rescaling(1e-3)(branch)])
+    model = keras.Model(inputs, keras.layers.Identity()(x))
+    found = effects(model, [[random.normal(size=(64, 6)).astype("float32")]], ["main", "branch"])
+    assert found["branch"] < 3e-3 < 0.3 < found["main"]
+
+
+def test_a_plan_of_units_through_a_file(random):
+    model, x = residual_network(), random.normal(size=(30, 8, 8, 2)).astype("float32")
+    found = choose_units(model, x, target={"flops": 0.6, "parameters": 0.7})
+    again = Plan.from_json(json.loads(json.dumps(found.to_json())))
+    assert again == found
+    assert np.array_equal(
+        remove_units(model, again, x).predict(x, verbose=0),
+        remove_units(model, found, x).predict(x, verbose=0),
+    )
+    with pytest.raises(ValueError, match="plan is empty"):
+        remove_units(model, Plan(), x)
+    layer = dataclasses.replace(found.parts[0], kind="layer")
+    with pytest.raises(ValueError, match="parts that are no units"):
+        remove_units(model, Plan((layer,), found.predictions[:1]), x)
+
+
+def test_tied_layers_are_one_part_and_kept_together(random):
+    model, x = residual_network(), random.normal(size=(30, 8, 8, 2)).astype("float32")
+    found = choose_units(model, x, target={"flops": 0.1})
+    (stem,) = [part for part in found.parts if part.path == "stem"]
+    assert stem.members == ("outer",) and set(stem.consumers) == {"inner", "head"}
+    alone = choose_units(model, x, target={"flops": 0.7}, keep="outer")
+    assert [part.path for part in alone.parts] == ["inner"]
+    assert alone.reasons["stem"] == "it is to be kept, or tied to a layer that is"
+    only = choose_units(model, x, target={"flops": 0.7}, layers="outer")
+    assert [part.path for part in only.parts] == ["stem"]
+    assert only.reasons["inner"] == "it is not among the layers that may go"
+
+
+def test_out_of_reach_is_told(random):
+    model, x = residual_network(), random.normal(size=(30, 8, 8, 2)).astype("float32")
+    with pytest.warns(UserWarning, match="out of reach: the least that can remain is flops 0.0"):
+        found = choose_units(model, x, target={"flops": 0.01})
+    smaller = remove_units(model, found, x)
+    assert [smaller.get_layer(name).filters for name in ("stem", "inner", "outer")] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "target", [0.5, {}, {"flop": 0.5}, {"flops": 50}, {"flops": 0.0}, {"flops": "half"}]
+)
+def test_a_target_that_is_none(target):
+    with pytest.raises(ValueError, match="expected a dict of some of .*'flops', 'parameters'"):
+        choose_units(perceptron(), numbers(100)[0], target=target)
+    with pytest.raises(ValueError, match="expected a dict of some of .*'flops', 'parameters'"):
+        PruningOptions(remove="units", target=target)
+
+
+def test_labels_are_asked_for_where_they_are_needed():
+    with pytest.raises(ValueError, match="label"):
+        choose_units(
+            perceptron(), numbers(100)[0], target={"flops": 0.5}, criterion="mutual_information"
+        )
+
+
+@pytest.mark.parametrize("epochs", [0, 2])
+def test_a_search_takes_units_out_until_the_target(epochs):
+    """The widths are those of the original less what is said to be gone; what is refitted only is
+    refitted to the original: the same as taking all of it out at once, to float32."""
+    model, data = perceptron(), numbers(600)
+    result = prune_model(
+        model, data, numbers(300, seed=1), remove="units", target={"flops": 0.4}, epochs=epochs,
+        calibration_samples=200, step_share=0.3,
+    )  # fmt: skip
+    assert result.target_met and len(result.steps) > 1 and not result.removed
+    assert result.options.criterion == "reconstruction"
+    flops = [step.flops for step in result.steps]
+    assert flops == sorted(flops, reverse=True)
+    assert flops[-1] <= 0.4 * count_flops(model).total < flops[-2]
+    assert all(step.accepted and step.accuracy_retrained > 0.6 for step in result.steps)
+    for path, gone in result.units.items():
+        assert len(set(gone)) == len(gone)
+        assert result.model.get_layer(path).units == model.get_layer(path).units - len(gone)
+    if not epochs:
+        first = np.random.default_rng(len(result.steps) - 1).permutation(600)[:200]
+        at_once = remove_units(
+            model, {k: list(v) for k, v in result.units.items()}, data[0][np.sort(first)]
+        )
+        x = numbers(100, seed=2)[0]
+        assert np.allclose(
+            result.model.predict(x, verbose=0), at_once.predict(x, verbose=0), atol=1e-4
+        )
+
+
+def test_a_batch_that_costs_too_much_is_halved():
+    model, data = perceptron(units=(6,)), numbers(600)
+    result = prune_model(
+        model, data, numbers(300, seed=1), remove="units", epochs=0, step_share=0.9,
+        max_accuracy_drop=0.0, calibration_samples=200,
+    )  # fmt: skip
+    rejected = [step for step in result.steps if not step.accepted]
+    assert len(rejected) == 3 and result.target_met is None
+    sizes = [sum(map(len, step.units.values())) for step in rejected]
+    assert sizes[0] > sizes[-1]
+    if not result.units:
+        assert result.reasons["hidden_0"].startswith("without it accuracy is")
+    assert result.model.get_layer("hidden_0").units == 6 - len(result.units.get("hidden_0", ()))
+
+
+def test_a_search_goes_on_where_it_was():
+    model, data, validation = perceptron(), numbers(600), numbers(300, seed=1)
+    options = PruningOptions(
+        remove="units", target={"flops": 0.5}, epochs=0, calibration_samples=200, step_share=0.3
+    )
+    states = []
+    whole = prune_model(
+        model, data, validation, options, on_step=lambda m, step: states.append((m, step))
+    )
+    first = states[0]
+    again = prune_model(model, data, validation, options, resume=(first[0], [first[1]]))
+    assert again.units == whole.units and len(again.steps) == len(whole.steps)
+    x = numbers(50, seed=3)[0]
+    assert np.allclose(
+        again.model.predict(x, verbose=0), whole.model.predict(x, verbose=0), atol=1e-6
+    )
+
+
+def test_a_target_out_of_reach_is_no_success():
+    model, data = perceptron(), numbers(300)
+    result = prune_model(
+        model, data, data, remove="units", target={"flops": 0.001}, epochs=0, step_share=1.0
+    )
+    assert result.target_met is False
+    assert [result.model.get_layer(f"hidden_{i}").units for i in range(2)] == [1, 1]
+
+
+def test_a_plan_says_what_would_go():
+    model, data = perceptron(), numbers(300)
+    found = plan(model, data, data, remove="units", target={"flops": 0.5})
+    assert found.costs[1].flops <= 0.5 * found.costs[0].flops
+    assert {part.kind for part in found.parts} == {"unit"}
+    assert all(
+        part.saves.flops > 0 and "units" in said.words
+        for part, said in zip(found.parts, found.predictions, strict=True)
+    )
+
+
+def test_layers_go_until_a_target():
+    hidden = [dense(12, "relu", name=f"hidden_{i}") for i in range(4)]
+    model = keras.Sequential([keras.Input((6,)), *hidden, dense(3, "softmax", name="head")])
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result = prune_model(
+            model, numbers(200), numbers(200), criterion="last", target={"flops": 0.6}, epochs=0
+        )
+    assert len(result.removed) == 2 and result.target_met
+    assert result.options.max_accuracy_drop == 1.0
+    assert result.reasons["hidden_1"] == "the target is reached"
