@@ -55,7 +55,7 @@ def least_missed(takers, choices):
     for units, count in choices:
         left = list(units)
         for _ in range(count):
-            costs = _costs(states, left)
+            costs = sum((state.costs(left) for state in states), np.zeros(len(left)))
             place = int(np.argmin(costs))
             unit = left.pop(place)
             found.append((unit, float(costs[place])))
@@ -68,7 +68,8 @@ def cheapest(takers, groups, savings, lump=1):
     """Units in the order in which they cost least for what they save.
 
     As `least_missed`, over several groups of units at once: the next to go are those that cost
-    least of the group in which these cost least for what they save.
+    least of the group in which these cost least for what they save. Of a unit that several layers
+    take, the roots of the costs add up, not the costs: what they miss shows in the same outputs.
 
     Args:
         takers: list of `Taker`, whose costs are multiplied with their weights.
@@ -115,7 +116,8 @@ class _Pool:
 
     def update(self):
         """Asks anew what the units cost; to be called when one of its layers lost some."""
-        self._costs = _costs(self.states, self._units)
+        roots = (np.sqrt(state.costs(self._units)) for state in self.states)
+        self._costs = sum(roots, np.zeros(len(self._units))) ** 2
 
     def next(self, lump):
         """How many units go together, 0 for none."""
@@ -136,10 +138,6 @@ class _Pool:
         """Takes out the unit that costs least; `(unit, cost)`."""
         place = int(np.argmin(self._costs))
         return self._units.pop(place), float(self._costs[place])
-
-
-def _costs(states, units):
-    return sum((state.costs(units) for state in states), np.zeros(len(units)))
 
 
 class _State:
@@ -169,7 +167,7 @@ class _State:
             blocks = self._inverse[features[:, :, None], features[:, None, :]]
             kernels = self._kernel[features]
             found[places] = np.sum(kernels * np.linalg.solve(blocks, kernels), axis=(1, 2))
-        return self._weight * found
+        return self._weight * np.maximum(found, 0.0)
 
     def takes_any(self, units):
         """Whether it takes one of some units."""
