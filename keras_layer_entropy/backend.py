@@ -6,8 +6,7 @@ import importlib
 from typing import Any
 
 import keras
-import numpy as np
-from keras import ops, tree
+from keras import ops
 
 # A tensor of any backend, or an array, which does as well: no type that all of them share.
 Tensor = Any
@@ -136,29 +135,3 @@ def gains_from_jit(model):
     return all(
         layer.supports_jit and not isinstance(layer, slower) for layer in model._flatten_layers()
     )
-
-
-def flops(model, x):
-    """Floating-point operations of a forward pass of one sample, by the backend's own count."""
-    one = tree.map_structure(lambda part: np.asarray(part)[:1], x)
-    if name() == "jax":
-        import jax
-
-        compiled = jax.jit(lambda inputs: model(inputs, training=False)).lower(one).compile()
-        return int(compiled.cost_analysis()["flops"])
-    if name() != "tensorflow":
-        return None
-    import tensorflow as tf
-
-    function = tf.function(lambda inputs: model(inputs, training=False))
-    graph = function.get_concrete_function(tree.map_structure(tf.constant, one)).graph
-    profiler = tf.compat.v1.profiler
-    options = profiler.ProfileOptionBuilder(profiler.ProfileOptionBuilder.float_operation())
-    logger = tf.get_logger()
-    level = logger.level
-    logger.setLevel("ERROR")  # the profiler warns of its own age
-    try:
-        counted = profiler.profile(graph, options=options.with_empty_output().build())
-    finally:
-        logger.setLevel(level)
-    return int(counted.total_float_ops)

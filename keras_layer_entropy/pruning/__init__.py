@@ -2,6 +2,7 @@
 
 from keras_layer_entropy.pruning.cost import Cost, compare_costs
 from keras_layer_entropy.pruning.criteria import CRITERIA, UNIT_CRITERIA, rank_units
+from keras_layer_entropy.pruning.flops import Flops, count_flops
 from keras_layer_entropy.pruning.options import PruningOptions
 from keras_layer_entropy.pruning.parts import Part, Plan, Prediction
 from keras_layer_entropy.pruning.search import PruningResult, plan, prune_model, score
@@ -14,6 +15,7 @@ __all__ = [
     "CRITERIA",
     "UNIT_CRITERIA",
     "Cost",
+    "Flops",
     "Part",
     "Plan",
     "Prediction",
@@ -22,6 +24,7 @@ __all__ = [
     "PruningStep",
     "choose_units",
     "compare_costs",
+    "count_flops",
     "plan",
     "prune_model",
     "rank_units",

@@ -10,8 +10,8 @@ import keras
 import numpy as np
 from keras import tree
 
-from keras_layer_entropy import backend
-from keras_layer_entropy.pruning.flops import Flops
+from keras_layer_entropy.pruning.flops import Flops, count_flops
+from keras_layer_entropy.pruning.graph import opened
 from keras_layer_entropy.recording.layers import choose_layers
 
 KEYS = ("flops", "parameters")  # what a target may be of
@@ -24,9 +24,10 @@ class Cost:
     Attributes:
         dense_layers: number of Dense layers.
         parameters: number of parameters.
-        flops: floating-point operations of a forward pass of one sample, as the backend counts
-            them (a multiplication and an addition are two); None where it cannot.
+        flops: floating-point operations of a forward pass of one sample (`count_flops`), without
+            those in `uncounted`; None where they were not counted, as of a subclassed model.
         latency: batch size -> median milliseconds of `predict_on_batch`.
+        uncounted: paths of the layers and operations whose `flops` are not known.
     """
 
     dense_layers: int
@@ -69,10 +70,15 @@ def compare_costs(
                 row[i] = time.perf_counter() - start
         for i, median in enumerate(np.median(times[2:], axis=0)):
             latencies[i][size] = float(1000 * median)
-    return [
-        Cost(len(choose_layers(model)), model.count_params(), backend.flops(model, x), latency)
-        for model, latency in zip(models, latencies, strict=True)
-    ]
+    return [_cost(model, x, latency) for model, latency in zip(models, latencies, strict=True)]
+
+
+def _cost(model: keras.Model, x: Any, latency: dict[int, float]) -> Cost:
+    dense, parameters = len(choose_layers(model)), model.count_params()
+    if opened(model) is None:  # its calls are code
+        return Cost(dense, parameters, None, latency, uncounted=(model.name,))
+    found = count_flops(model, x)
+    return Cost(dense, parameters, found.total, latency, uncounted=found.unknown)
 
 
 def cost_of(model: keras.Model, flops: Flops) -> Cost:

@@ -119,6 +119,6 @@ def _plain(value: Any) -> Any:
 def _read(value: Any) -> Any:
     if isinstance(value, dict):
         latency = {int(size): time for size, time in value["latency"].items()}
-        uncounted = tuple(value.get("uncounted", ()))
+        uncounted = tuple(value.get("uncounted", ()))  # earlier plans have none
         return Cost(**{**value, "latency": latency, "uncounted": uncounted})
     return tuple(value) if isinstance(value, list) else value

@@ -8,7 +8,7 @@ import rich.box
 import rich.table
 
 from keras_layer_entropy.measures.entropy import FLAT_TOLERANCE
-from keras_layer_entropy.measures.measure import Profile
+from keras_layer_entropy.measures.measure import Profile, listed
 
 
 def table(profile: Profile, tolerance: float = FLAT_TOLERANCE) -> rich.table.Table:
@@ -103,22 +103,27 @@ def comparison_rows(
     before: Any, after: Any, validation: Sequence[float], test: Sequence[float]
 ) -> list[tuple[str, str, str, str]]:
     """The rows of `comparison`, as text: name, before, after, ratio or difference."""
-    rows = [
+    rows: list[tuple[str, Any, Any, str]] = [
         ("Dense layers", before.dense_layers, after.dense_layers, "{:d}"),
         ("parameters", before.parameters, after.parameters, "{:,d}"),
     ]
-    if before.flops is not None and after.flops is not None:
-        rows.append(("FLOPs per sample", before.flops, after.flops, "{:,d}"))
+    uncounted = list(dict.fromkeys((*before.uncounted, *after.uncounted)))
+    without = f", without {listed(uncounted)}" if uncounted else ""
+    rows.append((f"FLOPs per sample{without}", before.flops, after.flops, "{:,d}"))
     for size, latency in before.latency.items():
         name = f"latency, batch of {size} (ms)"
         rows.append((name, latency, after.latency[size], "{:.2f}"))
     ratios = [
-        (name, form.format(a), form.format(b), f"{b / a:.2f}" if a else "-")
+        (name, _text(a, form), _text(b, form), f"{b / a:.2f}" if a and b is not None else "-")
         for name, a, b, form in rows
     ]
     pairs = (("validation", validation), ("test", test))
     accuracies = [(f"{n} accuracy", f"{a:.4f}", f"{b:.4f}", f"{b - a:+.4f}") for n, (a, b) in pairs]
     return ratios + accuracies
+
+
+def _text(number: float | None, form: str) -> str:
+    return "unknown" if number is None else form.format(number)
 
 
 def extreme_class(profile: Profile, row: int, choose: Callable[[np.ndarray], Any]) -> int | None:
