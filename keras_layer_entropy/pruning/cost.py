@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from keras import tree
 
-from keras_layer_entropy.pruning.flops import Flops, count_flops
+from keras_layer_entropy.pruning.flops import count_flops
 from keras_layer_entropy.pruning.graph import opened
 from keras_layer_entropy.recording.layers import choose_layers
 
@@ -70,26 +70,26 @@ def compare_costs(
                 row[i] = time.perf_counter() - start
         for i, median in enumerate(np.median(times[2:], axis=0)):
             latencies[i][size] = float(1000 * median)
-    return [_cost(model, x, latency) for model, latency in zip(models, latencies, strict=True)]
+    return [cost_of(model, x, latency) for model, latency in zip(models, latencies, strict=True)]
 
 
-def _cost(model: keras.Model, x: Any, latency: dict[int, float]) -> Cost:
-    dense, parameters = len(choose_layers(model)), model.count_params()
-    if opened(model) is None:  # its calls are code
-        return Cost(dense, parameters, None, latency, uncounted=(model.name,))
-    found = count_flops(model, x)
-    return Cost(dense, parameters, found.total, latency, uncounted=found.unknown)
-
-
-def cost_of(model: keras.Model, flops: Flops) -> Cost:
-    """The `Cost` of a model without its latency.
+def cost_of(model: keras.Model, x: Any, latency: Mapping[int, float] | None = None) -> Cost:
+    """The `Cost` of a model whose latency was measured, or was not.
 
     Args:
         model: a built model.
-        flops: what `count_flops` gave for it.
+        x: inputs, at least one sample.
+        latency: batch size -> milliseconds.
     """
-    dense_layers = sum(isinstance(layer, keras.layers.Dense) for layer in model._flatten_layers())
-    return Cost(dense_layers, model.count_params(), flops.total, {}, flops.unknown)
+    dense, parameters, measured = (
+        len(choose_layers(model)),
+        model.count_params(),
+        dict(latency or {}),
+    )
+    if opened(model) is None:  # its calls are code
+        return Cost(dense, parameters, None, measured, uncounted=(model.name,))
+    found = count_flops(model, x)
+    return Cost(dense, parameters, found.total, measured, uncounted=found.unknown)
 
 
 def shares(before: Cost, after: Cost) -> dict[str, float]:

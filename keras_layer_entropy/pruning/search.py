@@ -16,7 +16,6 @@ from keras_layer_entropy.backend import Data
 from keras_layer_entropy.pruning.accuracies import accuracy_metrics
 from keras_layer_entropy.pruning.cost import Cost, cost_of, is_met
 from keras_layer_entropy.pruning.evaluation import Scores, compiled_with, evaluate
-from keras_layer_entropy.pruning.flops import count_flops
 from keras_layer_entropy.pruning.graph import flat_graph
 from keras_layer_entropy.pruning.layer_moves import layer_moves
 from keras_layer_entropy.pruning.optimizer_state import (
@@ -302,7 +301,7 @@ class _Search:
         )
 
     def _cost(self, model: keras.Model) -> Cost:
-        return cost_of(model, count_flops(model, self._sample))
+        return cost_of(model, self._sample)
 
     @property
     def _limit(self) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 
 import keras
 import numpy as np
+from keras import tree
 
 from keras_layer_entropy.backend import Data
 from keras_layer_entropy.measures.measure import listed
@@ -26,7 +27,8 @@ from keras_layer_entropy.pruning.unit_criteria import (
     free,
     takers_of,
 )
-from keras_layer_entropy.pruning.units import calibration_inputs
+from keras_layer_entropy.pruning.units import calibration_source
+from keras_layer_entropy.pruning.walking import inputs_of
 from keras_layer_entropy.recording.layers import LayerChoice, choose_layers
 
 
@@ -84,9 +86,10 @@ def choose_units(
     if multiple_of < 1:
         raise ValueError(f"multiple_of={multiple_of!r}; expected at least 1.")
     channels = find_channels(model)
-    inputs = calibration_inputs(model, calibration_data, batch_size, steps)
+    source = calibration_source(model, calibration_data, batch_size, steps)
+    inputs = inputs_of(model, source)
     situation = UnitSituation(model, channels, inputs, calibration_data, batch_size, steps, seed)
-    one = [batches[0][:1] for batches in inputs]
+    one = tree.map_structure(lambda part: part[:1], source.first()[0])
     flops = count_flops(model, one)
     if flops.unknown and "flops" in target:
         warnings.warn(
@@ -98,7 +101,7 @@ def choose_units(
     lumps_of = _by_cost if criterion == GREEDY else _alike
     budget = Budget(channels, flops.per_call, target)
     lumps = lumps_of(situation, criterion, groups, reasons, budget, multiple_of)
-    before = after = cost_of(model, flops)
+    before = after = cost_of(model, one)
     gone: dict[int, float] = {}
     while not is_met(target, before, after):
         more = dict(_until_met(lumps, budget))
@@ -107,7 +110,7 @@ def choose_units(
             break
         gone.update(more)
         smaller = thinned(model, channels, np.array(sorted(gone)))
-        after = cost_of(smaller, count_flops(smaller, one))
+        after = cost_of(smaller, one)
         budget.aim_below(shares(before, after), target)  # it does not know of biases, say
     for group in groups:
         if not any(unit in gone for unit in group.units):

@@ -122,7 +122,7 @@ def take_out_units(
         )
         _check_something_left(channels, gone)
         return thinned(model, channels, gone), {}
-    inputs = calibration_inputs(model, calibration_data, batch_size, steps)
+    inputs = inputs_of(model, calibration_source(model, calibration_data, batch_size, steps))
     situation = UnitSituation(model, channels, inputs, calibration_data, batch_size, steps, seed)
     alone = _taken_once(channels, shares) if criterion == GREEDY else {}
     others = {path: count for path, count in shares.items() if path not in alone}
@@ -148,13 +148,13 @@ def take_out_units(
     return smaller, residuals
 
 
-def calibration_inputs(
+def calibration_source(
     model: keras.Model, data: Data, batch_size: int = 256, steps: int | None = None
-) -> list:
-    """`walking.inputs_of` of data that were checked."""
+) -> Source:
+    """The `Source` of inputs that fit a model; errors where they do not."""
     source = Source(as_inputs(model, data), batch_size, steps, must_end=True)
     check_inputs(model, source.first()[0])
-    return inputs_of(model, source)
+    return source
 
 
 def _of_plan(plan: Plan) -> dict[str, list[int]]:

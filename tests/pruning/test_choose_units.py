@@ -145,7 +145,8 @@ def test_the_cheapest_for_what_they_save_go_first(random):
         group = min(prices, key=lambda g: prices[g][0])
         left[group].remove(prices[group][1])
         by_hand.append(prices[group][2])
-    assert order == by_hand and len(order) == 7
+    assert order == by_hand
+    assert len(order) == 7
 
 
 def test_lumps_leave_multiples(random):
@@ -205,7 +206,8 @@ def test_tied_layers_are_one_part_and_kept_together(random):
     model, x = residual_network(), random.normal(size=(30, 8, 8, 2)).astype("float32")
     found = choose_units(model, x, target={"flops": 0.1})
     (stem,) = [part for part in found.parts if part.path == "stem"]
-    assert stem.members == ("outer",) and set(stem.consumers) == {"inner", "head"}
+    assert stem.members == ("outer",)
+    assert set(stem.consumers) == {"inner", "head"}
     alone = choose_units(model, x, target={"flops": 0.7}, keep="outer")
     assert [part.path for part in alone.parts] == ["inner"]
     assert alone.reasons["stem"] == "it is to be kept, or tied to a layer that is"
@@ -248,7 +250,9 @@ def test_a_search_takes_units_out_until_the_target(epochs):
         model, data, numbers(300, seed=1), remove="units", target={"flops": 0.4}, epochs=epochs,
         calibration_samples=200, step_share=0.3,
     )  # fmt: skip
-    assert result.target_met and len(result.steps) > 1 and not result.removed
+    assert result.target_met
+    assert len(result.steps) > 1
+    assert not result.removed
     assert result.options.criterion == "reconstruction"
     flops = [step.flops for step in result.steps]
     assert flops == sorted(flops, reverse=True)
@@ -275,7 +279,8 @@ def test_a_batch_that_costs_too_much_is_halved():
         max_accuracy_drop=0.0, calibration_samples=200,
     )  # fmt: skip
     rejected = [step for step in result.steps if not step.accepted]
-    assert len(rejected) == 3 and result.target_met is None
+    assert len(rejected) == 3
+    assert result.target_met is None
     sizes = [sum(map(len, step.units.values())) for step in rejected]
     assert sizes[0] > sizes[-1]
     if not result.units:
@@ -294,7 +299,8 @@ def test_a_search_goes_on_where_it_was():
     )
     first = states[0]
     again = prune_model(model, data, validation, options, resume=(first[0], [first[1]]))
-    assert again.units == whole.units and len(again.steps) == len(whole.steps)
+    assert again.units == whole.units
+    assert len(again.steps) == len(whole.steps)
     x = numbers(50, seed=3)[0]
     assert np.allclose(
         again.model.predict(x, verbose=0), whole.model.predict(x, verbose=0), atol=1e-6
@@ -330,6 +336,7 @@ def test_layers_go_until_a_target():
         result = prune_model(
             model, numbers(200), numbers(200), criterion="last", target={"flops": 0.6}, epochs=0
         )
-    assert len(result.removed) == 2 and result.target_met
+    assert len(result.removed) == 2
+    assert result.target_met
     assert result.options.max_accuracy_drop == 1.0
     assert result.reasons["hidden_1"] == "the target is reached"
