@@ -12,7 +12,6 @@ from keras import tree
 
 from keras_layer_entropy.pruning.flops import count_flops
 from keras_layer_entropy.pruning.graph import opened
-from keras_layer_entropy.recording.layers import choose_layers
 
 KEYS = ("flops", "parameters")  # what a target may be of
 
@@ -81,15 +80,12 @@ def cost_of(model: keras.Model, x: Any, latency: Mapping[int, float] | None = No
         x: inputs, at least one sample.
         latency: batch size -> milliseconds.
     """
-    dense, parameters, measured = (
-        len(choose_layers(model)),
-        model.count_params(),
-        dict(latency or {}),
-    )
-    if opened(model) is None:  # its calls are code
-        return Cost(dense, parameters, None, measured, uncounted=(model.name,))
-    found = count_flops(model, x)
-    return Cost(dense, parameters, found.total, measured, uncounted=found.unknown)
+    dense_layers = sum(isinstance(layer, keras.layers.Dense) for layer in model._flatten_layers())
+    flops, uncounted = None, (model.name,)
+    if opened(model) is not None:  # else its calls are code
+        found = count_flops(model, x)
+        flops, uncounted = found.total, found.unknown
+    return Cost(dense_layers, model.count_params(), flops, dict(latency or {}), uncounted)
 
 
 def shares(before: Cost, after: Cost) -> dict[str, float]:
