@@ -81,7 +81,8 @@ def cost_of(model: keras.Model, x: Any, latency: Mapping[int, float] | None = No
         latency: batch size -> milliseconds.
     """
     dense_layers = sum(isinstance(layer, keras.layers.Dense) for layer in model._flatten_layers())
-    flops, uncounted = None, (model.name,)
+    flops: int | None = None
+    uncounted: tuple[str, ...] = (model.name,)
     if opened(model) is not None:  # else its calls are code
         found = count_flops(model, x)
         flops, uncounted = found.total, found.unknown
