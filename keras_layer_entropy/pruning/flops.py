@@ -9,8 +9,7 @@ from keras import tree
 
 from keras_layer_entropy.pruning.flop_rules import RULES, UnknownError, count_call, opening
 from keras_layer_entropy.pruning.graph import Call, flat_graph, opened
-from keras_layer_entropy.pruning.walking import Walk, inputs_of
-from keras_layer_entropy.recording.passes import Source
+from keras_layer_entropy.pruning.walking import Walk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,9 +97,10 @@ def _known(call: Call, shapes: dict, samples: int) -> int | None:
 
 def _shapes_for(model: keras.Model, x: Any) -> dict:
     """Number of each tensor -> its shape for one sample, or for a batch of the model's own size."""
-    samples = opened(model).inputs[0].shape[0] or 1
+    functional = opened(model)
+    samples = functional.inputs[0].shape[0] or 1
     few = tree.map_structure(lambda part: np.resize(part, (samples, *np.shape(part)[1:])), x)
-    walk = _Shapes(model, inputs_of(model, Source((few, np.zeros(samples)), samples)))
+    walk = _Shapes(model, [[part] for part in functional._standardize_inputs(few)])
     for call in walk.graph.calls:
         walk.make(call)
     return walk.shapes

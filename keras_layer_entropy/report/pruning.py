@@ -62,10 +62,12 @@ class Pruning:
             )
         change = after.parameters / before.parameters - 1
         uncounted = list(dict.fromkeys((*before.uncounted, *after.uncounted)))
-        without = uncounted and f" FLOPs leave out {listed(uncounted)}, whose own are not known."
+        without = ""
+        if uncounted:
+            without = f" FLOPs leave out {listed(uncounted)}, whose operations are not known."
         return (
             f"{len(removed)} of {before.dense_layers} Dense layers went ({listed(removed)}); "
             f"parameters {change:+.0%}. Validation "
             f"accuracy {validation[0]:.4f} before, {validation[1]:.4f} after; test accuracy "
-            f"{test[0]:.4f} and {test[1]:.4f}.{without or ''}"
+            f"{test[0]:.4f} and {test[1]:.4f}.{without}"
         )

@@ -10,7 +10,8 @@ import rich.console
 from profiles import make
 
 from keras_layer_entropy import EntropyProfile, report
-from keras_layer_entropy.pruning import Cost, PruningOptions, PruningResult
+from keras_layer_entropy.pruning import Cost, PruningOptions, PruningResult, PruningStep
+from keras_layer_entropy.report.tables import comparison_rows
 
 pytestmark = pytest.mark.tensorflow  # no backend in it
 
@@ -132,3 +133,20 @@ def test_pruning_where_the_profiles_hold_other_measures(tmp_path):
     pruning = report.Pruning(result, costs, {"validation": (0.5, 0.5), "test": (0.5, 0.5)})
     page = make(results=entropy).report(tmp_path / "r.html", pruning=pruning).read_text()
     assert "<td>-</td>" in page  # no ratio of nothing to nothing
+
+
+def test_operations_that_are_not_known_are_said():
+    step = PruningStep(
+        part="b", members=("b",), criterion="last", score=0.0, reason="it is last", accepted=True,
+        accuracy_before=0.5, accuracy_removed=0.5, accuracy_retrained=0.5, residual=None,
+        parameters=50, entropy={}, seconds=1.0,
+    )  # fmt: skip
+    result = PruningResult(None, (step,), make(), make(), {}, PruningOptions())
+    costs = (Cost(4, 100, 200, {}, ("own", "b")), Cost(3, 50, 100, {}, ("own",)))
+    pruning = report.Pruning(result, costs, {"validation": (0.5, 0.5), "test": (0.5, 0.5)})
+    assert pruning.summary().endswith("FLOPs leave out own and b, whose operations are not known.")
+    rows = comparison_rows(*costs, **pruning.accuracies)
+    assert rows[2] == ("FLOPs per sample, without own and b", "200", "100", "0.50")
+    code = Cost(4, 100, None, {}, ("code",))
+    rows = comparison_rows(code, costs[1], **pruning.accuracies)
+    assert rows[2] == ("FLOPs per sample, without code and own", "unknown", "100", "-")
