@@ -236,7 +236,7 @@ PROFILED = {
     "depthwise": (layers.DepthwiseConv2D(3, depth_multiplier=2), [(8, 8, 3)]),
     "separable": (layers.SeparableConv2D(4, 3), [(8, 8, 3)]),
     "transposed": (layers.Conv2DTranspose(4, 3, strides=2, padding="same"), [(8, 8, 3)]),
-    "maxima": (layers.MaxPooling2D(), [(8, 8, 3)]),
+    "maxima": (layers.MaxPooling2D(3, 2), [(8, 8, 3)]),
     "means": (layers.AveragePooling2D(3, 2, padding="same"), [(8, 8, 3)]),
     "global means": (layers.GlobalAveragePooling2D(), [(8, 8, 3)]),
     "average": (lambda a, b, c: layers.Average()([a, b, c]), [(10,)] * 3),
