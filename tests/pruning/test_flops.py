@@ -302,15 +302,28 @@ def mobilenet():
     return keras.Model(inputs, layers.Dense(10, "softmax")(layers.GlobalAveragePooling2D()(x)))
 
 
+def application(name):
+    return lambda: getattr(keras.applications, name)(weights=None, input_shape=(64, 64, 3))
+
+
+NETWORKS = {
+    "vgg": vgg,
+    "resnet": resnet,
+    "mobilenet": mobilenet,
+    "MobileNetV2": application("MobileNetV2"),
+    "ResNet50": application("ResNet50"),
+}
+
+
 @pytest.mark.tensorflow
-@pytest.mark.parametrize("build", [vgg, resnet, mobilenet])
-def test_networks_as_the_profiler_counts_them(build):
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_as_the_profiler_counts_them(name):
     """But for what it knows of too little or too well, to the last one.
 
     It counts ReLU as nothing, which is 1 for each entry; and makes a scale and an offset for each
     channel of the weights of a batch normalisation (6, without gamma 5), once for all samples.
     """
-    model = build()
+    model = NETWORKS[name]()
     found, graph = count_flops(model), flat_graph(model)
     more = collections.Counter()
     for call in graph.calls:
