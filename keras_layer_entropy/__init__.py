@@ -13,6 +13,7 @@ from keras_layer_entropy.pruning import (
     prune_model,
     remove_layer,
     remove_units,
+    simplify_model,
 )
 from keras_layer_entropy.recording.probe import ActivationProbe
 from keras_layer_entropy.version import __version__
@@ -36,4 +37,5 @@ __all__ = [
     "remove_layer",
     "remove_units",
     "save_model",
+    "simplify_model",
 ]

@@ -6,6 +6,7 @@ from keras_layer_entropy.pruning.flops import Flops, count_flops
 from keras_layer_entropy.pruning.options import PruningOptions
 from keras_layer_entropy.pruning.parts import Part, Plan, Prediction
 from keras_layer_entropy.pruning.search import PruningResult, plan, prune_model, score
+from keras_layer_entropy.pruning.simplify import simplify_model
 from keras_layer_entropy.pruning.standing import PruningStep
 from keras_layer_entropy.pruning.surgery import remove_layer
 from keras_layer_entropy.pruning.unit_plan import choose_units
@@ -31,4 +32,5 @@ __all__ = [
     "remove_layer",
     "remove_units",
     "score",
+    "simplify_model",
 ]

@@ -18,6 +18,7 @@ class Call:
         operation: the layer or operation.
         inputs, outputs: numbers of the tensors that go in and come out.
         node: Keras's node of the call.
+        training: whether it, or a model around it, is called with `training=True`.
     """
 
     path: str
@@ -25,6 +26,7 @@ class Call:
     inputs: tuple
     outputs: tuple
     node: Any = dataclasses.field(repr=False)
+    training: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +131,7 @@ def opened(operation):
     return None
 
 
-def _collect(functional, prefix, bound, graph, numbers):
+def _collect(functional, prefix, bound, graph, numbers, training=False):
     """Appends the calls of a functional model; returns the numbers of its outputs.
 
     `bound` maps the ids of its tensors to their numbers.
@@ -142,16 +144,17 @@ def _collect(functional, prefix, bound, graph, numbers):
             given = tuple(bound[id(tensor)] for tensor in node.input_tensors)
             values = keras.tree.flatten((node.arguments.args, node.arguments.kwargs))
             graph.arguments.update((id(x), path) for x in values if isinstance(x, keras.Variable))
+            told = training or node.arguments.kwargs.get("training") not in (None, False)
             inner = opened(node.operation)
             if inner is None:
                 results = [next(numbers) for _ in node.output_tensors]
-                graph.calls.append(Call(path, node.operation, given, tuple(results), node))
+                graph.calls.append(Call(path, node.operation, given, tuple(results), node, told))
             else:
                 given = nested_inputs(inner, node.arguments.args, node.arguments.kwargs)
                 numbered = [bound[id(tensor)] for tensor in given]
                 graph.nested.setdefault(path, []).append(tuple(numbered))
                 within = dict(zip(map(id, inner.inputs), numbered, strict=True))
-                results = _collect(inner, f"{path}/", within, graph, numbers)
+                results = _collect(inner, f"{path}/", within, graph, numbers, told)
             for number, tensor in zip(results, node.output_tensors, strict=True):
                 bound[id(tensor)] = number
                 _describe(graph, number, tensor)

@@ -9,7 +9,7 @@ import keras
 from keras_layer_entropy.backend import strategy_scope
 from keras_layer_entropy.pruning.copying import Copies, forget_weights
 from keras_layer_entropy.pruning.graph import flat_graph
-from keras_layer_entropy.pruning.optimizer_state import copy_compilation, cut
+from keras_layer_entropy.pruning.optimizer_state import copy_compilation, cut, restart_averages
 from keras_layer_entropy.recording.passes import own_variables
 
 
@@ -78,6 +78,39 @@ def thinned(model, channels, gone):
     return new
 
 
+def rewritten(model, gone, changes):
+    """The model without some operations and with other weights in some layers.
+
+    Args:
+        model: a built Sequential or functional model; it is not changed.
+        gone: operations that are left out: what they take goes on in their place.
+        changes: path of a layer -> (attributes, weights), what it is built anew with, if with
+            anything, and name of a weight -> array.
+
+    Returns:
+        The new model, compiled like the old one; optimizer slots of weights of another shape, and
+        of new ones, start anew.
+
+    Raises:
+        ValueError: Keras cannot make it.
+    """
+    operations = {call.path: call.operation for call in flat_graph(model).calls}
+    edits = {
+        path: (operations[path], functools.partial(_change, attributes))
+        for path, (attributes, _) in changes.items()
+        if attributes
+    }
+    new, _ = _remade(model, gone, edits, {}, f"a simpler {model.name!r}")
+    operations = {call.path: call.operation for call in flat_graph(new).calls}
+    changed = []
+    for path, (_, weights) in changes.items():
+        for name, value in weights.items():
+            changed.append(getattr(operations[path], name))
+            changed[-1].assign(value)
+    restart_averages(new, changed)
+    return new
+
+
 def _remade(model, gone, edits, cuts, what):
     """A copy of a model, and paths of layers of which some weights had to be made anew.
 
@@ -132,7 +165,9 @@ def _operations(graph, part):
 def _restore(layer, twin, survivors, cuts):
     """Gives a layer that was built anew what still fits; whether anything did not."""
     anew = False
-    for variable, copied in zip(own_variables(layer), own_variables(twin), strict=True):
+    before, after = own_variables(layer), own_variables(twin)
+    # A bias that was not there before comes last.
+    for variable, copied in zip(before, after, strict=len(after) <= len(before)):
         survivors[id(variable)] = copied
         copied.trainable, copied._path = variable.trainable, variable.path
         value = cut(variable, cuts.get(id(variable), ()))
