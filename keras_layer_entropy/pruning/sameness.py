@@ -223,7 +223,8 @@ def affine(layer):
         None if variable is None else ops.convert_to_numpy(variable).astype(np.float64)
         for variable in (layer.moving_mean, layer.moving_variance, layer.gamma, layer.beta)
     )
-    scale = (1.0 if gamma is None else gamma) / np.sqrt(variance + layer.epsilon)
+    with np.errstate(invalid="ignore", divide="ignore"):  # no variance: NaN, as the layer gives
+        scale = (1.0 if gamma is None else gamma) / np.sqrt(variance + layer.epsilon)
     return scale, (0.0 if beta is None else beta) - mean * scale
 
 

@@ -64,7 +64,8 @@ def simplify_model(model: keras.Model) -> keras.Model:
         a copy where there is nothing to take out.
 
     Raises:
-        ValueError: a subclassed model, or one that is not built.
+        ValueError: a subclassed model, one that is not built, or one with a layer that is in two
+            models inside it.
 
     Example:
 
@@ -238,7 +239,9 @@ def _merged(model: keras.Model, can: _Rewritable) -> keras.Model | None:
         bias, weights = None, {}
         if one.bias is not None or other.bias is not None:
             bias = kernels.bias_of(other) + kernels.given_constants(other, kernels.bias_of(one))
-        if kernels.is_pointwise(one) and (kernels.sees_no_border(other) or one.bias is None):
+        if kernels.is_pointwise(one) and (
+            kernels.sees_no_border(other) or not kernels.bias_of(one).any()
+        ):
             kept, left_out, attributes = second, one, {"use_bias": bias is not None}
         elif kernels.is_pointwise(other) and second.outputs[0] not in can.graph.outputs:
             kept, left_out = first, other
@@ -350,6 +353,8 @@ def _takers(channels: Channels, can: _Rewritable) -> tuple[list[_Taker], np.ndar
     takers, needed = [], [np.zeros(0, int), *channels.together]
     for call in channels.graph.calls:
         layer, given = call.operation, call.inputs[0]
+        if getattr(layer, "activity_regularizer", None) is not None:  # it adds to the loss
+            needed += [ids for x in call.outputs for ids in channels.labels.get(x, {}).values()]
         if not getattr(layer, "weights", ()) or type(layer) in _PASSING:
             continue
         if kernels.obstacle(layer):
