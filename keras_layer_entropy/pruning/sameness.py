@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import itertools
 
 import keras
@@ -198,17 +199,22 @@ class _Finder:
     def _compared(self, call, rows, of, close):
         """Keys of rows of numbers, `[places, numbers]`, where all that they come from is known."""
         keys, seen = [], collections.defaultdict(list)
-        product = type(call.operation).__name__ == "Multiply"
+        agree = functools.partial(np.allclose, rtol=close, equal_nan=True)
+        kind = type(call.operation)
+        product = kind.__name__ == "Multiply" and kind.__module__.partition(".")[0] == "keras"
         for row, symbols in zip(rows, of, strict=True):
             values = [self.found.values(part) for part in symbols or ()]
-            tolerance = close * np.abs(row).max(initial=0.0)
             if product and any(len(part) and not part.any() for part in values):
                 keys.append(("constant", 0.0))  # nothing is infinite in a network that computes
-            elif symbols and np.isfinite(np.concatenate(values)).all() and np.ptp(row) <= tolerance:
+            elif (
+                symbols
+                and not np.isnan(np.concatenate(values)).any()
+                and agree(row, row[0], atol=0)
+            ):
                 keys.append(("constant", float(row[0])))
             elif symbols:
                 alike = seen[symbols]
-                same = [i for i, x in enumerate(alike) if (np.abs(row - x) <= tolerance).all()]
+                same = [i for i, x in enumerate(alike) if agree(row, x, atol=close)]
                 if not same:
                     alike.append(row)
                 keys.append((symbols, same[0] if same else len(alike) - 1))

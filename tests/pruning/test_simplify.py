@@ -9,9 +9,12 @@ from keras_layer_entropy import load_model, save_model, simplify_model
 from keras_layer_entropy.pruning.channels import find_channels
 from keras_layer_entropy.pruning.sameness import find_sameness
 
+# All of it is calls of Keras; on other backends the examples of it and of `find_sameness` run it.
+pytestmark = pytest.mark.tensorflow
+
 # Of the spread of the outputs: rounding in some layers of a few hundred products.
 DTYPES = [
-    pytest.param("float64", 1e-9, marks=pytest.mark.tensorflow, id="float64"),
+    pytest.param("float64", 1e-9, id="float64"),
     pytest.param("float32", 1e-3, id="float32"),
 ]
 dtypes = pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
@@ -686,6 +689,20 @@ def test_what_a_function_makes_of_units_is_known_unit_by_unit(random):
     after = [axes[1] for axes in sameness.symbols.values() if len(axes.get(1, ())) == 6][1]
     assert after[3] != after[4]
     np.testing.assert_allclose(sameness.values(after)[:3], [0.0, 0.0, 0.7], rtol=1e-6)
+
+
+class Multiply(layers.Layer):
+    """No product, whatever it is called."""
+
+    def call(self, inputs):
+        return inputs[0] + inputs[1]
+
+
+def test_a_layer_is_not_known_by_its_name(random):
+    x = inputs = keras.Input(ROW)
+    x = Multiply()([layers.Dense(6, name="a")(x), layers.Dense(6, name="b")(x)])
+    model = planted(drawn(keras.Model(inputs, layers.Dense(3)(x)), random))
+    assert widths(simplified(model, random, 1e-3), ["a"]) == {"a": 6}
 
 
 # The model that comes out
