@@ -32,9 +32,9 @@ def simplify_model(model: keras.Model) -> keras.Model:
       t = beta - s mean: into the kernel and bias of the layer that gives x, W s and b s + t, where
       that has no activation function; else into those of all layers that take y, s W and b + t W,
       where these do not pad, or t is 0;
-    - one of two linear layers in a row, where their product is no larger than the two: two `Dense`,
-      a convolution and one of single points in either order (not before a convolution that pads,
-      where the first has a bias);
+    - the first of two linear layers in a row, into the second, where the product of their kernels
+      is no larger than the two: two `Dense`, a convolution and one of single points in either order
+      (where the second pads, only if the first has no bias);
     - units that are 0, or another constant, *by their weights*, whatever the model is given; the
       constant goes into the bias of the layers that take it. Before a convolution that pads only
       0 goes: the border does not see a constant. And units of which the layers behind take nothing;
@@ -142,8 +142,6 @@ class _Rewritable:
             type(call.operation) is layers.BatchNormalization
             and self.alone(call)
             and self.goes(call)
-            and call.operation.variable_dtype in ("float32", "float64")
-            and bool(np.isfinite(affine(call.operation)).all())
         )
 
     def on_channels(self, normalization: Call, call: Call) -> bool:
@@ -218,58 +216,52 @@ def _folded_after(model: keras.Model, can: _Rewritable) -> keras.Model | None:
 
 
 def _merged(model: keras.Model, can: _Rewritable) -> keras.Model | None:
-    """Two linear layers in a row as one: the second, or the first if the second is of points."""
+    """Two linear layers in a row as one, the second."""
     gone, changes = [], {}
     used: set[str] = set()
     for first in filter(can.linear, can.graph.calls):
         (second,) = can.graph.consumers(first.outputs[0])
-        pair = {first.path, second.path}
-        if used & pair or not can.kernel(second):
-            continue
         one, other = first.operation, second.operation
-        if not _multiply(one, other):
+        pair = {first.path, second.path}
+        if used & pair or not can.kernel(second) or not _multiply(one, other):
             continue
         kernel, next_kernel = kernels.kernel_of(one), kernels.kernel_of(other)
-        product = np.einsum(
-            "sgfm,tgmu->stgfu", kernel, next_kernel, dtype=np.float64
-        )  # of one of them there is a single tap
+        # One of them is of single points, so that the taps are those of the other.
+        product = np.einsum("sgfm,tgmu->stgfu", kernel, next_kernel, dtype=np.float64)
         product = product.reshape(-1, *product.shape[2:])
         if product.size > kernel.size + next_kernel.size:
             continue
-        bias, weights = None, {}
-        if one.bias is not None or other.bias is not None:
-            bias = kernels.bias_of(other) + kernels.given_constants(other, kernels.bias_of(one))
-        if kernels.is_pointwise(one) and (
-            kernels.sees_no_border(other) or not kernels.bias_of(one).any()
-        ):
-            kept, left_out, attributes = second, one, {"use_bias": bias is not None}
-        elif kernels.is_pointwise(other) and second.outputs[0] not in can.graph.outputs:
-            kept, left_out = first, other
-            units = {"filters": product.shape[-1], "activation": other.activation}
-            attributes = {"use_bias": bias is not None, **units}
+        attributes: dict[str, Any] = {"use_bias": one.bias is not None or other.bias is not None}
+        if kernels.is_pointwise(one):
+            weights = kernels.weights_of(other, product)
         else:
-            continue
-        weights = kernels.weights_of(kept.operation, product)
-        if bias is not None:
-            weights["bias"] = bias
+            weights = kernels.weights_of(one, product)
+            attributes |= {name: getattr(one, name) for name in _OF_TAPS}
+        if attributes["use_bias"]:
+            moved = kernels.given_constants(other, kernels.bias_of(one))
+            weights["bias"] = kernels.bias_of(other) + moved
         used |= pair
-        gone.append(left_out)
-        changes[kept.path] = (attributes, weights)
+        gone.append(one)
+        changes[second.path] = (attributes, weights)
     return rewritten(model, gone, changes) if gone else None
 
 
+_OF_TAPS = ("kernel_size", "strides", "padding", "dilation_rate")
+
+
 def _multiply(one: Any, other: Any) -> bool:
-    """Whether the kernels of two layers can be multiplied: Dense, or one convolution of points."""
-    if type(one) is layers.Dense or type(other) is layers.Dense:
-        return type(one) is type(other) and one.compute_dtype == other.compute_dtype
-    return (
-        type(one) is type(other)
-        and one.compute_dtype == other.compute_dtype
-        and kernels.is_convolution(one)
-        and kernels.is_convolution(other)
-        and one.data_format == other.data_format
-        and (kernels.is_pointwise(one) or kernels.is_pointwise(other))
-    )
+    """Whether a layer whose kernel is the product of both is the same as one after the other."""
+    if type(one) is not type(other) or one.compute_dtype != other.compute_dtype:
+        return False
+    if type(one) is layers.Dense:
+        return True
+    if not kernels.is_convolution(one) or not kernels.is_convolution(other):
+        return False
+    if kernels.is_pointwise(one):
+        seen = kernels.sees_no_border(other) or not kernels.bias_of(one).any()
+    else:
+        seen = kernels.is_pointwise(other)
+    return seen and one.data_format == other.data_format
 
 
 @dataclasses.dataclass(frozen=True)
@@ -323,7 +315,7 @@ def _without_units(model: keras.Model, can: _Rewritable) -> keras.Model | None:
     free = np.setdiff1d(made, [*channels.ties.reasons(made), *channels.ties.roots(needed)])
     clung_to = np.concatenate([taker.roots[~taker.does_without()] for taker in takers])
     dead = np.setdiff1d(free, clung_to)
-    twins = _twins(takers, set(free.tolist()), set(dead.tolist()))
+    twins = _twins(takers, set(np.setdiff1d(free, dead).tolist()))
     gone = _leaving_one(channels, np.union1d(dead, list(twins)).astype(int))
     if not len(gone):
         return None
@@ -382,22 +374,17 @@ def _takers(channels: Channels, can: _Rewritable) -> tuple[list[_Taker], np.ndar
 _PASSING = (layers.BatchNormalization, layers.PReLU)
 
 
-def _twins(takers: list[_Taker], free: set[int], dead: set[int]) -> dict[int, int]:
-    """Root of a unit that may go -> root of one that stays and gives all layers the same."""
+def _twins(takers: list[_Taker], free: set[int]) -> dict[int, int]:
+    """Root of a unit -> root of another of the free ones, that gives all layers the same."""
     gives = collections.defaultdict(list)
     for number, taker in enumerate(takers):
         merges = taker.rewritable and not kernels.is_separable(taker.layer)
         for root, symbol in zip(taker.roots.tolist(), taker.symbols.tolist(), strict=True):
             gives[root].append((number, symbol if merges else -1 - root))
     alike = collections.defaultdict(list)
-    for root, features in gives.items():
-        if root not in dead:
-            alike[tuple(features)].append(root)
-    found = {}
-    for roots in alike.values():
-        kept, *others = sorted(roots, key=lambda root: (root in free, root))
-        found.update({root: kept for root in others if root in free})
-    return found
+    for root in sorted(free & gives.keys()):
+        alike[tuple(gives[root])].append(root)
+    return {root: kept for kept, *others in alike.values() for root in others}
 
 
 def _leaving_one(channels: Channels, gone: np.ndarray) -> np.ndarray:
