@@ -140,8 +140,7 @@ class _Finder:
 
     def _probed(self, call):
         given = [self.found.symbols.get(number, {}) for number in call.inputs]
-        side_by_side = type(call.operation) is layers.Concatenate
-        if not (all(given) or side_by_side) or not any(map(self._tells, given)):
+        if not any(map(self._tells, given)):
             return {}
         shapes = [self._graph.shapes[number] for number in call.inputs]
         dtypes = [self._graph.dtypes[number] for number in call.inputs]
@@ -154,7 +153,7 @@ class _Finder:
         except Exception:  # noqa: BLE001 - operations may raise anything
             return {}
         sources = self._sources(call, given)
-        if not side_by_side:
+        if type(call.operation) is not layers.Concatenate:  # all else may look at what is not known
             sources = {root: parts for root, parts in sources.items() if all(parts)}
         keys = {}
         for place, number in enumerate(call.outputs):
