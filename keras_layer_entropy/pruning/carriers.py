@@ -54,6 +54,7 @@ def _grouped_convolution(finder, call, layer, taken, axis):
 def _transposed_convolution(finder, call, layer):
     taken, axis = _channels_alone(finder, call, layer.data_format)
     units = finder.make(call, layer.filters)
+    finder.take(call, taken)
     finder.bind(call, layer.kernel, layer.rank + 1, taken)
     finder.bind(call, layer.kernel, layer.rank, units)
     finder.bind(call, layer.bias, 0, units)
@@ -77,6 +78,7 @@ def _separable_convolution(finder, call, layer):
     taken, axis = _channels_alone(finder, call, layer.data_format)
     units = finder.make(call, layer.filters)
     between = None if taken is None else np.repeat(taken, layer.depth_multiplier)
+    finder.take(call, between)
     finder.bind(call, layer.depthwise_kernel, layer.rank, taken)
     finder.bind(call, layer.pointwise_kernel, layer.rank, between)
     finder.bind(call, layer.pointwise_kernel, layer.rank + 1, units)
@@ -163,8 +165,12 @@ def _einsum_dense(finder, call, layer):
         axis = taken.index(letter)
         if axis not in given:
             finder.bind(call, layer.kernel, kernel.index(letter), None)
-    if len(features) == 1:
-        finder.take(call, given.get(taken.index(features[0])))
+    known = [letter for letter in features if taken.index(letter) in given]
+    if len(known) == 1:
+        sizes = [layer.kernel.shape[kernel.index(letter)] for letter in features]
+        shape = [-1 if letter in known else 1 for letter in features]
+        units = given[taken.index(known[0])].reshape(shape)
+        finder.take(call, np.broadcast_to(units, sizes).reshape(-1))
     new = [letter for letter in made if letter in kernel and letter not in taken]
     if new:
         place = made.index(new[0])

@@ -11,6 +11,7 @@ import numpy as np
 
 from keras_layer_entropy.pruning.carriers import CARRIERS
 from keras_layer_entropy.pruning.graph import flat_graph, shared_paths
+from keras_layer_entropy.pruning.linear import adapted
 from keras_layer_entropy.pruning.probing import outputs_of, sources, values_of
 from keras_layer_entropy.pruning.ties import Ties
 
@@ -89,18 +90,18 @@ class Channels:
         """Places of the units that stay when those with the roots `gone` go."""
         return np.flatnonzero(~np.isin(self.ties.roots(ids), gone))
 
-    def cut(self, number, array, gone, without=None):
+    def cut(self, number, array, gone, without=()):
         """A tensor of the model as it is when units with the roots `gone` have gone.
 
         Args:
             number: of the tensor.
             array: what it is with all units.
             gone: roots.
-            without: an axis that is left as it is.
+            without: axes that are left as they are.
         """
         for axis, ids in self.labels.get(number, {}).items():
             kept = self.kept(ids, gone)
-            if axis != without and len(kept) < len(ids):
+            if axis not in without and len(kept) < len(ids):
                 array = np.take(array, kept, axis=axis)
         return array
 
@@ -154,7 +155,7 @@ class _Finder:
         """Notes what a call does."""
         operation = call.operation
         rule = CARRIERS.get(type(operation))
-        reason = _obstacle(operation) if rule else f"it is a {type(operation).__name__}"
+        reason = adapted(operation) if rule else f"it is a {type(operation).__name__}"
         if rule is not None and reason is None:
             self.labels[call.outputs[0]] = rule(self, call, operation)
         elif getattr(operation, "weights", ()):
@@ -384,12 +385,3 @@ def _shape(old, labels, first, kept):
         kept(labels[axis]) if n != -1 and axis in labels else n
         for axis, n in enumerate(old, start=int(first))
     )
-
-
-def _obstacle(layer):
-    """Why a layer cannot be thinned, though there is a rule for its kind, or None."""
-    if getattr(layer, "lora_enabled", False):
-        return "it is being fine-tuned with LoRA"
-    if getattr(layer, "quantization_mode", None):
-        return f"it is quantized ({layer.quantization_mode})"
-    return None

@@ -14,9 +14,8 @@ from keras_layer_entropy.backend import Data, Tensor
 from keras_layer_entropy.measures.entropy import binary_entropy
 from keras_layer_entropy.pruning import patches
 from keras_layer_entropy.pruning.channels import Channels
-from keras_layer_entropy.pruning.graph import shared_paths
 from keras_layer_entropy.pruning.reconstruction import Taker, least_missed
-from keras_layer_entropy.pruning.repair import WIDEST, centred
+from keras_layer_entropy.pruning.repair import WIDEST, centred, whole_paths
 from keras_layer_entropy.pruning.walking import Walk
 
 GREEDY = "reconstruction"
@@ -113,15 +112,21 @@ def first_to_go(
 def takers_of(situation: UnitSituation) -> dict[str, Taker]:
     """Path -> `Taker` of each layer that takes units and can be refitted."""
     channels, walk = situation.channels, Walk(situation.model, situation.inputs)
-    shared, found = shared_paths(walk.graph), {}
+    whole = whole_paths(walk.graph)
+    grams: dict[str, tuple[keras.layers.Layer, np.ndarray]] = {}
     for call in walk.graph.calls:
-        layer, ids = call.operation, channels.takers.get(call.path)
-        if ids is not None and call.path not in shared and can_be_refitted(layer):
+        layer = call.operation
+        if call.path in channels.takers and call.path in whole and can_be_refitted(layer):
             features = patches.features_of(layer)
             gram = patches.gram(_with_ones(layer, walk.given(call)[0]), features)
-            owners = np.tile(channels.ties.roots(ids), patches.taps_of(layer))
-            found[call.path] = Taker(centred(gram, features), patches.matrix(layer), owners)
+            before = grams[call.path][1] if call.path in grams else 0.0
+            grams[call.path] = layer, before + gram
         walk.make(call)
+    found = {}
+    for path, (layer, gram) in grams.items():
+        owners = np.tile(channels.ties.roots(channels.takers[path]), patches.taps_of(layer))
+        gram = centred(gram, patches.features_of(layer))
+        found[path] = Taker(gram, patches.matrix(layer), owners)
     return found
 
 

@@ -131,8 +131,8 @@ def take_out_units(
     smaller = thinned(model, channels, gone)
     choices = _choices(channels, shares, alone, gone)
 
-    def cut(number: int, array: np.ndarray, axis: int | None) -> np.ndarray:
-        return channels.cut(number, array, gone, axis)
+    def cut(number: int, array: np.ndarray, without: tuple[int, ...] = ()) -> np.ndarray:
+        return channels.cut(number, array, gone, without)
 
     residuals, chosen = repair(smaller, model, inputs, _kept(channels, gone), cut, choices)
     if chosen:
