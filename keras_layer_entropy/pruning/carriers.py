@@ -14,7 +14,7 @@ def _dense(finder, call, layer):
     taken, units = given.pop(last, None), finder.make(call, layer.units)
     finder.take(call, taken)
     finder.bind(call, layer.kernel, 0, taken)
-    finder.bind(call, layer.kernel, 1, units)
+    finder.bind(call, layer.kernel, 1, units, makes=True)
     finder.bind(call, layer.bias, 0, units)
     finder.edit(call, "units", lambda kept: kept(units))
     finder.activate(call, layer.activation, units)
@@ -28,7 +28,7 @@ def _convolution(finder, call, layer):
     units = finder.make(call, layer.filters)
     finder.take(call, taken)
     finder.bind(call, layer.kernel, layer.rank, taken)
-    finder.bind(call, layer.kernel, layer.rank + 1, units)
+    finder.bind(call, layer.kernel, layer.rank + 1, units, makes=True)
     finder.bind(call, layer.bias, 0, units)
     finder.edit(call, "filters", lambda kept: kept(units))
     finder.activate(call, layer.activation, units)
@@ -56,7 +56,7 @@ def _transposed_convolution(finder, call, layer):
     units = finder.make(call, layer.filters)
     finder.take(call, taken)
     finder.bind(call, layer.kernel, layer.rank + 1, taken)
-    finder.bind(call, layer.kernel, layer.rank, units)
+    finder.bind(call, layer.kernel, layer.rank, units, makes=True)
     finder.bind(call, layer.bias, 0, units)
     finder.edit(call, "filters", lambda kept: kept(units))
     finder.activate(call, layer.activation, units)
@@ -81,7 +81,7 @@ def _separable_convolution(finder, call, layer):
     finder.take(call, between)
     finder.bind(call, layer.depthwise_kernel, layer.rank, taken)
     finder.bind(call, layer.pointwise_kernel, layer.rank, between)
-    finder.bind(call, layer.pointwise_kernel, layer.rank + 1, units)
+    finder.bind(call, layer.pointwise_kernel, layer.rank + 1, units, makes=True)
     finder.bind(call, layer.bias, 0, units)
     finder.edit(call, "filters", lambda kept: kept(units))
     finder.activate(call, layer.activation, units)
@@ -145,7 +145,7 @@ def _layer_scale(finder, call, layer):
 
 def _embedding(finder, call, layer):
     units = finder.make(call, layer.output_dim)
-    finder.bind(call, layer.embeddings, 1, units)
+    finder.bind(call, layer.embeddings, 1, units, makes=True)
     finder.edit(call, "output_dim", lambda kept: kept(units))
     return {finder.rank(call): units}
 
@@ -175,7 +175,7 @@ def _einsum_dense(finder, call, layer):
     if new:
         place = made.index(new[0])
         units = finder.make(call, layer.kernel.shape[kernel.index(new[0])])
-        finder.bind(call, layer.kernel, kernel.index(new[0]), units)
+        finder.bind(call, layer.kernel, kernel.index(new[0]), units, makes=True)
         found[place] = units
         shape = layer.partial_output_shape
         inside = place - 1 - (len(made) - 1 - len(shape))
@@ -189,6 +189,68 @@ def _einsum_dense(finder, call, layer):
         if place >= 0 and layer.bias.shape[place] == len(units):
             finder.bind(call, layer.bias, place, units)
     return found
+
+
+def _attention(finder, call, layer):
+    """Units are heads; and, of the layer inside it that comes last, what it gives."""
+    given = finder.named(call)
+    given.setdefault("key", given["value"])
+    features = {name: _features_alone(finder, call, given[name]) for name in _ATTENDED}
+    for name in given.keys() - set(_ATTENDED):
+        for units in finder.labels.get(given[name], {}).values():
+            finder.freeze(units, f"{call.path} takes it as {name}")
+    grouped = isinstance(layer, layers.GroupQueryAttention)
+    heads = finder.make(call, layer.num_key_value_heads if grouped else layer.num_heads)
+    queries = np.repeat(heads, layer.num_repeats) if grouped else heads
+    parts = [("query", layer._query_dense, queries), ("key", layer._key_dense, heads)]
+    parts.append(("value", layer._value_dense, heads))
+    if layer._use_gate if not grouped else layer.use_gate:
+        parts.append(("query", layer._gate_dense, queries))
+    for name, dense, units in parts:
+        finder.bind(call, dense.kernel, 0, features[name])
+        finder.bind(call, dense.kernel, 1, units, makes=True)
+        finder.bind(call, dense.bias, 0, units)
+    last = layer._output_dense
+    finder.bind(call, last.kernel, 0, queries)
+    finder.take(call, np.repeat(queries, last.kernel.shape[1]))
+    if grouped:
+        finder.edit(call, "num_key_value_heads", lambda kept: kept(heads))
+        finder.edit(call, "num_query_heads", lambda kept: kept(queries))
+    else:
+        finder.edit(call, "_num_heads", lambda kept: kept(heads))
+    return _given_by_attention(finder, call, layer, features), {1: queries}
+
+
+def _given_by_attention(finder, call, layer, features):
+    """Axis -> units of what attention gives, which is as wide as its query if nothing is said."""
+    last, query = layer._output_dense, features["query"]
+    if len(last.kernel.shape) > 3:  # several axes
+        return {}
+    width = last.kernel.shape[-1]
+    units = finder.make(call, width, last)
+    finder.bind(call, last.kernel, 2, units, makes=True)
+    finder.bind(call, last.bias, 0, units)
+    if isinstance(layer, layers.MultiHeadAttention):
+        said = layer._output_shape is not None
+
+        def shape(kept):
+            as_query = kept(units) == (width if query is None else kept(query))
+            return (kept(units),) if said or not as_query else None
+
+        finder.edit(call, "_output_shape", shape)
+    else:  # it takes and gives as many
+        for name in ("query", "value"):
+            finder.tie(call, units, features[name])
+    return {finder.rank(call) - 1: units}
+
+
+def _features_alone(finder, call, number):
+    """The units along the last axis of a tensor, or None; those along others are mixed."""
+    given, rank = dict(finder.labels.get(number, {})), len(finder.graph.shapes[number])
+    taken = given.pop(rank - 1, None)
+    for units in given.values():
+        finder.freeze(units, f"{call.path} mixes it with others")
+    return taken
 
 
 def _letters(equation, rank, kernel):
@@ -210,6 +272,7 @@ def _channels_alone(finder, call, data_format):
     return taken, axis
 
 
+_ATTENDED = ("query", "value", "key")
 CARRIERS = {
     layers.Dense: _dense,
     layers.Conv1D: _convolution,
@@ -230,4 +293,6 @@ CARRIERS = {
     LayerScale: _layer_scale,
     layers.Embedding: _embedding,
     layers.EinsumDense: _einsum_dense,
+    layers.MultiHeadAttention: _attention,
+    layers.GroupQueryAttention: _attention,
 }

@@ -3,6 +3,9 @@
 import keras
 from keras import ops
 
+# Layers that end in a kernel of their own, `_output_dense`, and make their layers when built.
+ATTENTION = (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)
+
 
 def obstacle(layer):
     """Why a layer's kernel cannot be found by a regression on what the layer is given, or None.

@@ -1,5 +1,6 @@
 """What the kernel of a layer is multiplied with, as rows of features."""
 
+import copy
 import itertools
 import math
 
@@ -7,6 +8,7 @@ import numpy as np
 from keras import layers, ops
 
 from keras_layer_entropy.pruning import linear
+from keras_layer_entropy.pruning.graph import run
 
 _CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
 _TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
@@ -29,6 +31,28 @@ def obstacle(layer):
     if type(layer) in _PLACES or (type(layer) is layers.EinsumDense and _features_are_last(layer)):
         return None
     return linear.obstacle(layer)
+
+
+def mixer(operation):
+    """The layer whose kernel is refitted: the operation itself, or one inside it.
+
+    Example:
+
+    >>> attention = layers.MultiHeadAttention(2, 3)
+    >>> attention.build((None, 5, 4), (None, 5, 4))
+    >>> mixer(attention).name
+    'attention_output'
+    """
+    return operation._output_dense if type(operation) in linear.ATTENTION else operation
+
+
+def taken(call, values):
+    """What that layer is given in a call, an array for one batch of the inputs of the call."""
+    if type(call.operation) not in linear.ATTENTION:
+        return values[0]
+    twin = copy.copy(call.operation)
+    vars(twin)["_output_dense"] = lambda heads: heads
+    return np.asarray(ops.convert_to_numpy(run(call, values, twin)[0]))
 
 
 def features_of(layer):

@@ -16,6 +16,7 @@ from keras_layer_entropy.measures.gram import (
 )
 from keras_layer_entropy.pruning import patches
 from keras_layer_entropy.pruning.graph import shared_paths, turns
+from keras_layer_entropy.pruning.linear import ATTENTION
 from keras_layer_entropy.pruning.reconstruction import RIDGE, Taker, least_missed
 from keras_layer_entropy.pruning.walking import Walk
 
@@ -26,6 +27,7 @@ KERNELS = (
     *(keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D),
     *(keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose),
     *(keras.layers.SeparableConv1D, keras.layers.SeparableConv2D),
+    *ATTENTION,
 )
 
 
@@ -73,15 +75,19 @@ def repair(student, teacher, inputs, kept, cut, choices=None):
             all(a is b for a, b in zip(new.given(one), old.given(other), strict=True))
             for one, other in zip(calls, befores, strict=True)
         ]
-        if _has_kernel(call.operation) and (not all(same) or call.path in choices):
+        inside = patches.mixer(call.operation) is not call.operation
+        other = not all(same) or (inside and kept.get(call.path) is not None)
+        fitted = False
+        if _has_kernel(call.operation) and (other or call.path in choices):
             reason = _reason(new, calls)
-            if reason is None:
+            fitted = reason is None
+            if fitted:
                 target = _Target(new, old, calls, befores, cut, shared)
-                residuals[call.path], gone = target.fit(choices.get(call.path))
+                residuals[target.path], gone = target.fit(choices.get(call.path))
                 chosen += gone
             else:
                 warnings.warn(f"{call.path} is not refitted: {reason}.", stacklevel=3)
-        untouched = call.path not in kept and call.path not in residuals
+        untouched = call.path not in kept and not fitted
         for one, before, alike in zip(calls, befores, same, strict=True):
             old.make(before)
             if untouched and alike:
@@ -114,19 +120,19 @@ def _has_kernel(layer):
 
 
 def _reason(walk, calls):
-    layer = calls[0].operation
+    layer = patches.mixer(calls[0].operation)
     if reason := patches.obstacle(layer):
         return reason
     if len(calls) < len(walk.graph.calls_of(calls[0].path)):
         return "it is called several times, on what comes of its own calls"
-    if patches.features_of(layer) > WIDEST:
-        given = [batch for call in calls for batch in walk.given(call)[0]]
-        if sum(len(x) * patches.rows_of(layer, x) for x in given) > WIDEST:
-            return (
-                f"it takes more than {WIDEST} features, and the calibration data have more than "
-                f"{WIDEST} samples or places for them"
-            )
-    return None
+    if patches.features_of(layer) <= WIDEST:
+        return None
+    if sum(len(x) * patches.rows_of(layer, x) for x in _taken(walk, calls)) <= WIDEST:
+        return None
+    return (
+        f"it takes more than {WIDEST} features, and the calibration data have more than {WIDEST} "
+        "samples or places for them"
+    )
 
 
 class _Target:
@@ -140,13 +146,10 @@ class _Target:
 
     def __init__(self, new, old, calls, befores, cut, shared):
         call, before = calls[0], befores[0]
-        self._layer, self._teacher, self._path = call.operation, before.operation, call.path
-        self._given = [batch for one in calls for batch in new.given(one)[0]]
-        self._wanted = [
-            cut(one.inputs[0], batch, patches.feature_axes(self._layer, np.ndim(batch)))
-            for one in befores
-            for batch in old.given(one)[0]
-        ]
+        self._layer, self._teacher = map(patches.mixer, (call.operation, before.operation))
+        inside = self._layer is not call.operation
+        self.path = f"{call.path}/{self._layer.name}" if inside else call.path
+        self._given, self._wanted = _taken(new, calls), _taken(old, befores, cut)
         self._kept = _kept_units(self._teacher, old.graph, before, cut)
         self._normalization, scale, others = _way_to_sum(new.graph, call, shared)
         self._missing = None
@@ -180,14 +183,14 @@ class _Target:
             parts = np.split(kernel, groups, axis=1)
             fits = [some.fit_of(part) for some, part in zip(samples, parts, strict=True)]
             warnings.warn(
-                f"The refitted weights of {self._path} were projected onto their constraint, "
+                f"The refitted weights of {self.path} were projected onto their constraint, "
                 f"{type(patches.constraint_of(layer)).__name__}, so that they fit less well than "
                 "least squares.",
                 stacklevel=4,
             )
         if samples[0].count < len(stay):
             warnings.warn(
-                f"{self._path} takes {len(stay)} features, and the calibration data have "
+                f"{self.path} takes {len(stay)} features, and the calibration data have "
                 f"{samples[0].count:.0f} samples or places for them: it fits these, and others "
                 "less well. Pass more.",
                 stacklevel=4,
@@ -274,6 +277,22 @@ class _Samples:
         return fit_to(kernel, self._x, self._z, self._intercept)
 
 
+def _taken(walk, calls, cut=None):
+    """What the kernel of a layer is given in some calls, arrays for one batch after the other.
+
+    With `cut` without what has gone, except along the axes of features.
+    """
+    found = []
+    for call in calls:
+        layer = patches.mixer(call.operation)
+        for values in zip(*walk.given(call), strict=True):
+            x = patches.taken(call, list(values))
+            if cut is not None and type(call.operation) not in ATTENTION:  # which lets none go
+                x = cut(call.inputs[0], x, patches.feature_axes(layer, np.ndim(x)))
+            found.append(x)
+    return found
+
+
 def _kept_units(layer, graph, call, cut):
     """Places of the units that a layer still makes, among those that it made."""
     shape = [n or 1 for n in graph.shapes[call.outputs[0]]]
@@ -299,10 +318,11 @@ def _way_to_sum(graph, call, shared):
     joins none.
     """
     normalization, scale, number = None, 1.0, call.outputs[0]
-    activation = getattr(call.operation, "activation", None)
+    layer = patches.mixer(call.operation)
+    activation = getattr(layer, "activation", None)
     if call.path in shared or activation not in (None, keras.activations.linear):
         return None, scale, ()
-    axis = 1 if patches.channels_first(call.operation) else len(graph.shapes[number]) - 1
+    axis = 1 if patches.channels_first(layer) else len(graph.shapes[number]) - 1
     while True:
         takers = graph.consumers(number)
         if len(takers) != 1 or number in graph.outputs or takers[0].path in shared:

@@ -110,7 +110,8 @@ def _remade(model, gone, edits, cuts, what):
 def _change(attributes, twin):
     """Gives the copy of an operation other attributes; it is built for these when it is called."""
     for name, value in attributes.items():
-        setattr(twin, name, value)
+        *within, last = name.split(".")
+        setattr(functools.reduce(getattr, within, twin), last, value)
     automatic = getattr(twin, "_auto_config", None)
     if automatic is not None and attributes.keys() & automatic.config.keys():
         twin._auto_config = copy.copy(automatic)
@@ -132,7 +133,7 @@ def _operations(graph, part):
 def _restore(layer, twin, survivors, cuts):
     """Gives a layer that was built anew what still fits; whether anything did not."""
     anew = False
-    for variable, copied in zip(own_variables(layer), own_variables(twin), strict=True):
+    for variable, copied in zip(_variables(layer), _variables(twin), strict=True):
         survivors[id(variable)] = copied
         copied.trainable, copied._path = variable.trainable, variable.path
         value = cut(variable, cuts.get(id(variable), ()))
@@ -160,5 +161,5 @@ def _account(model, new, survivors, changed, what):
         )
 
 
-def _variables(model):
-    return [variable for layer in model._flatten_layers() for variable in own_variables(layer)]
+def _variables(layer):
+    return [variable for inner in layer._flatten_layers() for variable in own_variables(inner)]

@@ -62,8 +62,9 @@ def holds(roots: np.ndarray, units: list[int]) -> bool:
     return bool(np.isin(roots, units).any())
 
 
-def can_be_refitted(layer: keras.layers.Layer) -> bool:
-    """Whether `repair` gives a layer another kernel."""
+def can_be_refitted(operation: keras.layers.Layer) -> bool:
+    """Whether `repair` gives a layer, or the last one inside it, another kernel."""
+    layer = patches.mixer(operation)
     return patches.obstacle(layer) is None and patches.features_of(layer) <= WIDEST
 
 
@@ -115,10 +116,11 @@ def takers_of(situation: UnitSituation) -> dict[str, Taker]:
     whole = whole_paths(walk.graph)
     grams: dict[str, tuple[keras.layers.Layer, np.ndarray]] = {}
     for call in walk.graph.calls:
-        layer = call.operation
-        if call.path in channels.takers and call.path in whole and can_be_refitted(layer):
-            features = patches.features_of(layer)
-            gram = patches.gram(_with_ones(layer, walk.given(call)[0]), features)
+        refitted = call.path in whole and can_be_refitted(call.operation)
+        if call.path in channels.takers and refitted:
+            layer = patches.mixer(call.operation)
+            batches = (patches.taken(call, list(x)) for x in zip(*walk.given(call), strict=True))
+            gram = patches.gram(_with_ones(layer, batches), patches.features_of(layer))
             before = grams[call.path][1] if call.path in grams else 0.0
             grams[call.path] = layer, before + gram
         walk.make(call)
@@ -130,7 +132,7 @@ def takers_of(situation: UnitSituation) -> dict[str, Taker]:
     return found
 
 
-def _with_ones(layer: keras.layers.Layer, batches: list) -> Iterator[Tensor]:
+def _with_ones(layer: keras.layers.Layer, batches: Iterator[np.ndarray]) -> Iterator[Tensor]:
     for x in batches:
         step = patches.at_a_time(layer, x)
         for start in range(0, len(x), step):
@@ -216,7 +218,7 @@ def _mean(situation: UnitSituation, score: Callable[[UnitProfile], np.ndarray]) 
     """What profiles of units say, the mean over all layers that make a unit."""
     channels, found = situation.channels, dict[int, list[float]]()
     operations = {call.path: call.operation for call in channels.graph.calls}
-    layers = [path for path in channels.makers if isinstance(operations[path], _ANALYZED)]
+    layers = [path for path in channels.makers if isinstance(operations.get(path), _ANALYZED)]
     if not layers:
         return {}
     profiles = analyze_units(

@@ -299,6 +299,7 @@ def _taken_once(channels: Channels, shares: dict[str, int]) -> dict[str, str]:
         if (
             alone
             and takers[0] in channels.takers
+            and holds(channels.ties.roots(channels.takers[takers[0]]), units)
             and takers[0] not in shared
             and can_be_refitted(operations[takers[0]])
         ):

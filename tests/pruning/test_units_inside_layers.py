@@ -1,0 +1,224 @@
+"""Heads of attention, states of recurrent layers and steps: thinned as if they were zero."""
+
+import warnings
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from keras_layer_entropy import load_model, save_model
+from keras_layer_entropy.pruning.units import remove_units
+
+
+def quietly(model, units, *data, **options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return remove_units(model, units, *data, **options)
+
+
+def array(tensor):
+    return np.asarray(keras.ops.convert_to_numpy(tensor))
+
+
+def value(model, name, x):
+    return array(keras.Model(model.inputs, model.get_layer(name).output)(x)).astype(np.float64)
+
+
+def zero(variable, axis, places):
+    """Sets entries of a variable to zero."""
+    found = array(variable).copy()
+    found[(slice(None),) * axis + (places,)] = 0.0
+    variable.assign(found)
+
+
+def best_fit(rows, target):
+    rows = np.hstack([rows, np.ones((len(rows), 1))])
+    return rows @ np.linalg.lstsq(rows, target, rcond=None)[0]
+
+
+@pytest.fixture
+def float64():
+    before = keras.config.floatx()
+    keras.config.set_floatx("float64")
+    yield
+    keras.config.set_floatx(before)
+
+
+def attention(layer, width=7, **options):
+    """A query and a value of their own, each made by a layer."""
+
+    def build():
+        inputs = keras.Input((5, 4))
+        query = layers.Dense(6, name="q")(inputs)
+        memory = layers.Dense(width, name="v")(inputs)
+        x = layer(name="att")(query, memory, **options)
+        x = x[0] if isinstance(x, tuple | list) else x
+        return keras.Model(inputs, layers.Dense(3, name="out")(x))
+
+    return build
+
+
+def multi_head(**options):
+    return lambda name: layers.MultiHeadAttention(4, 3, name=name, **options)
+
+
+def grouped_query(name):
+    return layers.GroupQueryAttention(3, 8, 4, name=name)
+
+
+def without_heads(each):
+    def change(model, gone):
+        places = (np.array(gone)[:, None] * each + np.arange(each)).ravel()
+        zero(model.get_layer("att")._output_dense.kernel, 0, places)
+
+    return change
+
+
+def without_outputs(model, gone):
+    zero(model.get_layer("out").kernel, 0, gone)
+
+
+def without_queries(model, gone):
+    zero(model.get_layer("att")._query_dense.kernel, 0, gone)
+
+
+def without_values(model, gone):
+    for dense in (model.get_layer("att")._key_dense, model.get_layer("att")._value_dense):
+        zero(dense.kernel, 0, gone)
+
+
+def residual_attention():
+    inputs = keras.Input((5, 4))
+    x = layers.Dense(6, name="stream")(inputs)
+    x = layers.Add()([x, layers.MultiHeadAttention(2, 3, name="att")(x, x)])
+    return keras.Model(inputs, layers.Dense(3, name="out")(x))
+
+
+def without_stream(model, gone):
+    inner = model.get_layer("att")
+    for dense in (inner._query_dense, inner._key_dense, inner._value_dense):
+        zero(dense.kernel, 0, gone)
+    zero(model.get_layer("out").kernel, 0, gone)
+
+
+ATTENTION = {
+    "heads": (attention(multi_head()), "att", [1, 2], without_heads(1)),
+    "heads_of_another_width": (
+        attention(multi_head(value_dim=5, output_shape=7, use_bias=False)), "att", [0],
+        without_heads(1)),
+    "gated": (attention(multi_head(use_gate=True)), "att", [0, 3], without_heads(1)),
+    "causal": (attention(multi_head(dropout=0.5), use_causal_mask=True), "att", [2],
+               without_heads(1)),
+    "scores": (attention(multi_head(), return_attention_scores=True), "att", [2], without_heads(1)),
+    "groups": (attention(grouped_query, 6), "att", [1, 2], without_heads(2)),
+    "outputs": (attention(multi_head()), "att/attention_output", [0, 5], without_outputs),
+    "said_outputs": (attention(multi_head(output_shape=7)), "att/attention_output", [6],
+                     without_outputs),
+    "queries": (attention(multi_head()), "q", [0, 5], without_queries),
+    "values": (attention(multi_head()), "v", [0, 5], without_values),
+    "stream": (residual_attention, "stream", [0, 5], without_stream),
+}  # fmt: skip
+CASES = {**ATTENTION}
+
+
+def randomised(model, random):
+    for variable in model.variables:
+        if "seed" not in variable.path:
+            variable.assign(random.normal(size=variable.shape) * 0.7)
+    return model
+
+
+def data_for(model, random, samples=3):
+    (tensor,) = model.inputs
+    shape = (samples, *tensor.shape[1:])
+    return random.integers(0, 9, shape) if "int" in tensor.dtype else random.normal(size=shape)
+
+
+@pytest.mark.tensorflow
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_left_is_as_if_units_were_zero(case, random, float64, tmp_path):
+    """To rounding in float64; a control: the outputs without zeroing are others."""
+    build, path, gone, change = CASES[case]
+    model = randomised(build(), random)
+    model.compile("adam", "mse", run_eagerly=True)  # nothing to be traced
+    x = data_for(model, random)
+    model.train_on_batch(x, np.zeros(model(x).shape))
+    smaller = quietly(model, {path: gone})
+    zeroed = keras.models.clone_model(model)
+    zeroed.set_weights(model.get_weights())
+    change(zeroed, gone)
+    found, expected = array(smaller(x)), array(zeroed(x))
+    np.testing.assert_allclose(found, expected, atol=1e-9 * max(expected.std(), 1.0))
+    assert np.abs(array(model(x)) - expected).max() > 1e-3 * expected.std()
+    assert smaller.count_params() < model.count_params()
+    assert [v.path for v in smaller.variables] == [v.path for v in model.variables]
+    slots = [v.path for v in smaller.optimizer.variables]
+    assert slots == [v.path for v in model.optimizer.variables]
+    shapes = {tuple(v.shape) for v in smaller.trainable_variables}
+    assert {tuple(v.shape) for v in smaller.optimizer.variables[2:]} == shapes
+
+    save_model(smaller, tmp_path / "m.keras")
+    again = load_model(tmp_path / "m.keras")
+    np.testing.assert_allclose(array(again(x)), found, rtol=1e-12)
+    again.train_on_batch(x, np.zeros(found.shape))
+
+
+def heads_of(layer, query, memory):
+    """What attention gives before its last kernel, `[samples, places, heads * width]`."""
+    dense = (layer._query_dense, layer._key_dense, layer._value_dense)
+    q, k, v = (
+        np.einsum("btm,mnh->btnh", x, array(d.kernel).astype(np.float64)) + array(d.bias)
+        for x, d in zip((query, memory, memory), dense, strict=True)
+    )
+    k, v = (np.repeat(x, q.shape[2] // k.shape[2], axis=2) for x in (k, v))
+    scores = np.exp(np.einsum("btnh,bsnh->bnts", q, k) / np.sqrt(q.shape[-1]))
+    found = np.einsum("bnts,bsnh->btnh", scores / scores.sum(-1, keepdims=True), v)
+    return found.reshape(*found.shape[:2], -1)
+
+
+REFITTED = {
+    "heads": ("heads", {"att": [1]}),
+    "share": ("heads", {"att": 0.5}),
+    "groups": ("groups", {"att": [1]}),
+    "queries": ("heads", {"q": [1]}),
+    "all": ("heads", {"att": [1, 2], "v": [3], "att/attention_output": [0, 4]}),
+    "said_outputs": ("said_outputs", {"att": [0], "att/attention_output": [2]}),
+}
+
+
+@pytest.mark.tensorflow
+@pytest.mark.parametrize("case", REFITTED)
+def test_the_last_kernel_of_attention_is_refitted(case, random):
+    """Least squares on what NumPy gives for the heads, to 1e-4 of the size of the target."""
+    name, units = REFITTED[case]
+    model = randomised(CASES[name][0](), random)
+    x = random.normal(size=(100, 5, 4)).astype("float32")
+    smaller = quietly(model, units, x)
+    rows = heads_of(smaller.get_layer("att"), value(smaller, "q", x), value(smaller, "v", x))
+    target = value(model, "att", x)
+    left = np.setdiff1d(np.arange(target.shape[-1]), units.get("att/attention_output", []))
+    target = target[..., left].reshape(-1, len(left))
+    best = best_fit(rows.reshape(len(target), -1), target)
+    found = value(smaller, "att", x).reshape(best.shape)
+    size = np.sqrt((target**2).mean())
+    np.testing.assert_allclose(found, best, atol=1e-4 * size)
+    assert np.abs(best - target).max() > 0.01 * size  # there is something to lose
+
+
+@pytest.mark.tensorflow
+def test_heads_that_are_missed_least_go(random):
+    """A copy of another head, of which a share takes one."""
+    model = randomised(residual_attention(), random)
+    att = model.get_layer("att")
+    x = random.normal(size=(60, 5, 4)).astype("float32")
+    for dense in (att._query_dense, att._key_dense, att._value_dense):
+        for variable in (dense.kernel, dense.bias):
+            found = array(variable).copy()
+            found[..., 1, :] = found[..., 0, :]
+            variable.assign(found)
+    smaller = quietly(model, {"att": 0.5}, x)
+    expected = array(model(x))
+    np.testing.assert_allclose(array(smaller(x)), expected, atol=1e-4 * expected.std())
+    smaller = quietly(model, {"att": 0.5}, x, criterion="magnitude")
+    assert smaller.get_layer("att").num_heads == 1
