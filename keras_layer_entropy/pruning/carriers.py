@@ -10,13 +10,25 @@ from keras.src.applications.convnext import LayerScale
 
 
 def _dense(finder, call, layer):
+    return _dense_of(finder, call, layer)
+
+
+def _time_distributed(finder, call, layer):
+    if type(layer.layer) is not layers.Dense:
+        kind = type(layer.layer).__name__
+        return finder.refuse(call, f"it is a TimeDistributed {kind}")
+    return _dense_of(finder, call, layer.layer, "layer.")
+
+
+def _dense_of(finder, call, layer, within=""):
     given, last = finder.given(call), finder.rank(call) - 1
-    taken, units = given.pop(last, None), finder.make(call, layer.units)
+    taken = given.pop(last, None)
+    units = finder.make(call, layer.units, layer if within else None)
     finder.take(call, taken)
     finder.bind(call, layer.kernel, 0, taken)
     finder.bind(call, layer.kernel, 1, units, makes=True)
     finder.bind(call, layer.bias, 0, units)
-    finder.edit(call, "units", lambda kept: kept(units))
+    finder.edit(call, f"{within}units", lambda kept: kept(units))
     finder.activate(call, layer.activation, units)
     return {**given, last: units}
 
@@ -213,6 +225,8 @@ def _attention(finder, call, layer):
     last = layer._output_dense
     finder.bind(call, last.kernel, 0, queries)
     finder.take(call, np.repeat(queries, last.kernel.shape[1]))
+    if len(call.outputs) > 1 and finder.rank(call) != 3:
+        finder.freeze(heads, f"{call.path} gives scores along several axes")
     if grouped:
         finder.edit(call, "num_key_value_heads", lambda kept: kept(heads))
         finder.edit(call, "num_query_heads", lambda kept: kept(queries))
@@ -244,6 +258,63 @@ def _given_by_attention(finder, call, layer, features):
     return {finder.rank(call) - 1: units}
 
 
+def _recurrent(finder, call, layer):
+    return _states(finder, call, {"": layer}, 1)
+
+
+def _bidirectional(finder, call, layer):
+    """Both directions lose the same units: Keras takes them to be as wide."""
+    ways = {"forward_layer.": layer.forward_layer, "backward_layer.": layer.backward_layer}
+    if odd := [way for way in ways.values() if type(way) not in _RECURRENT]:
+        return finder.refuse(call, f"it is a Bidirectional {type(odd[0]).__name__}")
+    if layer.forward_layer.units != layer.backward_layer.units:
+        return finder.refuse(call, "its two directions have different numbers of units")
+    return _states(finder, call, ways, 2 if layer.merge_mode == "concat" else 1)
+
+
+def _states(finder, call, ways, times):
+    """Units are the states, each with all of its gates.
+
+    Args:
+        finder, call: as for all rules.
+        ways: where each recurrent layer stands in the operation -> that layer.
+        times: how often the units are there in what is given.
+    """
+    first, *_ = ways.values()
+    if first.stateful:
+        return finder.refuse(call, "it keeps its states from one batch to the next")
+    named = finder.named(call)
+    taken = _features_alone(finder, call, named["sequences"])
+    units = finder.make(call, first.units)
+    states = set(call.inputs) - {named["sequences"], named.get("mask")}
+    for number in states:
+        finder.tie(call, units, _features_alone(finder, call, number))
+    if finder.is_given(call, "initial_state") and not states:
+        finder.freeze(units, f"{call.path} begins with states that are given")
+    for within, layer in ways.items():
+        cell = layer.cell
+        gates = np.tile(units, cell.kernel.shape[-1] // len(units))
+        finder.bind(call, cell.kernel, 0, taken)
+        finder.bind(call, cell.kernel, 1, gates, makes=True)
+        finder.bind(call, cell.recurrent_kernel, 0, units)
+        finder.bind(call, cell.recurrent_kernel, 1, gates)
+        if cell.bias is not None:
+            finder.bind(call, cell.bias, len(cell.bias.shape) - 1, gates)
+        for attribute in ("cell.units", "cell.output_size"):
+            finder.edit(call, within + attribute, lambda kept: kept(units))
+        one, several = isinstance(cell.state_size, int), len(layer.state_size)
+        finder.edit(
+            call, f"{within}cell.state_size",
+            lambda kept, one=one, n=several: kept(units) if one else [kept(units)] * n,
+        )  # fmt: skip
+        finder.edit(call, f"{within}state_size", lambda kept, n=several: [kept(units)] * n)
+        finder.activate(call, cell.activation, units)
+        if hasattr(cell, "recurrent_activation"):
+            finder.activate(call, cell.recurrent_activation, units)
+    axes = [len(finder.graph.shapes[number]) - 1 for number in call.outputs]
+    return {axes[0]: np.tile(units, times)}, *({axis: units} for axis in axes[1:])
+
+
 def _features_alone(finder, call, number):
     """The units along the last axis of a tensor, or None; those along others are mixed."""
     given, rank = dict(finder.labels.get(number, {})), len(finder.graph.shapes[number])
@@ -272,6 +343,7 @@ def _channels_alone(finder, call, data_format):
     return taken, axis
 
 
+_RECURRENT = (layers.SimpleRNN, layers.GRU, layers.LSTM)
 _ATTENDED = ("query", "value", "key")
 CARRIERS = {
     layers.Dense: _dense,
@@ -295,4 +367,7 @@ CARRIERS = {
     layers.EinsumDense: _einsum_dense,
     layers.MultiHeadAttention: _attention,
     layers.GroupQueryAttention: _attention,
+    **dict.fromkeys(_RECURRENT, _recurrent),
+    layers.Bidirectional: _bidirectional,
+    layers.TimeDistributed: _time_distributed,
 }

@@ -178,9 +178,11 @@ class _Finder:
     def named(self, call):
         """Name of an argument of a call -> number of the tensor that is given for it."""
         numbers = dict(zip(map(id, call.node.input_tensors), call.inputs, strict=True))
-        given = call.node.arguments
-        bound = inspect.signature(call.operation.call).bind(*given.args, **given.kwargs)
-        return {name: numbers[id(x)] for name, x in bound.arguments.items() if id(x) in numbers}
+        return {name: numbers[id(x)] for name, x in _arguments(call).items() if id(x) in numbers}
+
+    def is_given(self, call, name):
+        """Whether something is given for an argument, a tensor or not."""
+        return _arguments(call).get(name) is not None
 
     def given(self, call):
         """Axis -> units of the first input of a call."""
@@ -380,6 +382,12 @@ class _Finder:
 
     def _stays(self, ids, gone):
         return ~np.isin(self.ties.roots(ids), gone)
+
+
+def _arguments(call):
+    """Name of an argument of a call -> what is given for it."""
+    given = call.node.arguments
+    return inspect.signature(call.operation.call).bind(*given.args, **given.kwargs).arguments
 
 
 def _words(error):

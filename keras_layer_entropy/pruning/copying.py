@@ -285,7 +285,9 @@ def forget_weights(layer):
         layer._tracker.stored_ids["layers"].clear()
     for inner in layer._flatten_layers(include_self=False, recursive=False):
         forget_weights(inner)
-    layer.built, layer.input_spec = False, None
+    layer.built = False
+    if getattr(layer.input_spec, "axes", True):  # it says how wide what it takes is
+        layer.input_spec = None
 
 
 def _graph_of(value):

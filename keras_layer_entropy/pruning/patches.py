@@ -43,13 +43,16 @@ def mixer(operation):
     >>> mixer(attention).name
     'attention_output'
     """
-    return operation._output_dense if type(operation) in linear.ATTENTION else operation
+    if type(operation) in linear.ATTENTION:
+        return operation._output_dense
+    steps = type(operation) is layers.TimeDistributed
+    return operation.layer if steps and type(operation.layer) is layers.Dense else operation
 
 
 def taken(call, values):
     """What that layer is given in a call, an array for one batch of the inputs of the call."""
     if type(call.operation) not in linear.ATTENTION:
-        return values[0]
+        return np.asarray(ops.convert_to_numpy(values[0]))
     twin = copy.copy(call.operation)
     vars(twin)["_output_dense"] = lambda heads: heads
     return np.asarray(ops.convert_to_numpy(run(call, values, twin)[0]))

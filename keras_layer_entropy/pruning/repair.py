@@ -27,7 +27,8 @@ KERNELS = (
     *(keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D),
     *(keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose),
     *(keras.layers.SeparableConv1D, keras.layers.SeparableConv2D),
-    *ATTENTION,
+    *(keras.layers.SimpleRNN, keras.layers.GRU, keras.layers.LSTM, keras.layers.Bidirectional),
+    keras.layers.TimeDistributed,
 )
 
 
@@ -91,7 +92,7 @@ def repair(student, teacher, inputs, kept, cut, choices=None):
         for one, before, alike in zip(calls, befores, same, strict=True):
             old.make(before)
             if untouched and alike:
-                new.take(one, [old.value(number) for number in before.outputs])
+                new.take(one, old)
             else:
                 new.make(one)
     return residuals, chosen
@@ -112,9 +113,15 @@ def whole_paths(graph):
     }
 
 
+def mixes(layer):
+    """Whether a layer mixes what it takes with a kernel."""
+    return type(patches.mixer(layer)) in KERNELS
+
+
 def _has_kernel(layer):
-    if type(layer) not in KERNELS:
+    if not mixes(layer):
         return False
+    layer = patches.mixer(layer)
     depthwise = getattr(layer, "groups", 1) > 1 and layer.kernel.shape[-2] == 1
     return not depthwise  # which mixes nothing
 
@@ -285,8 +292,8 @@ def _taken(walk, calls, cut=None):
     found = []
     for call in calls:
         layer = patches.mixer(call.operation)
-        for values in zip(*walk.given(call), strict=True):
-            x = patches.taken(call, list(values))
+        for values in walk.batches(call):
+            x = patches.taken(call, values)
             if cut is not None and type(call.operation) not in ATTENTION:  # which lets none go
                 x = cut(call.inputs[0], x, patches.feature_axes(layer, np.ndim(x)))
             found.append(x)

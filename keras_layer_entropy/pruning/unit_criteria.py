@@ -119,7 +119,7 @@ def takers_of(situation: UnitSituation) -> dict[str, Taker]:
         refitted = call.path in whole and can_be_refitted(call.operation)
         if call.path in channels.takers and refitted:
             layer = patches.mixer(call.operation)
-            batches = (patches.taken(call, list(x)) for x in zip(*walk.given(call), strict=True))
+            batches = (patches.taken(call, values) for values in walk.batches(call))
             gram = patches.gram(_with_ones(layer, batches), patches.features_of(layer))
             before = grams[call.path][1] if call.path in grams else 0.0
             grams[call.path] = layer, before + gram

@@ -14,7 +14,7 @@ from keras_layer_entropy.pruning.graph import shared_paths
 from keras_layer_entropy.pruning.optimizer_state import restart_averages
 from keras_layer_entropy.pruning.parts import Plan
 from keras_layer_entropy.pruning.refit import as_inputs, check_inputs
-from keras_layer_entropy.pruning.repair import KERNELS, Choice, repair
+from keras_layer_entropy.pruning.repair import Choice, mixes, repair
 from keras_layer_entropy.pruning.rewrite import thinned
 from keras_layer_entropy.pruning.unit_criteria import (
     GREEDY,
@@ -286,9 +286,7 @@ def _taken_once(channels: Channels, shares: dict[str, int]) -> dict[str, str]:
     kernels = [
         (part.path, channels.ties.roots(part.ids))
         for part in channels.slices
-        if type(operations[part.path]) in KERNELS
-        and len(part.variable.shape) > 1
-        and not part.makes
+        if mixes(operations[part.path]) and len(part.variable.shape) > 1 and not part.makes
     ]
     found = {}
     for path in shares:

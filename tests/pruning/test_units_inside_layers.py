@@ -119,7 +119,91 @@ ATTENTION = {
     "values": (attention(multi_head()), "v", [0, 5], without_values),
     "stream": (residual_attention, "stream", [0, 5], without_stream),
 }  # fmt: skip
-CASES = {**ATTENTION}
+
+
+def recurrent(kind, sequences=False, **options):
+    """One recurrent layer, which takes thinned units or makes them."""
+
+    def build():
+        inputs = keras.Input((5, 4))
+        x = layers.Dense(6, name="before")(inputs)
+        x = kind(5, name="rnn", return_sequences=sequences, **options)(x)
+        return keras.Model(inputs, layers.Dense(3, name="out")(x))
+
+    return build
+
+
+def both_ways(kind, mode, sequences=False):
+    def build():
+        inputs = keras.Input((5, 4))
+        x = layers.Dense(6, name="before")(inputs)
+        inner = kind(5, return_sequences=sequences)
+        x = layers.Bidirectional(inner, merge_mode=mode, name="rnn")(x)
+        if mode is None:
+            x = layers.Concatenate()(x)
+        return keras.Model(inputs, layers.Dense(3, name="out")(x))
+
+    return build
+
+
+def without_states(model, gone):
+    layer = model.get_layer("rnn")
+    ways = getattr(layer, "forward_layer", layer), getattr(layer, "backward_layer", layer)
+    for way in ways:
+        zero(way.cell.recurrent_kernel, 0, gone)
+    twice = model.get_layer("out").kernel.shape[0] == 10
+    zero(model.get_layer("out").kernel, 0, [*gone, *(5 + i for i in gone)] if twice else gone)
+
+
+def without_inputs(model, gone):
+    layer = model.get_layer("rnn")
+    for way in {getattr(layer, "forward_layer", layer), getattr(layer, "backward_layer", layer)}:
+        zero(way.cell.kernel, 0, gone)
+
+
+def text():
+    """Tokens of which some are padding, an encoder and a decoder that begins with its states."""
+    inputs = keras.Input((6,), dtype="int32")
+    tokens = layers.Embedding(9, 6, mask_zero=True, name="tokens")(inputs)
+    _, h, c = layers.LSTM(5, return_state=True, name="rnn")(tokens)
+    x = layers.LSTM(5, return_sequences=True, name="decoder")(tokens, initial_state=[h, c])
+    x = layers.TimeDistributed(layers.Dense(7, "relu", name="inner"), name="steps")(x)
+    x = layers.TimeDistributed(layers.Dense(4, name="last"), name="more")(x)
+    return keras.Model(inputs, layers.Dense(3, name="out")(layers.GlobalMaxPooling1D()(x)))
+
+
+def without_tied_states(model, gone):
+    for name in ("rnn", "decoder"):
+        zero(model.get_layer(name).cell.recurrent_kernel, 0, gone)
+    zero(model.get_layer("steps").layer.kernel, 0, gone)
+
+
+def without_tokens(model, gone):
+    for name in ("rnn", "decoder"):
+        zero(model.get_layer(name).cell.kernel, 0, gone)
+
+
+def without_steps(model, gone):
+    zero(model.get_layer("more").layer.kernel, 0, gone)
+
+
+RECURRENT = {
+    "simple": (recurrent(layers.SimpleRNN), "rnn", [0, 3], without_states),
+    "gru": (recurrent(layers.GRU), "rnn", [0, 3], without_states),
+    "gru_before": (recurrent(layers.GRU, True, reset_after=False), "rnn", [4], without_states),
+    "lstm": (recurrent(layers.LSTM, True), "rnn", [0, 3], without_states),
+    "lstm_plain": (recurrent(layers.LSTM, use_bias=False, unroll=True, recurrent_dropout=0.3),
+                   "rnn", [1], without_states),
+    "given_to_gru": (recurrent(layers.GRU), "before", [0, 3], without_inputs),
+    "given_to_both": (both_ways(layers.LSTM, "concat"), "before", [0, 3], without_inputs),
+    "both_lstm": (both_ways(layers.LSTM, "concat", True), "rnn", [0, 3], without_states),
+    "both_gru": (both_ways(layers.GRU, "ave"), "rnn", [0, 3], without_states),
+    "both_apart": (both_ways(layers.SimpleRNN, None), "rnn", [0, 3], without_states),
+    "text_states": (text, "rnn", [0, 3], without_tied_states),
+    "text_tokens": (text, "tokens", [0, 3], without_tokens),
+    "text_steps": (text, "inner", [0, 3, 6], without_steps),
+}  # fmt: skip
+CASES = {**ATTENTION, **RECURRENT}
 
 
 def randomised(model, random):
