@@ -201,7 +201,8 @@ def gram(parts, ones):
     total, shift = 0.0, None
     for part in parts:
         if shift is None:
-            shift = ops.mean(part, axis=0) * (np.arange(part.shape[1]) != ones)
+            others = ops.cast(np.arange(part.shape[1]) != ones, part.dtype)
+            shift = ops.mean(part, axis=0) * others
         part = part - shift
         if part.shape[0] * part.shape[1] ** 2 < _CHEAP:  # where the backend has it
             part = ops.cast(part, "float64")

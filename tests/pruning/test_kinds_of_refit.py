@@ -17,9 +17,13 @@ from keras_layer_entropy.pruning.units import remove_units
 tensorflow = pytest.mark.tensorflow
 
 
+def array(tensor):
+    return np.asarray(keras.ops.convert_to_numpy(tensor), np.float64)
+
+
 def value(model, name, x):
     inner = keras.Model(model.inputs, model.get_layer(name).output)
-    return np.asarray(keras.ops.convert_to_numpy(inner(x)), np.float64)
+    return array(inner(x))
 
 
 def with_ones(rows, layer):
@@ -65,7 +69,7 @@ def rows_of_transposed(layer, x):
 
 def rows_of_separable(layer, x):
     """What a depthwise kernel gives, without padding."""
-    kernel = np.asarray(keras.ops.convert_to_numpy(layer.depthwise_kernel), np.float64)
+    kernel = array(layer.depthwise_kernel)
     *taps, channels, each = kernel.shape
     sizes = [(n - k) // s + 1 for n, k, s in zip(x.shape[1:-1], taps, layer.strides, strict=True)]
     found = 0.0
@@ -117,9 +121,9 @@ def test_the_refit_is_least_squares(kind, random):
         smaller = remove_units(model, {"a": [0, 3]}, x)
     layer = smaller.layers[-1]
     rows = with_ones(rows_of(layer, value(smaller, "a", x)), layer)
-    target = np.asarray(model(x), np.float64).reshape(len(rows), -1)
+    target = array(model(x)).reshape(len(rows), -1)
     best = best_fit(rows, target)
-    agree(np.asarray(smaller(x)).reshape(best.shape), best, target)
+    agree(array(smaller(x)).reshape(best.shape), best, target)
     assert np.abs(best - target).max() > 0.01  # there is something to lose
 
 
@@ -130,7 +134,7 @@ def test_shares_of_what_they_take(kind, random):
     shape, _, make = KINDS[kind]
     inputs = keras.Input(shape)
     model = keras.Model(inputs, make()(maker(kind, shape)(inputs)))
-    kernel = np.array(model.get_layer("a").kernel)
+    kernel = array(model.get_layer("a").kernel)
     if kind == "two_axes":
         kernel[:, 4] = kernel[:, 1]
     else:
@@ -138,7 +142,7 @@ def test_shares_of_what_they_take(kind, random):
     model.get_layer("a").kernel.assign(kernel)
     x = random.normal(size=(60, *shape)).astype("float32")
     smaller = remove_units(model, {"a": 0.17}, x)
-    agree(np.asarray(smaller(x)), np.asarray(model(x)), np.asarray(model(x)))
+    agree(array(smaller(x)), array(model(x)), array(model(x)))
 
 
 def test_rows_of_transposed_convolutions_are_those_of_every_backend(random):
@@ -200,11 +204,11 @@ def test_a_layer_of_two_towers_is_fitted_to_both(deeper, units, random):
         smaller = remove_units(model, {"a": units}, x)
     assert smaller.get_layer("a").units == 5
     given = [x[0], value(smaller, "before", x) if deeper else x[1]]
-    hidden = [np.asarray(smaller.get_layer("a")(part)) for part in given]
+    hidden = [array(smaller.get_layer("a")(part)) for part in given]
     rows = np.vstack([np.hstack([part, np.ones((70, 1))]) for part in hidden]).astype(np.float64)
-    outputs = np.asarray(model(x), np.float64)
+    outputs = array(model(x))
     target = np.arctanh(np.vstack([outputs[:, :3], outputs[:, 3:]]))
-    found = np.asarray(smaller(x), np.float64)
+    found = array(smaller(x))
     found = np.arctanh(np.vstack([found[:, :3], found[:, 3:]]))
     agree(found, best_fit(rows, target), target)
 
@@ -219,10 +223,10 @@ def test_calls_that_depend_on_one_another_are_not_refitted(random):
     with pytest.warns(UserWarning, match="again is not refitted: it is called several times, on"):
         smaller = remove_units(model, {"a": [0]}, data)
     inner = keras.Model(smaller.inputs, smaller.layers[-1].input)
-    rows = with_ones(np.asarray(inner(data), np.float64), smaller.layers[-1])
-    target = np.asarray(model(data), np.float64)
+    rows = with_ones(array(inner(data)), smaller.layers[-1])
+    target = array(model(data))
     # The ridge of 1e-6 is seen where features are much alike.
-    np.testing.assert_allclose(np.asarray(smaller(data)), best_fit(rows, target), atol=1e-3)
+    np.testing.assert_allclose(array(smaller(data)), best_fit(rows, target), atol=1e-3)
 
 
 def ridge_by_lstsq(x, z, ridge):
@@ -276,7 +280,7 @@ def test_wide_layers_are_fitted_to_few_samples(use_bias, random, monkeypatch):
     with pytest.warns(UserWarning, match=words):
         found = remove_units(model, {"a": [0, 3]}, x)
     for data in (x, others):
-        np.testing.assert_allclose(np.asarray(found(data)), np.asarray(wide(data)), atol=2e-3)
+        np.testing.assert_allclose(array(found(data)), array(wide(data)), atol=2e-3)
     monkeypatch.setattr(repair, "WIDEST", 40)
     words = "more than 40 features, and the calibration data have more than 40 samples"
     with pytest.warns(UserWarning, match=words):

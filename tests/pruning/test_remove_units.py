@@ -352,9 +352,7 @@ def in_two_by_code(x):
         (lambda x: ops.mean(x, axis=-1, keepdims=True), "it mixes them"),
         (lambda x: x + np.arange(6.0, dtype="float32"), "depends on how many there are"),
         (lambda x: layers.Rescaling(list(np.arange(6.0)))(x), "depends on how many there are"),
-        (lambda x: layers.LSTM(4)(x), "cannot be thinned: it is a LSTM"),
-        (lambda x: layers.MultiHeadAttention(2, 4)(x, x), "it is a MultiHeadAttention"),
-        (lambda x: layers.TimeDistributed(layers.Dense(4))(x), "it is a TimeDistributed"),
+        (lambda x: layers.ConvLSTM1D(4, 1)(x[..., None]), "cannot be thinned: it is a ConvLSTM1D"),
         (lambda x: x[..., :3] * x[..., 3:], "depends on how many there are"),
     ],
 )  # fmt: skip

@@ -8,6 +8,7 @@ import pytest
 from keras import layers
 
 from keras_layer_entropy import load_model, save_model
+from keras_layer_entropy.pruning.channels import find_channels
 from keras_layer_entropy.pruning.units import remove_units
 
 
@@ -271,7 +272,6 @@ REFITTED = {
 }
 
 
-@pytest.mark.tensorflow
 @pytest.mark.parametrize("case", REFITTED)
 def test_the_last_kernel_of_attention_is_refitted(case, random):
     """Least squares on what NumPy gives for the heads, to 1e-4 of the size of the target."""
@@ -306,3 +306,153 @@ def test_heads_that_are_missed_least_go(random):
     np.testing.assert_allclose(array(smaller(x)), expected, atol=1e-4 * expected.std())
     smaller = quietly(model, {"att": 0.5}, x, criterion="magnitude")
     assert smaller.get_layer("att").num_heads == 1
+
+
+def uneven(x, _):
+    ways = layers.LSTM(4), layers.LSTM(5, go_backwards=True)
+    return layers.Bidirectional(ways[0], backward_layer=ways[1])(x)
+
+
+def turned(x, _):
+    x = layers.Permute((2, 1))(x)
+    return layers.MultiHeadAttention(2, 4)(x, x)
+
+
+def grouped(x, other):
+    return layers.GroupQueryAttention(4, 2, 1, name="b")(x, other)
+
+
+# What takes the units of `a`, and another input; of which layer a unit is asked for; why it stays.
+STAY = {
+    "lstm": (lambda x, _: layers.LSTM(4)(x), "a", None),
+    "attention": (lambda x, _: layers.MultiHeadAttention(2, 4)(x, x), "a", None),
+    "scores": (lambda x, _: layers.MultiHeadAttention(2, 4)(x, x, return_attention_scores=True)[1],
+               "a", None),
+    "grouped": (lambda x, _: grouped(x, layers.ReLU()(x)), "b/attention_output", None),
+    "grouped_inputs": (grouped, "b/attention_output", "b needs as many of it as it has of others"),
+    "turned": (turned, "a", "mixes it with others"),
+    "steps": (lambda x, _: layers.TimeDistributed(layers.Dense(4))(x), "a", None),
+    "other_steps": (lambda x, _: layers.TimeDistributed(layers.LayerNormalization())(x), "a",
+                    "cannot be thinned: it is a TimeDistributed LayerNormalization"),
+    "stateful": (lambda x, _: layers.LSTM(4, stateful=True)(x), "a",
+                 "cannot be thinned: it keeps its states from one batch to the next"),
+    "uneven": (uneven, "a", "its two directions have different numbers of units"),
+    "fixed": (lambda x, _: layers.GRU(6, name="b")(x, initial_state=[np.zeros((2, 6))]), "b",
+              "b begins with states that are given"),
+    "input": (lambda x, other: layers.GRU(6, name="b")(x, initial_state=[other[:, 0]]), "b",
+              "b needs as many of it as it has of others"),
+    "mixed": (lambda x, _: layers.LSTM(4, activation="softmax", name="b")(x), "b",
+              "the activation function of b mixes it with others"),
+}  # fmt: skip
+
+
+@pytest.mark.tensorflow
+@pytest.mark.parametrize("case", STAY)
+def test_units_that_have_to_stay(case):
+    make, name, reason = STAY[case]
+    inputs, other = (keras.Input((4, 6), batch_size=2) for _ in range(2))
+    x = layers.Flatten()(make(layers.Dense(6, name="a")(inputs), other))
+    model = keras.Model([inputs, other], layers.Dense(3)(x))
+    found = find_channels(model).reasons(name).get(0)
+    assert found is None if reason is None else reason in found
+
+
+def transformer(causal=False):
+    """Two blocks, normalised before, as they are written today."""
+    inputs = keras.Input((6,), dtype="int32")
+    x = layers.Embedding(9, 8, name="tokens")(inputs)
+    for block in "ab":
+        y = layers.LayerNormalization()(x)
+        y = layers.MultiHeadAttention(4, 2, dropout=0.1, name=f"{block}_att")(
+            y, y, use_causal_mask=causal
+        )
+        x = layers.Add()([x, layers.Dropout(0.1)(y)])
+        y = layers.Dense(16, "gelu", name=f"{block}_up")(layers.LayerNormalization()(x))
+        x = layers.Add()([x, layers.Dense(8, name=f"{block}_down")(y)])
+    x = layers.GlobalAveragePooling1D()(layers.LayerNormalization()(x))
+    return keras.Model(inputs, layers.Dense(3, name="out")(x))
+
+
+@pytest.mark.tensorflow
+def test_a_transformer(random):
+    """All but its outputs may go, and its stream is one; half of its heads and hidden units are
+    missed much less where what comes behind is refitted."""
+    model = transformer()
+    channels = find_channels(model)
+    assert [path for path in channels.makers if channels.reasons(path)] == ["out"]
+    stream = {channels.roots(path)[0]: path for path in channels.makers}
+    assert len(stream) == len(channels.makers) - 4
+    x = random.integers(0, 9, (200, 6))
+    units = {"a_att": 0.5, "b_att": 0.5, "a_up": 0.5, "b_up": 0.5}
+    target = array(model(x))
+
+    def missed(smaller):
+        return ((array(smaller(x)) - target) ** 2).mean() / target.var(0).mean()
+
+    gone = {path: list(range(8 if "up" in path else 2)) for path in units}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        chosen, refitted = (remove_units(model, wanted, x) for wanted in (units, gone))
+    plain = missed(quietly(model, gone))
+    assert missed(chosen) < 0.3 * plain
+    assert missed(refitted) < 0.3 * plain
+    assert [chosen.get_layer(f"{block}_att").num_heads for block in "ab"] == [2, 2]
+    thinner = quietly(model, {"tokens": [0, 5]}, x)
+    assert thinner.get_layer("b_att").output.shape[-1] == 6
+
+
+def test_masks_go_along(random):
+    """What is behind a mask is refitted to what the model does, not to what it would do without."""
+    inputs = keras.Input((6,), dtype="int32")
+    x = layers.Embedding(9, 6, mask_zero=True, name="tokens")(inputs)
+    x = layers.Dropout(0.1)(x)
+    pooled = layers.GlobalAveragePooling1D(name="pooled")(x)
+    model = keras.Model(inputs, layers.Dense(3, name="out")(pooled))
+    x = random.integers(0, 9, (300, 6))
+    x[:, 4:] = 0
+    smaller = quietly(model, {"tokens": [1, 4]}, x)
+    target = array(model(x)).astype(np.float64)
+    best = best_fit(value(smaller, "pooled", x), target)
+    np.testing.assert_allclose(array(smaller(x)), best, atol=1e-4 * target.std())
+
+
+def test_attention_heeds_masks(random):
+    """Padding is no key: the last kernel is fitted to heads that do not look at it."""
+    tokens, query = keras.Input((6,), dtype="int32"), keras.Input((5, 4), name="query")
+    memory = layers.Embedding(9, 6, mask_zero=True, name="tokens")(tokens)
+    x = layers.MultiHeadAttention(3, 2, name="att")(query, memory)
+    model = keras.Model([tokens, query], layers.Dense(2)(x))
+    randomised(model, random)
+    x = [random.integers(1, 9, (100, 6)), random.normal(size=(100, 5, 4)).astype("float32")]
+    x[0][:, 3:] = 0
+    smaller = quietly(model, {"att": [1]}, x)
+    target = value(model, "att", x).reshape(500, -1)
+    rows = heads_of(smaller.get_layer("att"), x[1], value(smaller, "tokens", x)[:, :3])
+    found = value(smaller, "att", x).reshape(500, -1)
+    best = best_fit(rows.reshape(500, -1), target)
+    np.testing.assert_allclose(found, best, atol=1e-4 * np.sqrt((target**2).mean()))
+
+
+def test_a_share_of_states_and_what_takes_them(random):
+    """The layer behind is fitted to the states that are left; that the next one is not, is told."""
+    inputs = keras.Input((7, 4))
+    x = layers.LSTM(8, return_sequences=True, name="first")(inputs)
+    x = layers.TimeDistributed(layers.Dense(6, "relu", name="inner"), name="steps")(x)
+    x = layers.Bidirectional(layers.GRU(5), name="second")(x)
+    model = keras.Model(inputs, layers.Dense(3, name="out")(x))
+    x = random.normal(size=(150, 7, 4)).astype("float32")
+    with pytest.warns(UserWarning, match="second is not refitted: it is a Bidirectional"):
+        smaller = remove_units(model, {"first": 0.5, "second": [0]}, x)
+    assert smaller.get_layer("first").units == 4
+    assert smaller.get_layer("second").forward_layer.units == 4
+    for name, before in (("steps", "first"), ("out", "second")):
+        dense, teacher = (getattr(m.get_layer(name), "layer", m.get_layer(name))
+                          for m in (smaller, model))  # fmt: skip
+        rows = value(smaller, before, x)
+        rows = rows.reshape(-1, rows.shape[-1])
+        given = value(model, before, x)
+        target = given.reshape(len(rows), -1) @ array(teacher.kernel) + array(teacher.bias)
+        found = rows @ array(dense.kernel) + array(dense.bias)
+        size = np.sqrt((target**2).mean())
+        np.testing.assert_allclose(found, best_fit(rows, target), atol=1e-4 * size)
+        assert np.abs(found - target).max() > 0.01 * size
