@@ -40,13 +40,15 @@ def remove_units(
     steps: int | None = None,
     seed: int = 0,
 ) -> keras.Model:
-    """The model without some units (neurons, kernels, channels), and without what carried them.
+    """The model without some units (neurons, channels, heads, states) and what carried them.
 
     Units that are tied to those named go with them: a residual sum ties the channels of all layers
     that add to it. With calibration data, layers that take less now are refitted in closed form, in
     the order of the forward pass: kernel and bias become the ridge regression of what the layer
     computed before its activation function on what it is given now, and where it joins a sum, of
-    what is missing in that. No labels, no training.
+    what is missing in that. No labels, no training. Units are what a layer makes: of attention its
+    heads (what it gives, under the path of its last layer, `"attention/attention_output"`), of
+    recurrent layers their states, which are thinned and not refitted. docs/pruning.md lists them.
 
     Args:
         model: a built Sequential or functional model, nested as you like; it is not changed.

@@ -285,3 +285,20 @@ def test_wide_layers_are_fitted_to_few_samples(use_bias, random, monkeypatch):
     words = "more than 40 features, and the calibration data have more than 40 samples"
     with pytest.warns(UserWarning, match=words):
         remove_units(model, {"a": [0, 3]}, x)
+
+
+@tensorflow
+@pytest.mark.parametrize("tower", [0, 1])
+def test_shares_of_what_two_towers_take(tower, random):
+    """A unit that one tower never has is missed by the other."""
+    model = siamese()
+    encoder, head = model.get_layer("a"), model.get_layer("head")
+    kernel = array(encoder.kernel)
+    kernel[:, 3] = [0, 0, 0, 0, 1.0]
+    kernel[4, [0, 1, 2, 4, 5, 6, 7]] = 0.0
+    encoder.kernel.assign(kernel)
+    head.kernel.assign(np.ones((8, 3)))
+    x = [random.normal(size=(70, 5)).astype("float32") for _ in range(2)]
+    x[tower][:, 4] = 0.0
+    left = array(remove_units(model, {"a": 0.5}, x).get_layer("a").kernel)
+    assert (left == kernel[:, [3]]).all(axis=0).any()

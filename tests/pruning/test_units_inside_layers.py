@@ -456,3 +456,16 @@ def test_a_share_of_states_and_what_takes_them(random):
         size = np.sqrt((target**2).mean())
         np.testing.assert_allclose(found, best_fit(rows, target), atol=1e-4 * size)
         assert np.abs(found - target).max() > 0.01 * size
+
+
+def test_shares_of_what_no_refit_makes_up_for(random):
+    """What goes into queries is in no regression; the smallest may go all the same."""
+    model = randomised(CASES["heads"][0](), random)
+    x = random.normal(size=(20, 5, 4)).astype("float32")
+    with pytest.raises(ValueError, match="No layer that could be refitted takes what 'q' makes"):
+        remove_units(model, {"q": 0.5}, x)
+    smaller = quietly(model, {"q": 0.5, "att": 0.5}, x, criterion="magnitude")
+    norms = (array(model.get_layer("q").kernel) ** 2).sum(0)
+    kept = np.sort(np.argsort(norms)[3:])
+    found = array(smaller.get_layer("q").kernel)
+    np.testing.assert_array_equal(found, array(model.get_layer("q").kernel)[:, kept])
