@@ -28,7 +28,11 @@ class LinearFit:
 
 
 def ridge_regression(
-    gram: np.ndarray, features: int, ridge: float = 1e-8, intercept: bool = True
+    gram: np.ndarray,
+    features: int,
+    ridge: float = 1e-8,
+    intercept: bool = True,
+    start: np.ndarray | None = None,
 ) -> LinearFit:
     """The ridge regression of z on x from the Gram matrix of the columns `[x, 1, z]`.
 
@@ -43,6 +47,8 @@ def ridge_regression(
         ridge: ridge, relative to standardized features; larger than rounding, small enough not to
             be seen.
         intercept: whether there is a bias; without, nothing is centred and the bias is 0.
+        start: kernel `[features, targets]` from which the ridge is counted, None for 0: what the
+            samples leave open is as in this.
 
     Returns:
         `LinearFit`.
@@ -62,12 +68,17 @@ def ridge_regression(
     moments, targets, raw, _ = _moments(gram, features, intercept)
     scale = _scale(np.diag(moments), raw)
     standardized = moments * np.outer(scale, scale) + ridge * np.eye(features)
-    kernel = scale[:, None] * np.linalg.solve(standardized, scale[:, None] * targets)
-    return fit_of(kernel, gram, features, intercept)
+    rest = targets if start is None else targets - moments @ start
+    kernel = scale[:, None] * np.linalg.solve(standardized, scale[:, None] * rest)
+    return fit_of(kernel if start is None else start + kernel, gram, features, intercept)
 
 
 def ridge_regression_of_few(
-    x: np.ndarray, z: np.ndarray, ridge: float = 1e-8, intercept: bool = True
+    x: np.ndarray,
+    z: np.ndarray,
+    ridge: float = 1e-8,
+    intercept: bool = True,
+    start: np.ndarray | None = None,
 ) -> LinearFit:
     """The `ridge_regression` of z on x where there are more features than samples.
 
@@ -78,7 +89,7 @@ def ridge_regression_of_few(
     Args:
         x: `[samples, features]`.
         z: `[samples, targets]`.
-        ridge, intercept: as for `ridge_regression`.
+        ridge, intercept, start: as for `ridge_regression`.
 
     Returns:
         `LinearFit`.
@@ -102,13 +113,15 @@ def ridge_regression_of_few(
     for block in blocks:
         standard, _ = _standardized(x[:, block], intercept)
         products += standard @ standard.T
-    z = np.asarray(z, np.float64)
-    if not (np.isfinite(products).all() and np.isfinite(z).all()):
+    rest = np.asarray(z, np.float64)
+    if start is not None:
+        rest = rest - _product(x, start)
+    if not (np.isfinite(products).all() and np.isfinite(rest).all()):
         raise ValueError(_NOT_FINITE)
-    weights = np.linalg.solve(products, z - z.mean(0) if intercept else z)
+    weights = np.linalg.solve(products, rest - rest.mean(0) if intercept else rest)
     parts = [_standardized(x[:, block], intercept) for block in blocks]
     kernel = np.concatenate([scale[:, None] * (standard.T @ weights) for standard, scale in parts])
-    return fit_to(kernel, x, z, intercept)
+    return fit_to(kernel if start is None else start + kernel, x, z, intercept)
 
 
 def fit_to(kernel: np.ndarray, x: np.ndarray, z: np.ndarray, intercept: bool = True) -> LinearFit:
@@ -122,10 +135,9 @@ def fit_to(kernel: np.ndarray, x: np.ndarray, z: np.ndarray, intercept: bool = T
     >>> fit.bias.tolist(), fit.residual
     ([5.0], 0.25)
     """
-    rest = np.array(z, np.float64)
-    around_mean = np.sum((rest - rest.mean(0) if intercept else rest) ** 2)
-    for i in range(0, x.shape[1], _BLOCK):
-        rest -= x[:, i : i + _BLOCK].astype(np.float64) @ kernel[i : i + _BLOCK]
+    z = np.asarray(z, np.float64)
+    around_mean = np.sum((z - z.mean(0) if intercept else z) ** 2)
+    rest = z - _product(x, kernel)
     bias = rest.mean(0) if intercept else np.zeros(rest.shape[1])
     left = np.sum((rest - bias) ** 2)
     return LinearFit(kernel, bias, float(left / around_mean) if around_mean > 0 else 0.0)
@@ -200,6 +212,14 @@ def fit_of(
 
 _BLOCK = 2048  # features at a time
 _NOT_FINITE = "The activations are not finite (NaN or infinite): look at the weights."
+
+
+def _product(x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+    """`x @ kernel` in float64."""
+    total = np.zeros((len(x), kernel.shape[1]))
+    for i in range(0, x.shape[1], _BLOCK):
+        total += x[:, i : i + _BLOCK].astype(np.float64) @ kernel[i : i + _BLOCK]
+    return total
 
 
 def _standardized(x: np.ndarray, intercept: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -177,7 +177,10 @@ class _Target:
         intercept = layer.bias is not None or self._normalization is not None
         features, groups = patches.features_of(layer), patches.groups_of(layer)
         kind = _Samples if features > WIDEST else _Sums
-        samples = [kind(self._rows(group), features, intercept) for group in range(groups)]
+        before = np.split(patches.matrix(layer), groups, axis=1)
+        samples = [
+            kind(self._rows(group), features, intercept, before[group]) for group in range(groups)
+        ]
         stay = np.arange(features)
         if choice is not None:
             owners = np.tile(choice.owners, patches.taps_of(layer))
@@ -241,10 +244,12 @@ class _Sums:
         parts: generator of tensors `[rows, features + 1 + units]`.
         features: how many of them there are.
         intercept: whether there is a bias.
+        before: the kernel as it was, `[features, units]`; where there are more features than
+            samples, what these leave open stays as it was.
     """
 
-    def __init__(self, parts, features, intercept):
-        self._features, self._intercept = features, intercept
+    def __init__(self, parts, features, intercept, before):
+        self._features, self._intercept, self._before = features, intercept, before
         self.gram = patches.gram(parts, features)
         self.count = self.gram[features, features]
         sums = self.gram[features, features + 1 :]
@@ -256,7 +261,8 @@ class _Sums:
         features = self._features
         some = np.concatenate([stay, np.arange(features, len(self.gram))])
         gram = self.gram[np.ix_(some, some)] if len(stay) < features else self.gram
-        fit = ridge_regression(gram, len(stay), RIDGE, intercept=self._intercept)
+        start = self._before[stay] if self.count < len(stay) else None
+        fit = ridge_regression(gram, len(stay), RIDGE, self._intercept, start)
         kernel = np.zeros((features, fit.kernel.shape[1]))
         kernel[stay] = fit.kernel
         return dataclasses.replace(fit, kernel=kernel)
@@ -269,15 +275,15 @@ class _Sums:
 class _Samples:
     """The same from the samples themselves, where these are fewer than features."""
 
-    def __init__(self, parts, features, intercept):
+    def __init__(self, parts, features, intercept, before):
         rows = np.concatenate([ops.convert_to_numpy(part) for part in parts])
         self._x, self._z = rows[:, :features], rows[:, features + 1 :]
-        self._intercept, self.count = intercept, len(rows)
+        self._intercept, self._before, self.count = intercept, before, len(rows)
         self.spread = np.sum((self._z - self._z.mean(0) if intercept else self._z) ** 2)
 
     def fit(self, _stay):
         """The `LinearFit` with all features."""
-        return ridge_regression_of_few(self._x, self._z, RIDGE, self._intercept)
+        return ridge_regression_of_few(self._x, self._z, RIDGE, self._intercept, self._before)
 
     def fit_of(self, kernel):
         """The `LinearFit` of a kernel that is given."""

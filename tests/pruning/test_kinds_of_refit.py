@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from keras_layer_entropy.measures.gram import fit_to, ridge_regression_of_few
+from keras_layer_entropy.measures.gram import fit_to, ridge_regression, ridge_regression_of_few
 from keras_layer_entropy.pruning import repair
 from keras_layer_entropy.pruning.units import remove_units
 
@@ -256,6 +256,14 @@ def test_regressions_on_fewer_samples_than_features(ridge, random):
     expected = (rest**2).sum() / ((z - z.mean(0)) ** 2).sum()
     assert whole.residual == pytest.approx(expected, rel=1e-6)
     assert fit_to(whole.kernel, x, z).residual == pytest.approx(expected, rel=1e-6)
+    # What samples leave open is as in the kernel that is given to begin with.
+    start = random.normal(size=(400, 3))
+    kernel, _ = ridge_by_lstsq(x[:, :400], z - x[:, :400] @ start, ridge)
+    columns = np.hstack([x[:, :400], np.ones((30, 1)), z])
+    found = ridge_regression_of_few(x[:, :400], z, ridge, start=start)
+    other = ridge_regression(columns.T @ columns, 400, ridge, start=start)
+    np.testing.assert_allclose(found.kernel, start + kernel, atol=1e-9)
+    np.testing.assert_allclose(other.kernel, start + kernel, atol=1e-6)
     with pytest.raises(ValueError, match="not finite"):
         ridge_regression_of_few(x * np.nan, z)
     with pytest.raises(ValueError, match="no samples"):
@@ -302,3 +310,19 @@ def test_shares_of_what_two_towers_take(tower, random):
     x[tower][:, 4] = 0.0
     left = array(remove_units(model, {"a": 0.5}, x).get_layer("a").kernel)
     assert (left == kernel[:, [3]]).all(axis=0).any()
+
+
+@tensorflow
+@pytest.mark.parametrize("widest", [8192, 60])
+def test_few_samples_leave_the_rest_as_it_was(widest, random, monkeypatch):
+    """Other samples come out better than without a refit, though the features are more numbers."""
+    inputs = keras.Input((4, 4, 3))
+    x = layers.Flatten()(layers.Conv2D(6, 1, activation="relu", name="a")(inputs))
+    model = keras.Model(inputs, layers.Dense(3, name="out")(x))
+    monkeypatch.setattr(repair, "WIDEST", widest)
+    x, others = random.normal(size=(2, 40, 4, 4, 3)).astype("float32")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        refitted, plain = remove_units(model, {"a": [0, 3]}, x), remove_units(model, {"a": [0, 3]})
+    missed = [((array(m(others)) - array(model(others))) ** 2).mean() for m in (refitted, plain)]
+    assert missed[0] < missed[1]
