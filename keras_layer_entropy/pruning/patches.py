@@ -51,11 +51,12 @@ def mixer(operation):
 
 def taken(call, values):
     """What that layer is given in a call, an array for one batch of the inputs of the call."""
-    if type(call.operation) not in linear.ATTENTION:
-        return np.asarray(ops.convert_to_numpy(values[0]))
-    twin = copy.copy(call.operation)
-    vars(twin)["_output_dense"] = lambda heads: heads
-    return np.asarray(ops.convert_to_numpy(run(call, values, twin)[0]))
+    x = values[0]
+    if type(call.operation) in linear.ATTENTION:
+        twin = copy.copy(call.operation)
+        vars(twin)["_output_dense"] = lambda heads: heads
+        x = run(call, values, twin)[0]
+    return x if isinstance(x, np.ndarray) else np.asarray(ops.convert_to_numpy(x))
 
 
 def features_of(layer):
