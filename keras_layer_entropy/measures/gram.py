@@ -28,7 +28,11 @@ class LinearFit:
 
 
 def ridge_regression(
-    gram: np.ndarray, features: int, ridge: float = 1e-8, intercept: bool = True
+    gram: np.ndarray,
+    features: int,
+    ridge: float = 1e-8,
+    intercept: bool = True,
+    start: np.ndarray | None = None,
 ) -> LinearFit:
     """The ridge regression of z on x from the Gram matrix of the columns `[x, 1, z]`.
 
@@ -43,6 +47,8 @@ def ridge_regression(
         ridge: ridge, relative to standardized features; larger than rounding, small enough not to
             be seen.
         intercept: whether there is a bias; without, nothing is centred and the bias is 0.
+        start: kernel `[features, targets]` from which the ridge is counted, None for 0: what the
+            samples leave open is as in this.
 
     Returns:
         `LinearFit`.
@@ -60,10 +66,81 @@ def ridge_regression(
     (True, [5.0, 5.0])
     """
     moments, targets, raw, _ = _moments(gram, features, intercept)
-    scale = _scale(moments, raw)
+    scale = _scale(np.diag(moments), raw)
     standardized = moments * np.outer(scale, scale) + ridge * np.eye(features)
-    kernel = scale[:, None] * np.linalg.solve(standardized, scale[:, None] * targets)
-    return fit_of(kernel, gram, features, intercept)
+    rest = targets if start is None else targets - moments @ start
+    kernel = scale[:, None] * np.linalg.solve(standardized, scale[:, None] * rest)
+    return fit_of(kernel if start is None else start + kernel, gram, features, intercept)
+
+
+def ridge_regression_of_few(
+    x: np.ndarray,
+    z: np.ndarray,
+    ridge: float = 1e-8,
+    intercept: bool = True,
+    start: np.ndarray | None = None,
+) -> LinearFit:
+    """The `ridge_regression` of z on x where there are more features than samples.
+
+    With X the centred features, each divided by the root of its sum of squares (zero where it never
+    changes), the kernel is `S^-1/2 X' (X X' + ridge I)^-1 Z`: the same numbers, from a matrix of
+    samples times samples. No copy of x as a whole is made.
+
+    Args:
+        x: `[samples, features]`.
+        z: `[samples, targets]`.
+        ridge, intercept, start: as for `ridge_regression`.
+
+    Returns:
+        `LinearFit`.
+
+    Raises:
+        ValueError: as `ridge_regression`.
+
+    Example:
+
+    >>> random = np.random.default_rng(0)
+    >>> x, z = random.normal(size=(5, 9)), random.normal(size=(5, 2))
+    >>> columns = np.hstack([x, np.ones((5, 1)), z])
+    >>> one, other = ridge_regression_of_few(x, z), ridge_regression(columns.T @ columns, 9)
+    >>> bool(np.allclose(one.kernel, other.kernel, atol=1e-5))
+    True
+    """
+    if not len(x):
+        raise ValueError("There are no samples to fit to.")
+    blocks = [slice(i, i + _BLOCK) for i in range(0, x.shape[1], _BLOCK)]
+    products = ridge * np.eye(len(x))
+    for block in blocks:
+        standard, _ = _standardized(x[:, block], intercept)
+        products += standard @ standard.T
+    rest = np.asarray(z, np.float64)
+    if start is not None:
+        rest = rest - _product(x, start)
+    if not (np.isfinite(products).all() and np.isfinite(rest).all()):
+        raise ValueError(_NOT_FINITE)
+    weights = np.linalg.solve(products, rest - rest.mean(0) if intercept else rest)
+    parts = [_standardized(x[:, block], intercept) for block in blocks]
+    kernel = np.concatenate([scale[:, None] * (standard.T @ weights) for standard, scale in parts])
+    return fit_to(kernel if start is None else start + kernel, x, z, intercept)
+
+
+def fit_to(kernel: np.ndarray, x: np.ndarray, z: np.ndarray, intercept: bool = True) -> LinearFit:
+    """What `fit_of` gives, from the samples themselves.
+
+    Args, errors: as for `ridge_regression_of_few`; `kernel` is `[features, targets]`.
+
+    Example:
+
+    >>> fit = fit_to(np.array([[1.0]]), np.array([[1.0], [3.0]]), np.array([[5.0], [9.0]]))
+    >>> fit.bias.tolist(), fit.residual
+    ([5.0], 0.25)
+    """
+    z = np.asarray(z, np.float64)
+    around_mean = np.sum((z - z.mean(0) if intercept else z) ** 2)
+    rest = z - _product(x, kernel)
+    bias = rest.mean(0) if intercept else np.zeros(rest.shape[1])
+    left = np.sum((rest - bias) ** 2)
+    return LinearFit(kernel, bias, float(left / around_mean) if around_mean > 0 else 0.0)
 
 
 def generalized_cross_validation(gram: np.ndarray, features: int, ridges: ArrayLike) -> np.ndarray:
@@ -98,7 +175,7 @@ def generalized_cross_validation(gram: np.ndarray, features: int, ridges: ArrayL
     """
     moments, targets, raw, around_mean = _moments(gram, features, intercept=True)
     count = float(np.asarray(gram)[features, features])
-    scale = _scale(moments, raw)
+    scale = _scale(np.diag(moments), raw)
     values, vectors = np.linalg.eigh(moments * np.outer(scale, scale))
     values = np.maximum(values, 0.0)  # but for rounding
     along = np.sum((vectors.T @ (scale[:, None] * targets)) ** 2, axis=1)
@@ -133,9 +210,30 @@ def fit_of(
     return LinearFit(kernel, bias, float(residual))
 
 
-def _scale(moments: np.ndarray, raw: np.ndarray) -> np.ndarray:
+_BLOCK = 2048  # features at a time
+_NOT_FINITE = "The activations are not finite (NaN or infinite): look at the weights."
+
+
+def _product(x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+    """`x @ kernel` in float64."""
+    total = np.zeros((len(x), kernel.shape[1]))
+    for i in range(0, x.shape[1], _BLOCK):
+        total += x[:, i : i + _BLOCK].astype(np.float64) @ kernel[i : i + _BLOCK]
+    return total
+
+
+def _standardized(x: np.ndarray, intercept: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Features in float64, centred, times what makes their sum of squares 1; and these numbers."""
+    x = np.asarray(x, np.float64)
+    raw = np.sum(x**2, axis=0)
+    if intercept:
+        x = x - x.mean(0)
+    scale = _scale(np.sum(x**2, axis=0), raw)
+    return x * scale, scale
+
+
+def _scale(variation: np.ndarray, raw: np.ndarray) -> np.ndarray:
     """What makes the sum of squares of a feature 1, `[features]`; 0 for those that never change."""
-    variation = np.diag(moments)
     # What rounding leaves of a constant is no variation.
     alive = variation > 1e-10 * np.maximum(raw, np.finfo(np.float64).tiny)
     return np.where(alive, 1.0 / np.sqrt(np.where(alive, variation, 1.0)), 0.0)
@@ -148,7 +246,7 @@ def _moments(
     gram = np.asarray(gram, np.float64)
     count, raw = gram[features, features], np.diag(gram)[:features]
     if not np.isfinite(gram).all():
-        raise ValueError("The activations are not finite (NaN or infinite): look at the weights.")
+        raise ValueError(_NOT_FINITE)
     if count <= 0:
         raise ValueError("There are no samples to fit to.")
     if intercept:

@@ -10,13 +10,25 @@ from keras.src.applications.convnext import LayerScale
 
 
 def _dense(finder, call, layer):
+    return _dense_of(finder, call, layer)
+
+
+def _time_distributed(finder, call, layer):
+    if type(layer.layer) is not layers.Dense:
+        kind = type(layer.layer).__name__
+        return finder.refuse(call, f"it is a TimeDistributed {kind}")
+    return _dense_of(finder, call, layer.layer, "layer.")
+
+
+def _dense_of(finder, call, layer, within=""):
     given, last = finder.given(call), finder.rank(call) - 1
-    taken, units = given.pop(last, None), finder.make(call, layer.units)
+    taken = given.pop(last, None)
+    units = finder.make(call, layer.units, layer if within else None)
     finder.take(call, taken)
     finder.bind(call, layer.kernel, 0, taken)
-    finder.bind(call, layer.kernel, 1, units)
+    finder.bind(call, layer.kernel, 1, units, makes=True)
     finder.bind(call, layer.bias, 0, units)
-    finder.edit(call, "units", lambda kept: kept(units))
+    finder.edit(call, f"{within}units", lambda kept: kept(units))
     finder.activate(call, layer.activation, units)
     return {**given, last: units}
 
@@ -28,7 +40,7 @@ def _convolution(finder, call, layer):
     units = finder.make(call, layer.filters)
     finder.take(call, taken)
     finder.bind(call, layer.kernel, layer.rank, taken)
-    finder.bind(call, layer.kernel, layer.rank + 1, units)
+    finder.bind(call, layer.kernel, layer.rank + 1, units, makes=True)
     finder.bind(call, layer.bias, 0, units)
     finder.edit(call, "filters", lambda kept: kept(units))
     finder.activate(call, layer.activation, units)
@@ -54,8 +66,9 @@ def _grouped_convolution(finder, call, layer, taken, axis):
 def _transposed_convolution(finder, call, layer):
     taken, axis = _channels_alone(finder, call, layer.data_format)
     units = finder.make(call, layer.filters)
+    finder.take(call, taken)
     finder.bind(call, layer.kernel, layer.rank + 1, taken)
-    finder.bind(call, layer.kernel, layer.rank, units)
+    finder.bind(call, layer.kernel, layer.rank, units, makes=True)
     finder.bind(call, layer.bias, 0, units)
     finder.edit(call, "filters", lambda kept: kept(units))
     finder.activate(call, layer.activation, units)
@@ -77,9 +90,10 @@ def _separable_convolution(finder, call, layer):
     taken, axis = _channels_alone(finder, call, layer.data_format)
     units = finder.make(call, layer.filters)
     between = None if taken is None else np.repeat(taken, layer.depth_multiplier)
+    finder.take(call, between)
     finder.bind(call, layer.depthwise_kernel, layer.rank, taken)
     finder.bind(call, layer.pointwise_kernel, layer.rank, between)
-    finder.bind(call, layer.pointwise_kernel, layer.rank + 1, units)
+    finder.bind(call, layer.pointwise_kernel, layer.rank + 1, units, makes=True)
     finder.bind(call, layer.bias, 0, units)
     finder.edit(call, "filters", lambda kept: kept(units))
     finder.activate(call, layer.activation, units)
@@ -143,7 +157,7 @@ def _layer_scale(finder, call, layer):
 
 def _embedding(finder, call, layer):
     units = finder.make(call, layer.output_dim)
-    finder.bind(call, layer.embeddings, 1, units)
+    finder.bind(call, layer.embeddings, 1, units, makes=True)
     finder.edit(call, "output_dim", lambda kept: kept(units))
     return {finder.rank(call): units}
 
@@ -163,13 +177,17 @@ def _einsum_dense(finder, call, layer):
         axis = taken.index(letter)
         if axis not in given:
             finder.bind(call, layer.kernel, kernel.index(letter), None)
-    if len(features) == 1:
-        finder.take(call, given.get(taken.index(features[0])))
+    known = [letter for letter in features if taken.index(letter) in given]
+    if len(known) == 1:
+        sizes = [layer.kernel.shape[kernel.index(letter)] for letter in features]
+        shape = [-1 if letter in known else 1 for letter in features]
+        units = given[taken.index(known[0])].reshape(shape)
+        finder.take(call, np.broadcast_to(units, sizes).reshape(-1))
     new = [letter for letter in made if letter in kernel and letter not in taken]
     if new:
         place = made.index(new[0])
         units = finder.make(call, layer.kernel.shape[kernel.index(new[0])])
-        finder.bind(call, layer.kernel, kernel.index(new[0]), units)
+        finder.bind(call, layer.kernel, kernel.index(new[0]), units, makes=True)
         found[place] = units
         shape = layer.partial_output_shape
         inside = place - 1 - (len(made) - 1 - len(shape))
@@ -183,6 +201,127 @@ def _einsum_dense(finder, call, layer):
         if place >= 0 and layer.bias.shape[place] == len(units):
             finder.bind(call, layer.bias, place, units)
     return found
+
+
+def _attention(finder, call, layer):
+    """Units are heads; and, of the layer inside it that comes last, what it gives."""
+    given = finder.named(call)
+    given.setdefault("key", given["value"])
+    features = {name: _features_alone(finder, call, given[name]) for name in _ATTENDED}
+    for name in given.keys() - set(_ATTENDED):
+        for units in finder.labels.get(given[name], {}).values():
+            finder.freeze(units, f"{call.path} takes it as {name}")
+    grouped = isinstance(layer, layers.GroupQueryAttention)
+    heads = finder.make(call, layer.num_key_value_heads if grouped else layer.num_heads)
+    queries = np.repeat(heads, layer.num_repeats) if grouped else heads
+    parts = [("query", layer._query_dense, queries), ("key", layer._key_dense, heads)]
+    parts.append(("value", layer._value_dense, heads))
+    if layer._use_gate if not grouped else layer.use_gate:
+        parts.append(("query", layer._gate_dense, queries))
+    for name, dense, units in parts:
+        finder.bind(call, dense.kernel, 0, features[name])
+        finder.bind(call, dense.kernel, 1, units, makes=True)
+        finder.bind(call, dense.bias, 0, units)
+    last = layer._output_dense
+    finder.bind(call, last.kernel, 0, queries)
+    finder.take(call, np.repeat(queries, last.kernel.shape[1]))
+    if len(call.outputs) > 1 and finder.rank(call) != 3:
+        finder.freeze(heads, f"{call.path} gives scores along several axes")
+    if grouped:
+        finder.edit(call, "num_key_value_heads", lambda kept: kept(heads))
+        finder.edit(call, "num_query_heads", lambda kept: kept(queries))
+    else:
+        finder.edit(call, "_num_heads", lambda kept: kept(heads))
+    return _given_by_attention(finder, call, layer, features), {1: queries}
+
+
+def _given_by_attention(finder, call, layer, features):
+    """Axis -> units of what attention gives, which is as wide as its query if nothing is said."""
+    last, query = layer._output_dense, features["query"]
+    if len(last.kernel.shape) > 3:  # several axes
+        return {}
+    width = last.kernel.shape[-1]
+    units = finder.make(call, width, last)
+    finder.bind(call, last.kernel, 2, units, makes=True)
+    finder.bind(call, last.bias, 0, units)
+    if isinstance(layer, layers.MultiHeadAttention):
+        said = layer._output_shape is not None
+
+        def shape(kept):
+            as_query = kept(units) == (width if query is None else kept(query))
+            return (kept(units),) if said or not as_query else None
+
+        finder.edit(call, "_output_shape", shape)
+    else:  # it takes and gives as many
+        for name in ("query", "value"):
+            finder.tie(call, units, features[name])
+    return {finder.rank(call) - 1: units}
+
+
+def _recurrent(finder, call, layer):
+    return _states(finder, call, {"": layer}, 1)
+
+
+def _bidirectional(finder, call, layer):
+    """Both directions lose the same units: Keras takes them to be as wide."""
+    ways = {"forward_layer.": layer.forward_layer, "backward_layer.": layer.backward_layer}
+    if odd := [way for way in ways.values() if type(way) not in _RECURRENT]:
+        return finder.refuse(call, f"it is a Bidirectional {type(odd[0]).__name__}")
+    if layer.forward_layer.units != layer.backward_layer.units:
+        return finder.refuse(call, "its two directions have different numbers of units")
+    return _states(finder, call, ways, 2 if layer.merge_mode == "concat" else 1)
+
+
+def _states(finder, call, ways, times):
+    """Units are the states, each with all of its gates.
+
+    Args:
+        finder, call: as for all rules.
+        ways: where each recurrent layer stands in the operation -> that layer.
+        times: how often the units are there in what is given.
+    """
+    first, *_ = ways.values()
+    if first.stateful:
+        return finder.refuse(call, "it keeps its states from one batch to the next")
+    named = finder.named(call)
+    taken = _features_alone(finder, call, named["sequences"])
+    units = finder.make(call, first.units)
+    states = set(call.inputs) - {named["sequences"], named.get("mask")}
+    for number in states:
+        finder.tie(call, units, _features_alone(finder, call, number))
+    if finder.is_given(call, "initial_state") and not states:
+        finder.freeze(units, f"{call.path} begins with states that are given")
+    for within, layer in ways.items():
+        cell = layer.cell
+        gates = np.tile(units, cell.kernel.shape[-1] // len(units))
+        finder.bind(call, cell.kernel, 0, taken)
+        finder.bind(call, cell.kernel, 1, gates, makes=True)
+        finder.bind(call, cell.recurrent_kernel, 0, units)
+        finder.bind(call, cell.recurrent_kernel, 1, gates)
+        if cell.bias is not None:
+            finder.bind(call, cell.bias, len(cell.bias.shape) - 1, gates)
+        for attribute in ("cell.units", "cell.output_size"):
+            finder.edit(call, within + attribute, lambda kept: kept(units))
+        one, several = isinstance(cell.state_size, int), len(layer.state_size)
+        finder.edit(
+            call, f"{within}cell.state_size",
+            lambda kept, one=one, n=several: kept(units) if one else [kept(units)] * n,
+        )  # fmt: skip
+        finder.edit(call, f"{within}state_size", lambda kept, n=several: [kept(units)] * n)
+        finder.activate(call, cell.activation, units)
+        if hasattr(cell, "recurrent_activation"):
+            finder.activate(call, cell.recurrent_activation, units)
+    axes = [len(finder.graph.shapes[number]) - 1 for number in call.outputs]
+    return {axes[0]: np.tile(units, times)}, *({axis: units} for axis in axes[1:])
+
+
+def _features_alone(finder, call, number):
+    """The units along the last axis of a tensor, or None; those along others are mixed."""
+    given, rank = dict(finder.labels.get(number, {})), len(finder.graph.shapes[number])
+    taken = given.pop(rank - 1, None)
+    for units in given.values():
+        finder.freeze(units, f"{call.path} mixes it with others")
+    return taken
 
 
 def _letters(equation, rank, kernel):
@@ -204,6 +343,8 @@ def _channels_alone(finder, call, data_format):
     return taken, axis
 
 
+_RECURRENT = (layers.SimpleRNN, layers.GRU, layers.LSTM)
+_ATTENDED = ("query", "value", "key")
 CARRIERS = {
     layers.Dense: _dense,
     layers.Conv1D: _convolution,
@@ -224,4 +365,9 @@ CARRIERS = {
     LayerScale: _layer_scale,
     layers.Embedding: _embedding,
     layers.EinsumDense: _einsum_dense,
+    layers.MultiHeadAttention: _attention,
+    layers.GroupQueryAttention: _attention,
+    **dict.fromkeys(_RECURRENT, _recurrent),
+    layers.Bidirectional: _bidirectional,
+    layers.TimeDistributed: _time_distributed,
 }

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import functools
+import inspect
 import re
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from keras_layer_entropy.pruning.carriers import CARRIERS
 from keras_layer_entropy.pruning.graph import flat_graph, shared_paths
+from keras_layer_entropy.pruning.linear import adapted
 from keras_layer_entropy.pruning.probing import outputs_of, sources, values_of
 from keras_layer_entropy.pruning.ties import Ties
 
@@ -89,18 +91,18 @@ class Channels:
         """Places of the units that stay when those with the roots `gone` go."""
         return np.flatnonzero(~np.isin(self.ties.roots(ids), gone))
 
-    def cut(self, number, array, gone, without=None):
+    def cut(self, number, array, gone, without=()):
         """A tensor of the model as it is when units with the roots `gone` have gone.
 
         Args:
             number: of the tensor.
             array: what it is with all units.
             gone: roots.
-            without: an axis that is left as it is.
+            without: axes that are left as they are.
         """
         for axis, ids in self.labels.get(number, {}).items():
             kept = self.kept(ids, gone)
-            if axis != without and len(kept) < len(ids):
+            if axis not in without and len(kept) < len(ids):
                 array = np.take(array, kept, axis=axis)
         return array
 
@@ -154,16 +156,33 @@ class _Finder:
         """Notes what a call does."""
         operation = call.operation
         rule = CARRIERS.get(type(operation))
-        reason = _obstacle(operation) if rule else f"it is a {type(operation).__name__}"
+        reason = f"it is a {type(operation).__name__}"
+        if rule is not None:
+            reason = next(filter(None, map(adapted, operation._flatten_layers())), None)
         if rule is not None and reason is None:
-            self.labels[call.outputs[0]] = rule(self, call, operation)
+            found = rule(self, call, operation)
+            found = found if isinstance(found, tuple) else (found,)
+            self.labels.update(zip(call.outputs, found, strict=False))
         elif getattr(operation, "weights", ()):
-            words = f"{call.path} takes it and cannot be thinned: {reason}"
-            for number in call.inputs:
-                for units in self.labels.get(number, {}).values():
-                    self.ties.freeze(units, words)
+            self.refuse(call, reason)
         else:
             self._probe(call)
+
+    def refuse(self, call, reason):
+        """Says why a layer cannot be thinned, nor what it takes; labels of its output, none."""
+        for number in call.inputs:
+            for units in self.labels.get(number, {}).values():
+                self.freeze(units, f"{call.path} takes it and cannot be thinned: {reason}")
+        return {}
+
+    def named(self, call):
+        """Name of an argument of a call -> number of the tensor that is given for it."""
+        numbers = dict(zip(map(id, call.node.input_tensors), call.inputs, strict=True))
+        return {name: numbers[id(x)] for name, x in _arguments(call).items() if id(x) in numbers}
+
+    def is_given(self, call, name):
+        """Whether something is given for an argument, a tensor or not."""
+        return _arguments(call).get(name) is not None
 
     def given(self, call):
         """Axis -> units of the first input of a call."""
@@ -173,28 +192,31 @@ class _Finder:
         """Number of axes of the first input of a call."""
         return len(self.graph.shapes[call.inputs[0]])
 
-    def make(self, call, count):
-        """New units of a layer; the same ones in every call of it."""
-        if call.path not in self._makers:
-            self._makers[call.path] = self.ties.new(count)
-        return self._makers[call.path]
+    def make(self, call, count, inner=None):
+        """New units of a layer, or of one inside it; the same ones in every call of it."""
+        path = call.path if inner is None else f"{call.path}/{inner.name}"
+        if path not in self._makers:
+            self._makers[path] = self.ties.new(count)
+        return self._makers[path]
 
     def take(self, call, features):
         """Says which unit each feature belongs to that a layer's kernel takes."""
         if features is not None:
             self._takers[call.path] = features
 
-    def bind(self, call, variable, axis, ids):
+    def bind(self, call, variable, axis, ids, makes=False):
         """Says which units the entries along an axis of a variable belong to, None for no unit.
 
-        A variable that is used several times ties what it is used for.
+        A variable that is used several times ties what it is used for. `makes` says that it is a
+        kernel which makes them.
         """
         if variable is None:
             return
         if id(variable) in self.graph.arguments:
             other = self.graph.arguments[id(variable)]
             self.freeze(ids, f"{other} takes weights of {call.path} that belong to it")
-        before = self._bound.setdefault((id(variable), axis), (call.path, variable, ids))[2]
+        bound = (call.path, variable, ids, makes)
+        before = self._bound.setdefault((id(variable), axis), bound)[2]
         if before is ids:
             return
         if before is None or ids is None:
@@ -219,6 +241,14 @@ class _Finder:
         if ids is not None:
             self.ties.freeze(ids, reason)
 
+    def tie(self, call, ids, others):
+        """Says that units go together, of which one side may not be known."""
+        if ids is not None and others is not None:
+            self.ties.tie(ids, others)
+        else:
+            self.freeze(ids, f"{call.path} needs as many of it as it has of others")
+            self.freeze(others, f"{call.path} needs as many of it as it has of others")
+
     def activate(self, call, activation, units):
         """Freezes units that the activation function inside a layer mixes."""
         x = np.random.default_rng(0).uniform(-1.0, 1.0, (4, len(units))).astype("float32")
@@ -236,10 +266,8 @@ class _Finder:
     def result(self):
         """The `Channels`."""
         slices = [
-            Slice(
-                path, variable, axis, ids, ids is self._makers.get(path) and len(variable.shape) > 1
-            )
-            for (_, axis), (path, variable, ids) in self._bound.items()
+            Slice(path, variable, axis, ids, makes)
+            for (_, axis), (path, variable, ids, makes) in self._bound.items()
             if ids is not None
         ]
         edits = {(id(edit.operation), edit.attribute): edit for edit in self._edits}
@@ -356,6 +384,12 @@ class _Finder:
         return ~np.isin(self.ties.roots(ids), gone)
 
 
+def _arguments(call):
+    """Name of an argument of a call -> what is given for it."""
+    given = call.node.arguments
+    return inspect.signature(call.operation.call).bind(*given.args, **given.kwargs).arguments
+
+
 def _words(error):
     """What an error says, without what Keras puts around it."""
     plain = re.sub(r"\x1b\[\d+m", "", f"{error}")
@@ -384,12 +418,3 @@ def _shape(old, labels, first, kept):
         kept(labels[axis]) if n != -1 and axis in labels else n
         for axis, n in enumerate(old, start=int(first))
     )
-
-
-def _obstacle(layer):
-    """Why a layer cannot be thinned, though there is a rule for its kind, or None."""
-    if getattr(layer, "lora_enabled", False):
-        return "it is being fine-tuned with LoRA"
-    if getattr(layer, "quantization_mode", None):
-        return f"it is quantized ({layer.quantization_mode})"
-    return None

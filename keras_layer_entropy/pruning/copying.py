@@ -21,6 +21,7 @@ from keras.src.random.seed_generator import make_default_seed
 from keras.src.utils.tracking import Tracker
 
 from keras_layer_entropy.pruning.graph import first_tensor, nested_inputs
+from keras_layer_entropy.pruning.linear import ATTENTION
 from keras_layer_entropy.recording.passes import own_variables
 
 # What `compile` and `fit` leave on a model: it is compiled anew.
@@ -279,7 +280,14 @@ def forget_weights(layer):
         layer._tracker.config[name][1].clear()
         layer._tracker.stored_ids[name].clear()
     layer._tracker.unlock()
-    layer.built, layer.input_spec = False, None
+    if type(layer) in ATTENTION:
+        layer._tracker.config["layers"][1].clear()
+        layer._tracker.stored_ids["layers"].clear()
+    for inner in layer._flatten_layers(include_self=False, recursive=False):
+        forget_weights(inner)
+    layer.built = False
+    if getattr(layer.input_spec, "axes", True):  # it says how wide what it takes is
+        layer.input_spec = None
 
 
 def _graph_of(value):

@@ -199,3 +199,44 @@ def shared_paths(graph):
     """Paths of layers that are called more than once."""
     calls = collections.Counter(id(call.operation) for call in graph.calls)
     return {call.path for call in graph.calls if calls[id(call.operation)] > 1}
+
+
+def turns(graph, whole):
+    """An order in which calls can be made, those of one layer together where that is possible.
+
+    They come apart where one of them takes what comes of another.
+
+    Args:
+        graph: `Graph`.
+        whole: a function of an operation: whether its calls are to be together.
+
+    Returns:
+        List of tuples of indices of `graph.calls`.
+
+    Example:
+
+    >>> a, b, c = (keras.layers.Dense(3, name=name) for name in "abc")
+    >>> one, other = keras.Input((3,)), keras.Input((3,))
+    >>> model = keras.Model([one, other], [c(a(one)), a(b(other))])
+    >>> graph = flat_graph(model)
+    >>> [[graph.calls[i].path for i in turn] for turn in turns(graph, lambda layer: True)]
+    [['b'], ['a', 'a'], ['c']]
+    """
+    calls = graph.calls
+    siblings = collections.defaultdict(list)
+    for index, call in enumerate(calls):
+        siblings[id(call.operation) if whole(call.operation) else index].append(index)
+    groups = {index: group for group in siblings.values() for index in group}
+    coming = {number for call in calls for number in call.outputs}
+    left, found = dict.fromkeys(range(len(calls))), []
+    while left:
+        ready = [i for i in left if not coming.intersection(calls[i].inputs)]
+        together = (groups[i] for i in ready if set(groups[i]) <= set(ready))
+        # Else one call of several is made, and the others when they can be.
+        turn = tuple(next(together, ready[:1]))
+        found.append(turn)
+        for index in turn:
+            del left[index]
+            groups[index].remove(index)
+            coming.difference_update(calls[index].outputs)
+    return found

@@ -3,6 +3,9 @@
 import keras
 from keras import ops
 
+# Layers that end in a kernel of their own, `_output_dense`, and make their layers when built.
+ATTENTION = (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)
+
 
 def obstacle(layer):
     """Why a layer's kernel cannot be found by a regression on what the layer is given, or None.
@@ -12,13 +15,26 @@ def obstacle(layer):
     >>> obstacle(keras.layers.Dense(3)), obstacle(keras.layers.Conv1D(3, kernel_size=2))
     (None, 'it is a Conv1D')
     """
+    if reason := adapted(layer):
+        return reason
+    if any(_is_plain(layer, kind) and fits(layer) for kind, fits in _KINDS.items()):
+        return None
+    return f"it is a {type(layer).__name__}"
+
+
+def adapted(layer):
+    """Why the weights of a layer are not what it computes with, or None.
+
+    Example:
+
+    >>> adapted(keras.layers.Dense(3)) is None
+    True
+    """
     if getattr(layer, "lora_enabled", False):
         return "it is being fine-tuned with LoRA"
     if getattr(layer, "quantization_mode", None):
         return f"it is quantized ({layer.quantization_mode})"
-    if any(_is_plain(layer, kind) and fits(layer) for kind, fits in _KINDS.items()):
-        return None
-    return f"it is a {type(layer).__name__}"
+    return None
 
 
 def matrix(layer):
@@ -47,6 +63,11 @@ def constrained(layer, kernel):
 def assign(layer, kernel, bias):
     """Gives a layer a kernel `[features, units]` and a bias `[units]`."""
     layer.kernel.assign(kernel.reshape(layer.kernel.shape))
+    assign_bias(layer, bias)
+
+
+def assign_bias(layer, bias):
+    """Gives a layer a bias `[units]`, where it has one."""
     if layer.bias is not None:
         bias = ops.convert_to_tensor(bias.reshape(layer.bias.shape), layer.variable_dtype)
         layer.bias.assign(bias if layer.bias_constraint is None else layer.bias_constraint(bias))

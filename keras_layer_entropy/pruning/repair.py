@@ -1,25 +1,34 @@
 """Give layers that lost some of what they take the kernels with which they do what they did."""
 
 import dataclasses
+import math
 import warnings
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_layer_entropy.measures.gram import fit_of, ridge_regression
-from keras_layer_entropy.pruning import linear, patches
-from keras_layer_entropy.pruning.graph import shared_paths
+from keras_layer_entropy.measures.gram import (
+    fit_of,
+    fit_to,
+    ridge_regression,
+    ridge_regression_of_few,
+)
+from keras_layer_entropy.pruning import patches
+from keras_layer_entropy.pruning.graph import shared_paths, turns
+from keras_layer_entropy.pruning.linear import ATTENTION
 from keras_layer_entropy.pruning.reconstruction import RIDGE, Taker, least_missed
 from keras_layer_entropy.pruning.walking import Walk
 
-WIDEST = 8192  # features
+WIDEST = 8192  # features, or samples where there are more features
 # Layers whose kernel mixes what they take: where it is not refitted, that is told.
 KERNELS = (
     *(keras.layers.Dense, keras.layers.EinsumDense),
     *(keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D),
     *(keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose),
     *(keras.layers.SeparableConv1D, keras.layers.SeparableConv2D),
+    *(keras.layers.SimpleRNN, keras.layers.GRU, keras.layers.LSTM, keras.layers.Bidirectional),
+    keras.layers.TimeDistributed,
 )
 
 
@@ -49,8 +58,8 @@ def repair(student, teacher, inputs, kept, cut, choices=None):
         inputs: what `walking.inputs_of` gave.
         kept: path of each layer that lost something -> places of the units that it still makes,
             None for all.
-        cut: a function of the number of a tensor, what the teacher has for it, and an axis: the
-            same without the units that are gone along all other axes.
+        cut: a function of the number of a tensor, what the teacher has for it, and axes, if any:
+            the same without the units that are gone along all other axes.
         choices: path of a layer -> `Choice`: its kernel is 0 for the units chosen.
 
     Returns:
@@ -60,27 +69,32 @@ def repair(student, teacher, inputs, kept, cut, choices=None):
     new, old, residuals, chosen = Walk(student, inputs), Walk(teacher, inputs), {}, []
     choices = choices or {}
     shared = shared_paths(new.graph)
-    for call, before in zip(new.graph.calls, old.graph.calls, strict=True):
-        given, wanted = new.given(call), old.given(before)
-        same = all(a is b for a, b in zip(given, wanted, strict=True))
-        untouched = same and call.path not in kept
-        if _has_kernel(call) and (not same or call.path in choices):
-            reason = _reason(call, shared)
-            if reason is None:
-                target = _Target(new, old, call, before, kept.get(call.path), cut, shared)
-                choice = choices.get(call.path)
-                rank = len(new.graph.shapes[call.inputs[0]])
-                axis = 1 if patches.channels_first(call.operation) else rank - 1
-                wanted = [cut(call.inputs[0], part, axis) for part in wanted[0]]
-                residuals[call.path], gone = target.fit(given[0], wanted, choice)
+    for turn in turns(new.graph, _has_kernel):
+        calls, befores = ([graph.calls[i] for i in turn] for graph in (new.graph, old.graph))
+        call = calls[0]
+        same = [
+            all(a is b for a, b in zip(new.given(one), old.given(other), strict=True))
+            for one, other in zip(calls, befores, strict=True)
+        ]
+        inside = patches.mixer(call.operation) is not call.operation
+        other = not all(same) or (inside and kept.get(call.path) is not None)
+        fitted = False
+        if _has_kernel(call.operation) and (other or call.path in choices):
+            reason = _reason(new, calls)
+            fitted = reason is None
+            if fitted:
+                target = _Target(new, old, calls, befores, cut, shared)
+                residuals[target.path], gone = target.fit(choices.get(call.path))
                 chosen += gone
             else:
                 warnings.warn(f"{call.path} is not refitted: {reason}.", stacklevel=3)
-        old.make(before)
-        if untouched and call.path not in residuals:
-            new.take(call, [old.value(number) for number in before.outputs])
-        else:
-            new.make(call)
+        untouched = call.path not in kept and not fitted
+        for one, before, alike in zip(calls, befores, same, strict=True):
+            old.make(before)
+            if untouched and alike:
+                new.take(one, old)
+            else:
+                new.make(one)
     return residuals, chosen
 
 
@@ -90,22 +104,42 @@ def centred(gram, features):
     return gram[:features, :features] - np.outer(sums, sums) / gram[features, features]
 
 
-def _has_kernel(call):
-    layer = call.operation
-    if type(layer) not in KERNELS:
+def whole_paths(graph):
+    """Paths of layers that can be refitted on what all of their calls are given."""
+    return {
+        graph.calls[turn[0]].path
+        for turn in turns(graph, _has_kernel)
+        if len(turn) == len(graph.calls_of(graph.calls[turn[0]].path))
+    }
+
+
+def mixes(layer):
+    """Whether a layer mixes what it takes with a kernel."""
+    return type(patches.mixer(layer)) in KERNELS
+
+
+def _has_kernel(layer):
+    if not mixes(layer):
         return False
+    layer = patches.mixer(layer)
     depthwise = getattr(layer, "groups", 1) > 1 and layer.kernel.shape[-2] == 1
     return not depthwise  # which mixes nothing
 
 
-def _reason(call, shared):
-    if reason := patches.obstacle(call.operation):
+def _reason(walk, calls):
+    layer = patches.mixer(calls[0].operation)
+    if reason := patches.obstacle(layer):
         return reason
-    if call.path in shared:
-        return "it is called several times"
-    if patches.features_of(call.operation) > WIDEST:
-        return f"it takes more than {WIDEST} features"
-    return None
+    if len(calls) < len(walk.graph.calls_of(calls[0].path)):
+        return "it is called several times, on what comes of its own calls"
+    if patches.features_of(layer) <= WIDEST:
+        return None
+    if sum(len(x) * patches.rows_of(layer, x) for x in _taken(walk, calls)) <= WIDEST:
+        return None
+    return (
+        f"it takes more than {WIDEST} features, and the calibration data have more than {WIDEST} "
+        "samples or places for them"
+    )
 
 
 class _Target:
@@ -113,80 +147,174 @@ class _Target:
 
     Args:
         new, old: the `Walk`s through both models.
-        call, before: the call of the layer in each.
-        kept: places of the units that it still makes, None for all.
+        calls, befores: the calls of the layer in each.
         cut, shared: as for `repair`; paths of layers that are called several times.
     """
 
-    def __init__(self, new, old, call, before, kept, cut, shared):
-        self._layer, self._teacher, self._kept = call.operation, before.operation, kept
-        self._path = call.path
+    def __init__(self, new, old, calls, befores, cut, shared):
+        call, before = calls[0], befores[0]
+        self._layer, self._teacher = map(patches.mixer, (call.operation, before.operation))
+        inside = self._layer is not call.operation
+        self.path = f"{call.path}/{self._layer.name}" if inside else call.path
+        self._given, self._wanted = _taken(new, calls), _taken(old, befores, cut)
+        self._kept = _kept_units(self._teacher, old.graph, before, cut)
         self._normalization, scale, others = _way_to_sum(new.graph, call, shared)
         self._missing = None
         pairs = [(old.value(number), new.value(number)) for number in others]
         known = all(a is not None and b is not None for a, b in pairs)
         if known and any(a is not b for a, b in pairs):
             pairs = [
-                ([cut(number, part, None) for part in a], b)
+                ([cut(number, part) for part in a], b)
                 for number, (a, b) in zip(others, pairs, strict=True)
             ]
             batches = zip(*(zip(a, b, strict=True) for a, b in pairs), strict=True)
             axis = 1 if patches.channels_first(self._layer) else -1
             self._missing = [_difference(parts, axis) * scale for parts in batches]
 
-    def fit(self, given, wanted, choice=None):
+    def fit(self, choice=None):
         """Gives the layer its kernel and bias; the relative residual, and the units chosen."""
         layer, chosen = self._layer, []
-        features = patches.features_of(layer)
         intercept = layer.bias is not None or self._normalization is not None
-        gram = patches.gram(self._rows(given, wanted), features)
+        features, groups = patches.features_of(layer), patches.groups_of(layer)
+        kind = _Samples if features > WIDEST else _Sums
+        before = np.split(patches.matrix(layer), groups, axis=1)
+        samples = [
+            kind(self._rows(group), features, intercept, before[group]) for group in range(groups)
+        ]
         stay = np.arange(features)
         if choice is not None:
             owners = np.tile(choice.owners, patches.taps_of(layer))
-            fit = ridge_regression(gram, features, RIDGE, intercept=intercept)
-            taker = Taker(centred(gram, features), fit.kernel, owners)
-            chosen = least_missed([taker], choice.among)
+            gram = centred(samples[0].gram, features)
+            chosen = least_missed([Taker(gram, samples[0].fit(stay).kernel, owners)], choice.among)
             stay = np.flatnonzero(~np.isin(owners, [unit for unit, _ in chosen]))
-        some = np.concatenate([stay, np.arange(features, len(gram))])
-        fit = ridge_regression(gram[np.ix_(some, some)], len(stay), RIDGE, intercept=intercept)
-        kernel = np.zeros((features, fit.kernel.shape[1]))
-        kernel[stay] = fit.kernel
-        if layer.kernel_constraint is not None:
-            kernel = patches.constrained(layer, kernel)
-            fit = fit_of(kernel, gram, features, intercept)
+        fits = [some.fit(stay) for some in samples]
+        if patches.constraint_of(layer) is not None:
+            kernel = patches.constrained(layer, np.hstack([fit.kernel for fit in fits]))
+            parts = np.split(kernel, groups, axis=1)
+            fits = [some.fit_of(part) for some, part in zip(samples, parts, strict=True)]
             warnings.warn(
-                f"The refitted weights of {self._path} were projected onto their constraint, "
-                f"{type(layer.kernel_constraint).__name__}, so that they fit less well than least "
-                "squares.",
+                f"The refitted weights of {self.path} were projected onto their constraint, "
+                f"{type(patches.constraint_of(layer)).__name__}, so that they fit less well than "
+                "least squares.",
                 stacklevel=4,
             )
-        if gram[features, features] < len(stay):
+        if samples[0].count < len(stay):
             warnings.warn(
-                f"{self._path} takes {len(stay)} features, and the calibration data have "
-                f"{gram[features, features]:.0f} samples or places for them: it fits these, and "
-                "others less well. Pass more.",
+                f"{self.path} takes {len(stay)} features, and the calibration data have "
+                f"{samples[0].count:.0f} samples or places for them: it fits these, and others "
+                "less well. Pass more.",
                 stacklevel=4,
             )
-        linear.assign(layer, kernel, fit.bias)
+        bias = np.concatenate([fit.bias for fit in fits])
+        patches.assign(layer, np.hstack([fit.kernel for fit in fits]), bias)
         if layer.bias is None and intercept:
             # What a bias would add, the normalisation behind takes off less.
             mean = self._normalization.moving_mean
-            mean.assign(mean - ops.cast(fit.bias, mean.dtype))
-        return fit.residual, chosen
+            mean.assign(mean - ops.cast(bias, mean.dtype))
+        spread = np.array([some.spread for some in samples])
+        shares = spread / spread.sum() if spread.any() else spread
+        return float(shares @ [fit.residual for fit in fits]), chosen
 
-    def _rows(self, given, wanted):
-        for index, (x, before) in enumerate(zip(given, wanted, strict=True)):
-            step = patches.at_a_time(self._layer, x)
+    def _rows(self, group):
+        """Tensors `[rows, features + 1 + units]` of a group: what it takes, 1, what it is to be."""
+        size = math.prod(patches.units_of(self._layer)) // patches.groups_of(self._layer)
+        own = slice(group * size, (group + 1) * size)
+        of_teacher = math.prod(patches.units_of(self._teacher)) // patches.groups_of(self._teacher)
+        before, places = self._kept[own][0] // of_teacher, self._kept[own] % of_teacher
+        for index, (x, wanted) in enumerate(zip(self._given, self._wanted, strict=True)):
+            step = patches.at_a_time(self._teacher, wanted)
             for start in range(0, len(x), step):
                 some = slice(start, start + step)
-                target = patches.before_activation(self._teacher, before[some])
-                if self._kept is not None:
-                    target = ops.take(target, self._kept, axis=-1)
+                target = patches.before_activation(self._teacher, wanted[some], before)
+                if len(places) < of_teacher:
+                    target = ops.take(target, places, axis=-1)
                 if self._missing is not None:
                     missing = ops.cast(self._missing[index][some], target.dtype)
-                    target = target + ops.reshape(missing, ops.shape(target))
-                features = ops.cast(patches.rows(self._layer, x[some]), target.dtype)
+                    missing = ops.reshape(missing, (target.shape[0], -1))
+                    target = target + missing[:, own]
+                features = patches.rows(self._layer, x[some], group)
+                features = ops.cast(features, target.dtype)
                 yield ops.concatenate([features, ops.ones_like(target[:, :1]), target], axis=-1)
+
+
+class _Sums:
+    """The regression of a layer from sums of products.
+
+    Args:
+        parts: generator of tensors `[rows, features + 1 + units]`.
+        features: how many of them there are.
+        intercept: whether there is a bias.
+        before: the kernel as it was, `[features, units]`; where there are more features than
+            samples, what these leave open stays as it was.
+    """
+
+    def __init__(self, parts, features, intercept, before):
+        self._features, self._intercept, self._before = features, intercept, before
+        self.gram = patches.gram(parts, features)
+        self.count = self.gram[features, features]
+        sums = self.gram[features, features + 1 :]
+        squares = np.diag(self.gram)[features + 1 :]
+        self.spread = np.sum(squares - sums**2 / self.count if intercept else squares)
+
+    def fit(self, stay):
+        """The `LinearFit` with some features alone, the kernel of the others being 0."""
+        features = self._features
+        some = np.concatenate([stay, np.arange(features, len(self.gram))])
+        gram = self.gram[np.ix_(some, some)] if len(stay) < features else self.gram
+        start = self._before[stay] if self.count < len(stay) else None
+        fit = ridge_regression(gram, len(stay), RIDGE, self._intercept, start)
+        kernel = np.zeros((features, fit.kernel.shape[1]))
+        kernel[stay] = fit.kernel
+        return dataclasses.replace(fit, kernel=kernel)
+
+    def fit_of(self, kernel):
+        """The `LinearFit` of a kernel that is given."""
+        return fit_of(kernel, self.gram, self._features, self._intercept)
+
+
+class _Samples:
+    """The same from the samples themselves, where these are fewer than features."""
+
+    def __init__(self, parts, features, intercept, before):
+        rows = np.concatenate([ops.convert_to_numpy(part) for part in parts])
+        self._x, self._z = rows[:, :features], rows[:, features + 1 :]
+        self._intercept, self._before, self.count = intercept, before, len(rows)
+        self.spread = np.sum((self._z - self._z.mean(0) if intercept else self._z) ** 2)
+
+    def fit(self, _stay):
+        """The `LinearFit` with all features."""
+        return ridge_regression_of_few(self._x, self._z, RIDGE, self._intercept, self._before)
+
+    def fit_of(self, kernel):
+        """The `LinearFit` of a kernel that is given."""
+        return fit_to(kernel, self._x, self._z, self._intercept)
+
+
+def _taken(walk, calls, cut=None):
+    """What the kernel of a layer is given in some calls, arrays for one batch after the other.
+
+    With `cut` without what has gone, except along the axes of features.
+    """
+    found = []
+    for call in calls:
+        layer = patches.mixer(call.operation)
+        for values in walk.batches(call):
+            x = patches.taken(call, values)
+            if cut is not None and type(call.operation) not in ATTENTION:  # which lets none go
+                x = cut(call.inputs[0], x, patches.feature_axes(layer, np.ndim(x)))
+            found.append(x)
+    return found
+
+
+def _kept_units(layer, graph, call, cut):
+    """Places of the units that a layer still makes, among those that it made."""
+    shape = [n or 1 for n in graph.shapes[call.outputs[0]]]
+    units = patches.units_of(layer)
+    numbers = np.arange(math.prod(units)).reshape(units)
+    if patches.channels_first(layer):
+        numbers = numbers.reshape(-1, *[1] * (len(shape) - 2))
+    left = cut(call.outputs[0], np.broadcast_to(numbers, shape))
+    return np.unique(left)
 
 
 def _difference(parts, axis):
@@ -203,9 +331,11 @@ def _way_to_sum(graph, call, shared):
     joins none.
     """
     normalization, scale, number = None, 1.0, call.outputs[0]
-    if getattr(call.operation, "activation", None) not in (None, keras.activations.linear):
+    layer = patches.mixer(call.operation)
+    activation = getattr(layer, "activation", None)
+    if call.path in shared or activation not in (None, keras.activations.linear):
         return None, scale, ()
-    axis = 1 if patches.channels_first(call.operation) else len(graph.shapes[number]) - 1
+    axis = 1 if patches.channels_first(layer) else len(graph.shapes[number]) - 1
     while True:
         takers = graph.consumers(number)
         if len(takers) != 1 or number in graph.outputs or takers[0].path in shared:

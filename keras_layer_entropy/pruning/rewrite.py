@@ -143,7 +143,8 @@ def _remade(model, gone, edits, cuts, what):
 def _change(attributes, twin):
     """Gives the copy of an operation other attributes; it is built for these when it is called."""
     for name, value in attributes.items():
-        setattr(twin, name, value)
+        *within, last = name.split(".")
+        setattr(functools.reduce(getattr, within, twin), last, value)
     automatic = getattr(twin, "_auto_config", None)
     if automatic is not None and attributes.keys() & automatic.config.keys():
         twin._auto_config = copy.copy(automatic)
@@ -165,7 +166,7 @@ def _operations(graph, part):
 def _restore(layer, twin, survivors, cuts):
     """Gives a layer that was built anew what still fits; whether anything did not."""
     anew = False
-    before, after = own_variables(layer), own_variables(twin)
+    before, after = _variables(layer), _variables(twin)
     # A bias that was not there before comes last.
     for variable, copied in zip(before, after, strict=len(after) <= len(before)):
         survivors[id(variable)] = copied
@@ -195,5 +196,5 @@ def _account(model, new, survivors, changed, what):
         )
 
 
-def _variables(model):
-    return [variable for layer in model._flatten_layers() for variable in own_variables(layer)]
+def _variables(layer):
+    return [variable for inner in layer._flatten_layers() for variable in own_variables(inner)]

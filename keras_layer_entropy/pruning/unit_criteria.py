@@ -14,9 +14,8 @@ from keras_layer_entropy.backend import Data, Tensor
 from keras_layer_entropy.measures.entropy import binary_entropy
 from keras_layer_entropy.pruning import patches
 from keras_layer_entropy.pruning.channels import Channels
-from keras_layer_entropy.pruning.graph import shared_paths
 from keras_layer_entropy.pruning.reconstruction import Taker, least_missed
-from keras_layer_entropy.pruning.repair import WIDEST, centred
+from keras_layer_entropy.pruning.repair import WIDEST, centred, whole_paths
 from keras_layer_entropy.pruning.walking import Walk
 
 GREEDY = "reconstruction"
@@ -63,8 +62,9 @@ def holds(roots: np.ndarray, units: list[int]) -> bool:
     return bool(np.isin(roots, units).any())
 
 
-def can_be_refitted(layer: keras.layers.Layer) -> bool:
-    """Whether `repair` gives a layer another kernel."""
+def can_be_refitted(operation: keras.layers.Layer) -> bool:
+    """Whether `repair` gives a layer, or the last one inside it, another kernel."""
+    layer = patches.mixer(operation)
     return patches.obstacle(layer) is None and patches.features_of(layer) <= WIDEST
 
 
@@ -113,19 +113,26 @@ def first_to_go(
 def takers_of(situation: UnitSituation) -> dict[str, Taker]:
     """Path -> `Taker` of each layer that takes units and can be refitted."""
     channels, walk = situation.channels, Walk(situation.model, situation.inputs)
-    shared, found = shared_paths(walk.graph), {}
+    whole = whole_paths(walk.graph)
+    grams: dict[str, tuple[keras.layers.Layer, np.ndarray]] = {}
     for call in walk.graph.calls:
-        layer, ids = call.operation, channels.takers.get(call.path)
-        if ids is not None and call.path not in shared and can_be_refitted(layer):
-            features = patches.features_of(layer)
-            gram = patches.gram(_with_ones(layer, walk.given(call)[0]), features)
-            owners = np.tile(channels.ties.roots(ids), patches.taps_of(layer))
-            found[call.path] = Taker(centred(gram, features), patches.matrix(layer), owners)
+        refitted = call.path in whole and can_be_refitted(call.operation)
+        if call.path in channels.takers and refitted:
+            layer = patches.mixer(call.operation)
+            batches = (patches.taken(call, values) for values in walk.batches(call))
+            gram = patches.gram(_with_ones(layer, batches), patches.features_of(layer))
+            before = grams[call.path][1] if call.path in grams else 0.0
+            grams[call.path] = layer, before + gram
         walk.make(call)
+    found = {}
+    for path, (layer, gram) in grams.items():
+        owners = np.tile(channels.ties.roots(channels.takers[path]), patches.taps_of(layer))
+        gram = centred(gram, patches.features_of(layer))
+        found[path] = Taker(gram, patches.matrix(layer), owners)
     return found
 
 
-def _with_ones(layer: keras.layers.Layer, batches: list) -> Iterator[Tensor]:
+def _with_ones(layer: keras.layers.Layer, batches: Iterator[np.ndarray]) -> Iterator[Tensor]:
     for x in batches:
         step = patches.at_a_time(layer, x)
         for start in range(0, len(x), step):
@@ -211,7 +218,7 @@ def _mean(situation: UnitSituation, score: Callable[[UnitProfile], np.ndarray]) 
     """What profiles of units say, the mean over all layers that make a unit."""
     channels, found = situation.channels, dict[int, list[float]]()
     operations = {call.path: call.operation for call in channels.graph.calls}
-    layers = [path for path in channels.makers if isinstance(operations[path], _ANALYZED)]
+    layers = [path for path in channels.makers if isinstance(operations.get(path), _ANALYZED)]
     if not layers:
         return {}
     profiles = analyze_units(

@@ -14,7 +14,7 @@ from keras_layer_entropy.pruning.graph import shared_paths
 from keras_layer_entropy.pruning.optimizer_state import restart_averages
 from keras_layer_entropy.pruning.parts import Plan
 from keras_layer_entropy.pruning.refit import as_inputs, check_inputs
-from keras_layer_entropy.pruning.repair import KERNELS, Choice, repair
+from keras_layer_entropy.pruning.repair import Choice, mixes, repair
 from keras_layer_entropy.pruning.rewrite import thinned
 from keras_layer_entropy.pruning.unit_criteria import (
     GREEDY,
@@ -40,13 +40,15 @@ def remove_units(
     steps: int | None = None,
     seed: int = 0,
 ) -> keras.Model:
-    """The model without some units (neurons, kernels, channels), and without what carried them.
+    """The model without some units (neurons, channels, heads, states) and what carried them.
 
     Units that are tied to those named go with them: a residual sum ties the channels of all layers
     that add to it. With calibration data, layers that take less now are refitted in closed form, in
     the order of the forward pass: kernel and bias become the ridge regression of what the layer
     computed before its activation function on what it is given now, and where it joins a sum, of
-    what is missing in that. No labels, no training.
+    what is missing in that. No labels, no training. Units are what a layer makes: of attention its
+    heads (what it gives, under the path of its last layer, `"attention/attention_output"`), of
+    recurrent layers their states, which are thinned and not refitted. docs/pruning.md lists them.
 
     Args:
         model: a built Sequential or functional model, nested as you like; it is not changed.
@@ -131,8 +133,8 @@ def take_out_units(
     smaller = thinned(model, channels, gone)
     choices = _choices(channels, shares, alone, gone)
 
-    def cut(number: int, array: np.ndarray, axis: int | None) -> np.ndarray:
-        return channels.cut(number, array, gone, axis)
+    def cut(number: int, array: np.ndarray, without: tuple[int, ...] = ()) -> np.ndarray:
+        return channels.cut(number, array, gone, without)
 
     residuals, chosen = repair(smaller, model, inputs, _kept(channels, gone), cut, choices)
     if chosen:
@@ -286,9 +288,7 @@ def _taken_once(channels: Channels, shares: dict[str, int]) -> dict[str, str]:
     kernels = [
         (part.path, channels.ties.roots(part.ids))
         for part in channels.slices
-        if type(operations[part.path]) in KERNELS
-        and len(part.variable.shape) > 1
-        and not part.makes
+        if mixes(operations[part.path]) and len(part.variable.shape) > 1 and not part.makes
     ]
     found = {}
     for path in shares:
@@ -299,6 +299,7 @@ def _taken_once(channels: Channels, shares: dict[str, int]) -> dict[str, str]:
         if (
             alone
             and takers[0] in channels.takers
+            and holds(channels.ties.roots(channels.takers[takers[0]]), units)
             and takers[0] not in shared
             and can_be_refitted(operations[takers[0]])
         ):

@@ -5,6 +5,7 @@ import collections
 import keras
 import numpy as np
 from keras import ops
+from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
 
 from keras_layer_entropy.pruning.graph import flat_graph, opened, run
 
@@ -12,7 +13,8 @@ from keras_layer_entropy.pruning.graph import flat_graph, opened, run
 class Walk:
     """The tensors of a model for some samples, as its calls are made one after the other.
 
-    A tensor is a list of arrays, one for each batch, and is forgotten when no later call takes it.
+    A tensor is a list of arrays, one for each batch, and is forgotten when no later call takes it;
+    a mask that it has goes with it.
 
     Args:
         model: a built Sequential or functional model.
@@ -22,6 +24,7 @@ class Walk:
     def __init__(self, model, inputs):
         self.graph = flat_graph(model)
         self._values = dict(enumerate(inputs))
+        self._masks = {}
         self._wanted = collections.Counter(x for call in self.graph.calls for x in call.inputs)
         self._wanted.update(self.graph.outputs)
 
@@ -33,20 +36,40 @@ class Walk:
         """A tensor by its number, None where it is not known now."""
         return self._values.get(number)
 
+    def batches(self, call):
+        """Yields what a call is given, a list for each batch, with masks where there are any."""
+        masks = [self._masks.get(number) for number in call.inputs]
+        for index, values in enumerate(zip(*self.given(call), strict=True)):
+            yield [
+                value if mask is None else _masked(value, mask[index])
+                for value, mask in zip(values, masks, strict=True)
+            ]
+
     def make(self, call):
         """Makes a call."""
-        batches = [run(call, list(values)) for values in zip(*self.given(call), strict=True)]
-        outputs = [[_array(part) for part in parts] for parts in zip(*batches, strict=True)]
-        self.take(call, outputs)
+        outputs = list(zip(*(run(call, values) for values in self.batches(call)), strict=True))
+        for number, parts in zip(call.outputs, outputs, strict=True):
+            self._values[number] = [_array(part) for part in parts]
+            masks = [get_keras_mask(part) for part in parts]
+            if masks[0] is not None:
+                self._masks[number] = [_array(mask) for mask in masks]
+        self._forget(call)
 
-    def take(self, call, outputs):
-        """Lets a call give what is known already."""
-        self._values.update(zip(call.outputs, outputs, strict=True))
+    def take(self, call, other):
+        """Lets a call give what it gives in another walk through a model with the same calls."""
+        for number in call.outputs:
+            self._values[number] = other.value(number)
+            if number in other._masks:
+                self._masks[number] = other._masks[number]
+        self._forget(call)
+
+    def _forget(self, call):
         for number in call.inputs:
             self._wanted[number] -= 1
         for number in (*call.inputs, *call.outputs):
             if not self._wanted[number]:
                 self._values.pop(number, None)
+                self._masks.pop(number, None)
 
 
 def inputs_of(model, source):
@@ -81,3 +104,9 @@ _BATCH = 128  # samples at a time
 
 def _array(tensor):
     return np.asarray(ops.convert_to_numpy(tensor))
+
+
+def _masked(value, mask):
+    tensor = ops.convert_to_tensor(value)
+    set_keras_mask(tensor, ops.convert_to_tensor(mask))
+    return tensor

@@ -8,7 +8,7 @@ import pytest
 from keras import layers, ops
 
 from keras_layer_entropy import load_model, save_model
-from keras_layer_entropy.pruning import patches
+from keras_layer_entropy.pruning import patches, repair, unit_criteria
 from keras_layer_entropy.pruning.channels import find_channels
 from keras_layer_entropy.pruning.reconstruction import Taker, least_missed
 from keras_layer_entropy.pruning.rewrite import thinned
@@ -352,9 +352,7 @@ def in_two_by_code(x):
         (lambda x: ops.mean(x, axis=-1, keepdims=True), "it mixes them"),
         (lambda x: x + np.arange(6.0, dtype="float32"), "depends on how many there are"),
         (lambda x: layers.Rescaling(list(np.arange(6.0)))(x), "depends on how many there are"),
-        (lambda x: layers.LSTM(4)(x), "cannot be thinned: it is a LSTM"),
-        (lambda x: layers.MultiHeadAttention(2, 4)(x, x), "it is a MultiHeadAttention"),
-        (lambda x: layers.TimeDistributed(layers.Dense(4))(x), "it is a TimeDistributed"),
+        (lambda x: layers.ConvLSTM1D(4, 1)(x[..., None]), "cannot be thinned: it is a ConvLSTM1D"),
         (lambda x: x[..., :3] * x[..., 3:], "depends on how many there are"),
     ],
 )  # fmt: skip
@@ -637,12 +635,19 @@ def test_bad_data_are_one_clear_error(random):
         np.testing.assert_array_equal(before, after)
 
 
-def test_what_cannot_be_refitted_is_told(random):
+def at_most(features, monkeypatch):
+    """Layers that take more features, and are given more samples or places, are not refitted."""
+    for module in (repair, unit_criteria):
+        monkeypatch.setattr(module, "WIDEST", features)
+
+
+def test_what_cannot_be_refitted_is_told(random, monkeypatch):
     inputs = keras.Input((8, 8, 3))
-    x = layers.SeparableConv2D(4, 3, name="separable")(conv()(inputs))
+    x = layers.Conv2D(4, 3, name="wide")(conv()(inputs))
     model = keras.Model(inputs, out(x))
     data = random.normal(size=(10, 8, 8, 3)).astype("float32")
-    with pytest.warns(UserWarning, match="separable is not refitted: it is a SeparableConv2D"):
+    at_most(40, monkeypatch)
+    with pytest.warns(UserWarning, match="wide is not refitted: .*more than 40 features.*places"):
         remove_units(model, {"a": [0]}, data)
     with pytest.raises(ValueError, match="No layer that could be refitted takes what 'a' makes"):
         remove_units(model, {"a": 0.5}, data)
@@ -765,17 +770,18 @@ def relative(found, target):
     return ((found - target) ** 2).sum() / ((target - target.mean(0)) ** 2).sum()
 
 
-def test_units_that_another_takes_who_cannot_be_refitted(random):
+def test_units_that_another_takes_who_cannot_be_refitted(random, monkeypatch):
     """They are chosen before, so that what is behind the other is fitted to what it gives then."""
     inputs = keras.Input((8, 8, 3))
     x = conv("a", 12, activation="relu")(inputs)
     both = [
         layers.Conv2D(4, 1, activation="relu", name="p")(x),
-        layers.SeparableConv2D(8, 3, padding="same", activation="relu", name="t")(x),
+        layers.Conv2D(8, 3, padding="same", activation="relu", name="t")(x),
     ]
     both = layers.GlobalAveragePooling2D(name="pool")(layers.Concatenate()(both))
     model = keras.Model(inputs, layers.Dense(3)(both))
     x = random.normal(size=(60, 8, 8, 3)).astype("float32")
+    at_most(50, monkeypatch)
     with pytest.warns(UserWarning, match="t is not refitted"):
         smaller = remove_units(model, {"a": 0.5}, x)
     rows = np.asarray(keras.Model(smaller.inputs, smaller.get_layer("pool").output)(x))
