@@ -4,6 +4,7 @@ import numpy as np
 from keras import ops
 
 from keras_layer_entropy.pruning.graph import flat_graph, run
+from keras_layer_entropy.pruning.walking import masked_like
 
 SAMPLES = 64
 _SIZE = 0.1  # of what is added, beside the spread of what a layer gives
@@ -41,13 +42,15 @@ def effects(model, inputs, paths):
     values = {number: batches[0][:SAMPLES] for number, batches in enumerate(inputs)}
     for call in graph.calls:
         values.update(_made(call, values))
+    wanted = [_scores(values[number]) for number in graph.outputs]
     for place, call in enumerate(graph.calls):
         if call.path in paths and call.outputs[0] not in graph.outputs:
             changed = {call.outputs[0]: _disturbed(values[call.outputs[0]])}
             for later in graph.calls[place + 1 :]:
                 if not changed.keys().isdisjoint(later.inputs):
                     changed.update(_made(later, {**values, **changed}))
-            sizes = [_distance(changed.get(n, values[n]), values[n]) for n in graph.outputs]
+            given = [_scores(changed.get(n, values[n])) for n in graph.outputs]
+            sizes = [_distance(a, b) for a, b in zip(given, wanted, strict=True)]
             found[call.path] = max(found.get(call.path, 0.0), float(np.mean(sizes)) / _SIZE)
         elif call.path in paths:
             found[call.path] = 1.0
@@ -56,24 +59,24 @@ def effects(model, inputs, paths):
 
 def _made(call, values):
     given = run(call, [values[number] for number in call.inputs])
-    arrays = (np.asarray(ops.convert_to_numpy(tensor)) for tensor in given)
-    return dict(zip(call.outputs, arrays, strict=True))
+    return dict(zip(call.outputs, given, strict=True))
 
 
-def _disturbed(x):
-    return x + (_SIZE * np.roll(x - x.mean(axis=0), 1, axis=0)).astype(x.dtype)
+def _disturbed(tensor):
+    x = np.asarray(ops.convert_to_numpy(tensor))
+    changed = x + (_SIZE * np.roll(x - x.mean(axis=0), 1, axis=0)).astype(x.dtype)
+    return masked_like(changed, tensor)
 
 
 def _distance(found, wanted):
     """Root mean square of a change, relative to the spread over the samples."""
-    change = _scores(found) - _scores(wanted)
-    spread = _scores(wanted) - _scores(wanted).mean(axis=0)
-    return np.sqrt(np.sum(change**2) / max(np.sum(spread**2), np.finfo(float).tiny))
+    spread = np.sum((wanted - wanted.mean(axis=0)) ** 2)
+    return np.sqrt(np.sum((found - wanted) ** 2) / max(spread, np.finfo(float).tiny))
 
 
 def _scores(outputs):
     """Outputs as they are, `[samples, ...]`, but for probabilities: their logarithms."""
-    outputs = outputs.astype(np.float64)
+    outputs = np.asarray(ops.convert_to_numpy(outputs), np.float64)
     if outputs.min() < 0 or not np.allclose(outputs.sum(axis=-1), 1.0, atol=1e-2):
         return outputs
     logarithms = np.log(np.maximum(outputs, _LEAST))

@@ -113,7 +113,6 @@ class _Shapes(Walk):
         super().__init__(model, inputs)
         self.shapes = {number: batches[0].shape for number, batches in enumerate(inputs)}
 
-    def take(self, call: Call, outputs: list) -> None:
-        pairs = zip(call.outputs, outputs, strict=True)
-        self.shapes.update((number, batches[0].shape) for number, batches in pairs)
-        super().take(call, outputs)
+    def forget(self, call: Call) -> None:
+        self.shapes.update((number, self.value(number)[0].shape) for number in call.outputs)
+        super().forget(call)

@@ -53,7 +53,7 @@ class Walk:
             masks = [get_keras_mask(part) for part in parts]
             if masks[0] is not None:
                 self._masks[number] = [_array(mask) for mask in masks]
-        self._forget(call)
+        self.forget(call)
 
     def take(self, call, other):
         """Lets a call give what it gives in another walk through a model with the same calls."""
@@ -61,9 +61,10 @@ class Walk:
             self._values[number] = other.value(number)
             if number in other._masks:
                 self._masks[number] = other._masks[number]
-        self._forget(call)
+        self.forget(call)
 
-    def _forget(self, call):
+    def forget(self, call):
+        """Lets go of tensors that no later call takes; called after each call."""
         for number in call.inputs:
             self._wanted[number] -= 1
         for number in (*call.inputs, *call.outputs):
@@ -104,6 +105,12 @@ _BATCH = 128  # samples at a time
 
 def _array(tensor):
     return np.asarray(ops.convert_to_numpy(tensor))
+
+
+def masked_like(value, tensor):
+    """A tensor with the mask that another one has, if any."""
+    mask = get_keras_mask(tensor)
+    return value if mask is None else _masked(value, mask)
 
 
 def _masked(value, mask):

@@ -340,3 +340,17 @@ def test_layers_go_until_a_target():
     assert result.target_met
     assert result.options.max_accuracy_drop == 1.0
     assert result.reasons["hidden_1"] == "the target is reached"
+
+
+def test_effects_heed_masks(random):
+    """Padding is no key of attention: a change of it shows in nothing, so that the effect of what
+    gives the keys is the same without the padding, to float32."""
+    tokens, query = keras.Input((None,), dtype="int32"), keras.Input((5, 4))
+    x = keras.layers.Embedding(9, 6, mask_zero=True, name="tokens")(tokens)
+    x = keras.layers.MultiHeadAttention(3, 2)(query, x)
+    model = keras.Model([tokens, query], dense(2)(keras.layers.Flatten()(x)))
+    short = random.integers(1, 9, (64, 3))
+    asked = random.normal(size=(64, 5, 4)).astype("float32")
+    padded = np.concatenate([short, np.zeros_like(short)], axis=1)
+    found = [effects(model, [[x], [asked]], ["tokens"])["tokens"] for x in (short, padded)]
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
