@@ -451,7 +451,8 @@ def taken(x):
 
 def taken_by_valid(x):
     x = layers.Activation("elu")(layers.Conv2D(6, 3, padding="same", name="a")(x))
-    return pooled(layers.Conv2D(4, 3, use_bias=False, activation="relu", name="taker")(x))
+    bare = {"use_bias": False, "bias_initializer": "ones"}
+    return pooled(layers.Conv2D(4, 3, activation="relu", name="taker", **bare)(x))
 
 
 def taken_by_same(x):
