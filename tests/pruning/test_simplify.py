@@ -364,6 +364,11 @@ ROWS = [
     ("dense", linear(full("a", 8), full("b", 4, activation="tanh"), shape=ROW), {"a"}),
     ("no_bias", linear(full("a", 8), full("b", 4, use_bias=False), shape=ROW), {"a"}),
     ("bare", linear(*(full(x, 5, use_bias=False) for x in "abc"), shape=ROW), {"a", "b"}),
+    (
+        "constrained",
+        linear(full("a", 8), full("b", 4, kernel_constraint="non_neg"), shape=ROW),
+        set(),
+    ),
     ("narrow", linear(full("a", 1), full("b", 4), shape=ROW), set()),
     ("active", linear(full("a", 8, activation="relu"), full("b", 4), shape=ROW), set()),
     ("points", linear(conv("a", 8, 1), conv("b", 4, 1, strides=2)), {"a"}),
@@ -446,7 +451,8 @@ def taken(x):
 
 def taken_by_valid(x):
     x = layers.Activation("elu")(layers.Conv2D(6, 3, padding="same", name="a")(x))
-    return pooled(layers.Conv2D(4, 3, use_bias=False, activation="relu", name="taker")(x))
+    bare = {"use_bias": False, "bias_initializer": "ones"}
+    return pooled(layers.Conv2D(4, 3, activation="relu", name="taker", **bare)(x))
 
 
 def taken_by_same(x):
@@ -557,6 +563,14 @@ def test_units_of_a_sum_go_where_all_of_it_agrees(dtype, tolerance, random, in_d
     model = planted(drawn(built(summed, IMAGE), random), "b")
     simpler = simplified(model, random, tolerance)
     assert widths(simpler, ("a", "b")) == {"a": 1, "b": 1}
+
+
+def test_a_duplicate_that_nothing_takes_stands_for_no_other(random):
+    model = planted(drawn(built(taken, ROW), random))
+    kernel, bias = model.get_layer("taker").get_weights()
+    kernel[3] = 0.0
+    model.get_layer("taker").set_weights([kernel, bias])
+    assert widths(simplified(model, random, 1e-3), ["a"]) == {"a": 1}
 
 
 def test_all_other_units_stay_to_the_last_bit(random):
