@@ -4,7 +4,7 @@ import numpy as np
 from keras import ops
 
 from keras_layer_entropy.pruning.graph import flat_graph, run
-from keras_layer_entropy.pruning.walking import masked_like
+from keras_layer_entropy.pruning.walking import mask_of, masked
 
 SAMPLES = 64
 _SIZE = 0.1  # of what is added, beside the spread of what a layer gives
@@ -39,7 +39,7 @@ def effects(model, inputs, paths):
     {'a': 1.0, 'b': 1.0}
     """
     graph, found = flat_graph(model), {}
-    values = {number: batches[0][:SAMPLES] for number, batches in enumerate(inputs)}
+    values = {number: (batches[0][:SAMPLES], None) for number, batches in enumerate(inputs)}
     for call in graph.calls:
         values.update(_made(call, values))
     wanted = [_scores(values[number]) for number in graph.outputs]
@@ -58,14 +58,15 @@ def effects(model, inputs, paths):
 
 
 def _made(call, values):
-    given = run(call, [values[number] for number in call.inputs])
-    return dict(zip(call.outputs, given, strict=True))
+    """Number -> (array, mask or None) of what a call gives."""
+    given = run(call, [masked(*values[number]) for number in call.inputs])
+    pairs = [(np.asarray(ops.convert_to_numpy(tensor)), mask_of(tensor)) for tensor in given]
+    return dict(zip(call.outputs, pairs, strict=True))
 
 
-def _disturbed(tensor):
-    x = np.asarray(ops.convert_to_numpy(tensor))
-    changed = x + (_SIZE * np.roll(x - x.mean(axis=0), 1, axis=0)).astype(x.dtype)
-    return masked_like(changed, tensor)
+def _disturbed(pair):
+    x, mask = pair
+    return x + (_SIZE * np.roll(x - x.mean(axis=0), 1, axis=0)).astype(x.dtype), mask
 
 
 def _distance(found, wanted):
@@ -74,9 +75,9 @@ def _distance(found, wanted):
     return np.sqrt(np.sum((found - wanted) ** 2) / max(spread, np.finfo(float).tiny))
 
 
-def _scores(outputs):
+def _scores(pair):
     """Outputs as they are, `[samples, ...]`, but for probabilities: their logarithms."""
-    outputs = np.asarray(ops.convert_to_numpy(outputs), np.float64)
+    outputs = pair[0].astype(np.float64)
     if outputs.min() < 0 or not np.allclose(outputs.sum(axis=-1), 1.0, atol=1e-2):
         return outputs
     logarithms = np.log(np.maximum(outputs, _LEAST))

@@ -41,7 +41,7 @@ class Walk:
         masks = [self._masks.get(number) for number in call.inputs]
         for index, values in enumerate(zip(*self.given(call), strict=True)):
             yield [
-                value if mask is None else _masked(value, mask[index])
+                masked(value, mask and mask[index])
                 for value, mask in zip(values, masks, strict=True)
             ]
 
@@ -50,9 +50,9 @@ class Walk:
         outputs = list(zip(*(run(call, values) for values in self.batches(call)), strict=True))
         for number, parts in zip(call.outputs, outputs, strict=True):
             self._values[number] = [_array(part) for part in parts]
-            masks = [get_keras_mask(part) for part in parts]
+            masks = [mask_of(part) for part in parts]
             if masks[0] is not None:
-                self._masks[number] = [_array(mask) for mask in masks]
+                self._masks[number] = masks
         self.forget(call)
 
     def take(self, call, other):
@@ -107,13 +107,16 @@ def _array(tensor):
     return np.asarray(ops.convert_to_numpy(tensor))
 
 
-def masked_like(value, tensor):
-    """A tensor with the mask that another one has, if any."""
+def mask_of(tensor):
+    """The mask of what a call gave, an array or None; a later call that takes it may forget it."""
     mask = get_keras_mask(tensor)
-    return value if mask is None else _masked(value, mask)
+    return None if mask is None else _array(mask)
 
 
-def _masked(value, mask):
+def masked(value, mask):
+    """An array as a tensor with a mask; as it is without one."""
+    if mask is None:
+        return value
     tensor = ops.convert_to_tensor(value)
     set_keras_mask(tensor, ops.convert_to_tensor(mask))
     return tensor
