@@ -42,6 +42,8 @@ class PruningOptions:
         multiple_of: as for `choose_units`.
         calibration_samples: training samples that units are chosen and layers refitted on where
             units go.
+        simplify: at the end, take out what changes no output (`simplify_model`): not before, because
+            a network without its normalisation trains differently.
         refit: refit the layers behind in closed form; otherwise they keep their kernels where
             these fit, or start with fresh ones.
         seed: seed of everything random in the search: the shuffles and the seed generators (of
@@ -69,6 +71,7 @@ class PruningOptions:
     step_share: float = 0.1
     multiple_of: int = 1
     calibration_samples: int = 1000
+    simplify: bool = False
     refit: bool = True
     seed: int = 0
     num_classes: ClassChoice = None

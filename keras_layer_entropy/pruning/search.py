@@ -27,6 +27,7 @@ from keras_layer_entropy.pruning.optimizer_state import (
 from keras_layer_entropy.pruning.options import PruningOptions
 from keras_layer_entropy.pruning.parts import Plan
 from keras_layer_entropy.pruning.rewrite import without
+from keras_layer_entropy.pruning.simplify import simplify_model
 from keras_layer_entropy.pruning.standing import Moves, PruningStep, Standing, units_gone
 from keras_layer_entropy.pruning.training import KeepBest, arguments, check_data, reseed
 from keras_layer_entropy.pruning.unit_moves import unit_moves
@@ -268,14 +269,14 @@ class _Search:
 
     def result(self) -> PruningResult:
         """What was found, compiled as the original was."""
+        model = simplify_model(self.model) if self._options.simplify else self.model
         if self._options.learning_rate is not None:
-            set_learning_rate(self.model, learning_rate_of(self._original))
-        settings = fresh_metrics(self._original)
-        recompile(self.model, **{**settings, "optimizer": self.model.optimizer})
-        after = self._analyze(self.model, baseline=True)
+            set_learning_rate(model, learning_rate_of(self._original))
+        recompile(model, **{**fresh_metrics(self._original), "optimizer": model.optimizer})
+        after = self._analyze(model, baseline=True)
         target = self._options.target
         return PruningResult(
-            model=self.model,
+            model=model,
             steps=tuple(self._steps),
             before=self.before,
             after=after,

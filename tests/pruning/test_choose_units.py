@@ -354,3 +354,27 @@ def test_effects_heed_masks(random):
     padded = np.concatenate([short, np.zeros_like(short)], axis=1)
     found = [effects(model, [[x], [asked]], ["tokens"])["tokens"] for x in (short, padded)]
     assert found[0] == pytest.approx(found[1], rel=1e-4)
+
+
+def test_what_changes_no_output_goes_at_the_end():
+    """Outputs to float32; normalisation and dropout are there until then."""
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    hidden = [dense(12, name="hidden"), layers.BatchNormalization(), layers.ReLU(),
+              layers.Dropout(0.1)]  # fmt: skip
+    model = keras.Sequential([keras.Input((6,)), *hidden, dense(3, "softmax", name="head")])
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    model.fit(*numbers(300), epochs=5, verbose=0)
+    options = dict(remove="units", target={"parameters": 0.7}, epochs=0)
+    seen = []
+    found = [
+        prune_model(model, numbers(300), numbers(300), simplify=simplify, **options,
+                    on_step=lambda smaller, step: seen.append(len(smaller.layers)))
+        for simplify in (False, True)
+    ]  # fmt: skip
+    assert set(seen) == {5}
+    plain, simple = (result.model for result in found)
+    assert [len(plain.layers), len(simple.layers)] == [5, 3]
+    x = numbers(50, seed=1)[0]
+    assert np.allclose(plain.predict(x, verbose=0), simple.predict(x, verbose=0), atol=1e-5)
+    assert simple.evaluate(*numbers(50), verbose=0)[1] > 0.5
