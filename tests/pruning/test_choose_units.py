@@ -364,8 +364,8 @@ def test_what_changes_no_output_goes_at_the_end():
               layers.Dropout(0.1)]  # fmt: skip
     model = keras.Sequential([keras.Input((6,)), *hidden, dense(3, "softmax", name="head")])
     model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
-    model.fit(*numbers(300), epochs=5, verbose=0)
-    options = dict(remove="units", target={"parameters": 0.7}, epochs=0)
+    model.fit(*numbers(300), epochs=30, verbose=0)
+    options = {"remove": "units", "target": {"parameters": 0.7}, "epochs": 0}
     seen = []
     found = [
         prune_model(model, numbers(300), numbers(300), simplify=simplify, **options,
