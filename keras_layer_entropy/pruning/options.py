@@ -42,8 +42,8 @@ class PruningOptions:
         multiple_of: as for `choose_units`.
         calibration_samples: training samples that units are chosen and layers refitted on where
             units go.
-        simplify: at the end, take out what changes no output (`simplify_model`): not before, because
-            a network without its normalisation trains differently.
+        simplify: take out what changes no output (`simplify_model`), at the end, because a network
+            without its normalisation trains differently.
         refit: refit the layers behind in closed form; otherwise they keep their kernels where
             these fit, or start with fresh ones.
         seed: seed of everything random in the search: the shuffles and the seed generators (of
