@@ -33,6 +33,7 @@ from keras_layer_entropy.command_line import FLAGS
 from keras_layer_entropy.datasets import load_parts
 from keras_layer_entropy.files import recover
 from keras_layer_entropy.measures.entropy import ActivationEntropy
+from keras_layer_entropy.measures.measure import listed
 from keras_layer_entropy.model_files import FILE_SUFFIXES, model_format
 from keras_layer_entropy.pruning import CRITERIA, PruningOptions, plan, prune_model, rank_units
 from keras_layer_entropy.pruning.checkpoint import Checkpoint, data_fingerprint, fingerprint
@@ -41,7 +42,7 @@ from keras_layer_entropy.pruning.outcome import Output, compared
 from keras_layer_entropy.pruning.unit_criteria import GREEDY, UNIT_CRITERIA
 from keras_layer_entropy.recording.layers import choose
 
-OUT_OF_REACH = 3  # exit code
+TARGET_MISSED = 3  # exit code
 _SHOWN = (ActivationEntropy(keep_patterns=True), "instability", "state_entropy")
 
 flags.adopt_module_key_flags(command_line)
@@ -145,8 +146,7 @@ def _prune(options, model_path, output):
     _finish(console, model, result, parts, output, settings)
     checkpoint.remove()
     if result.target_met is False:
-        console.print("The target is out of reach: this is the smallest network that there is.")
-        sys.exit(OUT_OF_REACH)
+        sys.exit(TARGET_MISSED)
 
 
 def _options():
@@ -265,12 +265,16 @@ def _print_plan(console, found):
     pairs = zip(found.parts, found.predictions, strict=True)
     for number, (part, prediction) in enumerate(pairs, start=1):
         name = part.path if part.kind == "unit" else part.name
-        tied = f" (with {', '.join(part.members)})" if part.kind == "unit" and part.members else ""
+        tied = f" (with {listed(part.members)})" if part.kind == "unit" and part.members else ""
         saves = f"saves {part.saves.parameters:,d} parameters"
         console.print(f"{number}. {name}{tied}: {prediction.words}; {saves}", highlight=False)
     if found.costs:
         left = shares(*found.costs)
-        console.print(", ".join(f"{key}: {share:.1%} would be left" for key, share in left.items()))
+        console.print(
+            f"{left['flops']:.1%} of the FLOPs and {left['parameters']:.1%} of the parameters "
+            "would be left.",
+            highlight=False,
+        )
     if not found.parts:
         console.print("Nothing would be taken out.")
     for path, reason in found.reasons.items():
@@ -309,9 +313,9 @@ def _write_report(search, model, validation):
         settings = {**profile.settings, **known.settings}
         profiles[name] = dataclasses.replace(profile, settings=settings)
     result = dataclasses.replace(result, **profiles)
-    search = dataclasses.replace(
-        search, result=result, units=_ranked_units(result.model, validation)
-    )
+    # Where units went already, which of the rest are weak by another measure is beside the point.
+    units = () if search.of_units else _ranked_units(result.model, validation)
+    search = dataclasses.replace(search, result=result, units=units)
     report.write_report(
         command_line.path_of("report"),
         profiles["before"],
@@ -383,10 +387,11 @@ class _Progress(keras.callbacks.Callback):
     def finish_step(self, step):
         """Prints what came of a step."""
         verdict = "removed" if step.accepted else "kept"
+        retrained = f", retrained {step.accuracy_retrained:.4f}" if self._epochs else ""
         self._bar.console.print(
             f"step {self._step}: {verdict} {step.part}: {step.reason}; validation accuracy "
-            f"{step.accuracy_before:.4f}, right after {step.accuracy_removed:.4f}, retrained "
-            f"{step.accuracy_retrained:.4f} ({step.seconds:.1f} s)",
+            f"{step.accuracy_before:.4f}, right after {step.accuracy_removed:.4f}{retrained} "
+            f"({step.seconds:.1f} s)",
             highlight=False,
         )
         self._step += 1
