@@ -34,7 +34,7 @@ from keras_layer_entropy.datasets import load_parts
 from keras_layer_entropy.files import recover
 from keras_layer_entropy.measures.entropy import ActivationEntropy
 from keras_layer_entropy.measures.measure import listed
-from keras_layer_entropy.model_files import FILE_SUFFIXES, model_format
+from keras_layer_entropy.model_files import FILE_SUFFIXES, model_format, weights_of
 from keras_layer_entropy.pruning import CRITERIA, PruningOptions, plan, prune_model, rank_units
 from keras_layer_entropy.pruning.checkpoint import Checkpoint, data_fingerprint, fingerprint
 from keras_layer_entropy.pruning.cost import KEYS, shares
@@ -43,6 +43,7 @@ from keras_layer_entropy.pruning.unit_criteria import GREEDY, UNIT_CRITERIA
 from keras_layer_entropy.recording.layers import choose
 
 TARGET_MISSED = 3  # exit code
+_ADAM, _ACCURACY = "adam", "accuracy"
 _SHOWN = (ActivationEntropy(keep_patterns=True), "instability", "state_entropy")
 
 flags.adopt_module_key_flags(command_line)
@@ -89,6 +90,18 @@ _LEARNING_RATE = flags.DEFINE_float(
 _MAX_REMOVALS = flags.DEFINE_integer(
     "max_removals", None, "Most layers, or batches of units, to take out."
 )
+_LOSS = flags.DEFINE_list(
+    "loss",
+    None,
+    "Loss of a model that is not compiled, as compile takes it (sparse_categorical_crossentropy, "
+    "say); comma-separated, if there are several outputs.",
+)
+_OPTIMIZER = flags.DEFINE_string(
+    "optimizer", None, f"Optimizer of a model that is not compiled (default: {_ADAM})."
+)
+_METRICS = flags.DEFINE_list(
+    "metrics", None, f"Metrics of a model that is not compiled (default: {_ACCURACY})."
+)
 _KEEP = flags.DEFINE_list("keep", [], "Names or paths of layers that must stay as they are.")
 _REFIT = flags.DEFINE_boolean("refit", True, "Refit the layers behind in closed form.")
 _DRY_RUN = flags.DEFINE_boolean("dry_run", False, "Only say what would be tried and why.")
@@ -110,9 +123,56 @@ def run():
 
 
 def _dry_run(options, model_path):
-    console, model = command_line.console(), command_line.opened(model_path)
+    console, model = command_line.console(), _compiled(command_line.opened(model_path))
     parts = _parts(console, model, options.seed)
     _print_plan(console, plan(model, *_searched(parts, options), options))
+
+
+def _compiled(model):
+    """The model, compiled with what the flags say if it is not compiled."""
+    given = [f"--{flag.name}" for flag in (_LOSS, _OPTIMIZER, _METRICS) if flag.value is not None]
+    if model.compiled:
+        if given:
+            raise ValueError(
+                f"{listed(given)}: for a model that is not compiled, but {model.name!r} is: leave "
+                "that out."
+            )
+        return model
+    if _LOSS.value is None:
+        raise ValueError(
+            f"{model.name!r} is not compiled: pass --loss, the loss that it was trained with "
+            "(--loss=sparse_categorical_crossentropy, say; --optimizer and --metrics are "
+            f"{_ADAM} and {_ACCURACY} where they are not given)."
+        )
+    losses, outputs = _LOSS.value, len(getattr(model, "outputs", None) or [model])
+    metrics = [_ACCURACY] if _METRICS.value is None else _METRICS.value
+    if len(losses) not in (1, outputs):
+        raise ValueError(
+            f"--loss names {len(losses)} losses, but {model.name!r} has {outputs} outputs: "
+            "expected one for each, or one for all."
+        )
+    optimizer = _known("optimizer", _OPTIMIZER.value or _ADAM, keras.optimizers.get)
+    for name in losses:
+        _known("loss", name, keras.losses.get)
+    for name in set(metrics) - {"acc", "ce"}:  # which compile alone knows
+        _known("metrics", name, keras.metrics.get)
+    several = outputs > 1
+    model.compile(
+        optimizer,
+        losses * (outputs // len(losses)) if several else losses[0],
+        metrics=[metrics] * outputs if several else metrics,
+    )
+    return model
+
+
+def _known(flag, name, get):
+    """What Keras knows by a name."""
+    try:
+        return get(name)
+    except (ValueError, TypeError):
+        raise ValueError(
+            f"--{flag}: {name!r} is nothing that Keras knows; expected a name that compile takes."
+        ) from None
 
 
 def _searched(parts, options):
@@ -124,7 +184,7 @@ def _searched(parts, options):
 
 
 def _prune(options, model_path, output):
-    console, model = command_line.console(), command_line.opened(model_path)
+    console, model = command_line.console(), _compiled(command_line.opened(model_path))
     parts = _parts(console, model, options.seed)
     settings = _settings(options, parts)
     checkpoint = Checkpoint(output.unfinished, settings)
@@ -188,11 +248,22 @@ def _settings(options, parts):
     found = (parts.train, parts.validation, parts.test)
     whole = {
         "model": fingerprint(command_line.model_path()),
+        "weights": fingerprint(weights) if (weights := _weights()) else None,
+        "loss": _LOSS.value,
+        "optimizer": _OPTIMIZER.value,
+        "metrics": _METRICS.value,
         "data": [dataclasses.asdict(part.spec) for part in found],
         "contents": [data_fingerprint(part.batches(options.batch_size)) for part in found],
         **dataclasses.asdict(options),
     }
     return json.loads(json.dumps(whole))
+
+
+def _weights():
+    """The file with the weights of a model in two files; None of others."""
+    path = command_line.model_path()
+    pair = model_format(path) == "json"
+    return weights_of(path, command_line.path_of("weights")) if pair else None
 
 
 def _output():
@@ -210,15 +281,15 @@ def _output_path(suffixes):
     output = pathlib.Path(os.path.realpath(command_line.path_of("output")))
     if suffixes and output.suffix not in suffixes:
         raise ValueError(
-            f"--output={FLAGS.output}: the model is written in the format of the input, so that "
-            f"the name has to end in {' or '.join(suffixes)}."
+            f"--output={FLAGS.output}: the model is written to one file, as the input is one, so "
+            f"that the name has to end in {' or '.join(suffixes)}."
         )
     if not suffixes and any(output.suffix in others for others in FILE_SUFFIXES.values()):
         raise ValueError(
             f"--output={FLAGS.output}: the input is a directory, and so is the output: leave out "
             f"{output.suffix}."
         )
-    if output == model or model in output.parents or output in model.parents:
+    if output in (model, _weights()) or model in output.parents or output in model.parents:
         raise ValueError(f"--output={FLAGS.output} would write over the input model.")
     return output
 
@@ -226,8 +297,9 @@ def _output_path(suffixes):
 def _check_report(page, output):
     """Raises where the report would take the place of something else."""
     page, model = (pathlib.Path(os.path.realpath(p)) for p in (page, command_line.model_path()))
-    unfinished = output.unfinished
-    for path in (model, output.path, unfinished, *output.records.values()):
+    unfinished, weights = output.unfinished, _weights()
+    own = () if weights is None else (pathlib.Path(os.path.realpath(weights)),)
+    for path in (model, *own, output.path, unfinished, *output.records.values()):
         if page == path or (path in (model, unfinished) and path in page.parents):
             raise ValueError(f"--report={FLAGS.report} would write over {path}: name another file.")
 
