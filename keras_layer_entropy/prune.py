@@ -37,7 +37,7 @@ from keras_layer_entropy.measures.measure import listed
 from keras_layer_entropy.model_files import FILE_SUFFIXES, model_format, weights_of
 from keras_layer_entropy.pruning import CRITERIA, PruningOptions, plan, prune_model, rank_units
 from keras_layer_entropy.pruning.checkpoint import Checkpoint, data_fingerprint, fingerprint
-from keras_layer_entropy.pruning.cost import KEYS, shares
+from keras_layer_entropy.pruning.cost import KEYS, is_met, shares
 from keras_layer_entropy.pruning.outcome import Output, compared
 from keras_layer_entropy.pruning.unit_criteria import GREEDY, UNIT_CRITERIA
 from keras_layer_entropy.recording.layers import choose
@@ -90,11 +90,11 @@ _LEARNING_RATE = flags.DEFINE_float(
 _MAX_REMOVALS = flags.DEFINE_integer(
     "max_removals", None, "Most layers, or batches of units, to take out."
 )
-_LOSS = flags.DEFINE_list(
+_LOSS = flags.DEFINE_string(
     "loss",
     None,
-    "Loss of a model that is not compiled, as compile takes it (sparse_categorical_crossentropy, "
-    "say); comma-separated, if there are several outputs.",
+    "Loss of a model that is not compiled, as compile takes it: sparse_categorical_crossentropy, "
+    "say.",
 )
 _OPTIMIZER = flags.DEFINE_string(
     "optimizer", None, f"Optimizer of a model that is not compiled (default: {_ADAM})."
@@ -125,11 +125,22 @@ def run():
 def _dry_run(options, model_path):
     console, model = command_line.console(), _compiled(command_line.opened(model_path))
     parts = _parts(console, model, options.seed)
-    _print_plan(console, plan(model, *_searched(parts, options), options))
+    found = plan(model, *_searched(parts, options), options)
+    _print_plan(console, found)
+    if options.remove == "units" and options.target is not None:
+        if not (found.costs and is_met(options.target, *found.costs)):
+            console.print("The target would not be met: this is all that can go.")
+    console.print("Dry run: nothing was written.")
 
 
 def _compiled(model):
     """The model, compiled with what the flags say if it is not compiled."""
+    outputs = len(getattr(model, "outputs", None) or [model])
+    if outputs > 1:
+        raise ValueError(
+            f"{model.name!r} has {outputs} outputs, but the data sets of the command line have one "
+            "label for each sample: prune it from Python, with prune_model."
+        )
     given = [f"--{flag.name}" for flag in (_LOSS, _OPTIMIZER, _METRICS) if flag.value is not None]
     if model.compiled:
         if given:
@@ -144,24 +155,12 @@ def _compiled(model):
             "(--loss=sparse_categorical_crossentropy, say; --optimizer and --metrics are "
             f"{_ADAM} and {_ACCURACY} where they are not given)."
         )
-    losses, outputs = _LOSS.value, len(getattr(model, "outputs", None) or [model])
     metrics = [_ACCURACY] if _METRICS.value is None else _METRICS.value
-    if len(losses) not in (1, outputs):
-        raise ValueError(
-            f"--loss names {len(losses)} losses, but {model.name!r} has {outputs} outputs: "
-            "expected one for each, or one for all."
-        )
     optimizer = _known("optimizer", _OPTIMIZER.value or _ADAM, keras.optimizers.get)
-    for name in losses:
-        _known("loss", name, keras.losses.get)
+    _known("loss", _LOSS.value, keras.losses.get)
     for name in set(metrics) - {"acc", "ce"}:  # which compile alone knows
         _known("metrics", name, keras.metrics.get)
-    several = outputs > 1
-    model.compile(
-        optimizer,
-        losses * (outputs // len(losses)) if several else losses[0],
-        metrics=[metrics] * outputs if several else metrics,
-    )
+    model.compile(optimizer, _LOSS.value, metrics=metrics)
     return model
 
 
@@ -351,7 +350,6 @@ def _print_plan(console, found):
         console.print("Nothing would be taken out.")
     for path, reason in found.reasons.items():
         console.print(f"{path} stays: {reason}", highlight=False)
-    console.print("Dry run: nothing was written.")
 
 
 def _finish(console, model, result, parts, output, settings):
@@ -379,7 +377,8 @@ def _write_report(search, model, validation):
         known = getattr(result, name)
         profile = analyze_model(
             network, validation, measures=_SHOWN, batch_size=FLAGS.batch_size,
-            layers=FLAGS.layers, baseline=True, seed=FLAGS.seed, verbose=0,
+            layers=list(known.layers) if search.of_units else FLAGS.layers, baseline=True,
+            seed=FLAGS.seed, verbose=0,
         )  # fmt: skip
         profile = profile.with_classes(known.classes)
         settings = {**profile.settings, **known.settings}

@@ -204,6 +204,9 @@ def write_bad_files(original, tmp_path):
     plain = keras.Sequential([keras.Input((64,)), keras.layers.Dense(10)])
     save_model(plain, tmp_path / "uncompiled", dataset="digits")
     save_model(few, tmp_path / "nodata")
+    inputs = keras.Input((64,))
+    two = [keras.layers.Dense(10, "softmax")(inputs) for _ in range(2)]
+    save_model(keras.Model(inputs, two, name="two"), tmp_path / "two", dataset="digits")
     np.savez(tmp_path / "one.npz", x=np.random.default_rng(0).normal(size=(50, 64)), y=[1] * 50)
     (tmp_path / "file").write_text("")
 
@@ -242,7 +245,7 @@ BAD = {
     "no such flag": (["--model=good", "--targets=0.5"], "Unknown command line flag 'targets'"),
     "no loss": (["--model=uncompiled", "--dataset=nowhere.npz"], "pass --loss"),
     "loss": (["--model=uncompiled", "--loss=best"], "--loss: 'best' is nothing that Keras knows"),
-    "two losses": (["--model=uncompiled", "--loss=mse,mse"], "names 2 losses, but"),
+    "two outputs": (["--model=two", "--dataset=nowhere.npz"], "'two' has 2 outputs, but the data"),
     "optimizer": (
         ["--model=uncompiled", "--loss=mse", "--optimizer=best"],
         "--optimizer: 'best' is nothing that Keras knows",
@@ -445,7 +448,7 @@ def test_models_that_are_not_compiled(original, kind, tmp_path):
     assert smaller.loss == "sparse_categorical_crossentropy"
     assert smaller.optimizer.name == "adam"
     settings = json.loads((tmp_path / "net_pruned.pruning.json").read_text())["settings"]
-    assert settings["loss"] == ["sparse_categorical_crossentropy"]
+    assert settings["loss"] == "sparse_categorical_crossentropy"
     assert (settings["weights"] is None) == (kind == "keras")
     assert {name: data for name, data in contents(tmp_path).items() if name in before} == before
 
