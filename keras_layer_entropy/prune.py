@@ -127,9 +127,9 @@ def _dry_run(options, model_path):
     parts = _parts(console, model, options.seed)
     found = plan(model, *_searched(parts, options), options)
     _print_plan(console, found)
-    if options.remove == "units" and options.target is not None:
-        if not (found.costs and is_met(options.target, *found.costs)):
-            console.print("The target would not be met: this is all that can go.")
+    met = options.target is None or (found.costs and is_met(options.target, *found.costs))
+    if options.remove == "units" and not met:
+        console.print("The target would not be met: this is all that can go.")
     console.print("Dry run: nothing was written.")
 
 

@@ -45,7 +45,8 @@ class PruningResult:
         model: the smaller model, compiled as the original was.
         steps: every `PruningStep`, also those rolled back.
         before, after: `EntropyProfile` of the original and of the smaller model, on validation
-            data, each with its untrained twin.
+            data, each with its untrained twin; of networks that lose units and have no Dense
+            layers, of the layers that make units.
         reasons: path of each layer that stayed as it was -> why.
         options: `PruningOptions`.
         target_met: whether no more is left than `target` says; None without a target.

@@ -342,6 +342,31 @@ def test_a_layer_that_is_tied_to_several():
     assert sum(int(step.part.split()[0]) for step in result.steps) == 2 * len(gone)
 
 
+def test_networks_without_dense_layers(random):
+    """Units go all the same; entropies are those of the layers that make them."""
+    layers = keras.layers
+    inputs = keras.Input((6, 6, 2))
+    x = layers.Conv2D(8, 3, activation="relu", name="first")(inputs)
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(3, 1, name="last")(x))
+    model = keras.Model(inputs, layers.Softmax()(x))
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    x = random.normal(size=(120, 6, 6, 2)).astype("float32")
+    data = x, np.arange(120) % 3
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # untrained: whatever its accuracy is
+        result = prune_model(
+            model, data, data, remove="units", target={"parameters": 0.6}, epochs=0, step_share=1.0
+        )
+        assert result.target_met
+        assert result.before.layers == result.after.layers == ("first", "last")
+        assert compared(model, result, data, data).costs[0].dense_layers == 0
+        none = keras.Sequential([keras.Input((6, 6, 3)), layers.GlobalAveragePooling2D()])
+        none.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+        with pytest.raises(ValueError, match="has no layers that make units"):
+            prune_model(none, (x[..., [0, 1, 1]], data[1]), (x[..., [0, 1, 1]], data[1]),
+                        remove="units", epochs=0)  # fmt: skip
+
+
 def test_a_target_out_of_reach_is_no_success():
     model, data = perceptron(), numbers(300)
     result = prune_model(
