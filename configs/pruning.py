@@ -5,7 +5,8 @@ import ml_collections
 
 def get_config(preset="full"):
     config = ml_collections.ConfigDict()
-    small = {"full": False, "smoke": True}[preset]
+    small = {"full": False, "smoke": True, "units": False}[preset]
+    units = preset == "units"
     config.dataset = "digits" if small else "cifar10"
     config.shape = (8, 8, 1) if small else (32, 32, 3)
     config.classes = 10
@@ -18,7 +19,9 @@ def get_config(preset="full"):
     config.batch_size = 128
     config.epochs = 2 if small else 8
     config.seed = 0
-    config.criterion = "linearity"
-    config.max_accuracy_drop = 0.01
+    config.remove = "units" if units else "layers"
+    config.criterion = "reconstruction" if units else "linearity"
+    config.target = {"flops": 0.5} if units else {}  # {} to go on while accuracy stays
+    config.max_accuracy_drop = 1.0 if units else 0.01
     config.epochs_after = 1  # after each removal
     return config

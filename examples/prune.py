@@ -2,6 +2,8 @@
 
 python examples/prune.py --config configs/pruning.py:full --workdir runs/pruning
 
+With `configs/pruning.py:units` neurons and channels go, until half of the operations are left.
+
 Leaves the trained network in saved_model/, the smaller one with the records of the search in
 pruned/, and report.html, which tells of every step. What `python -m keras_layer_entropy.prune` does
 with a saved model, from Python.
@@ -26,8 +28,9 @@ def run(config, workdir, overwrite=False):
     studies.train(model, data, config, config.seed)
     save_model(model, folder / "saved_model", dataset=data.test.spec, overwrite=overwrite)
     options = PruningOptions(
-        criterion=config.criterion, max_accuracy_drop=config.max_accuracy_drop,
-        epochs=config.epochs_after, batch_size=config.batch_size, seed=config.seed,
+        remove=config.remove, target=config.target.to_dict() or None, criterion=config.criterion,
+        max_accuracy_drop=config.max_accuracy_drop, epochs=config.epochs_after,
+        batch_size=config.batch_size, seed=config.seed,
     )  # fmt: skip
     result = prune_model(model, data.train.arrays, data.validation.arrays, options)
     before, after = (p.with_classes(data.test.classes) for p in (result.before, result.after))

@@ -18,7 +18,15 @@ from keras_layer_entropy.model_files import dataset_record, load_model
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string(
-    "model", None, ".keras file, Keras directory, .h5 file, or SavedModel directory of Keras 2."
+    "model",
+    None,
+    ".keras file, Keras directory, .h5 file, SavedModel directory of Keras 2, or the .json file of "
+    "an architecture of Keras 2.",
+)
+flags.DEFINE_string(
+    "weights",
+    None,
+    "The .h5 file with the weights of a .json file (default: the one that lies beside it).",
 )
 flags.DEFINE_list(
     "custom_objects", [], "Modules with layers, losses, ... of your own that the model is made of."
@@ -73,7 +81,15 @@ def main(run):
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             _fail(f"TensorFlow: {next((x for x in lines if 'eceived' in x), lines[-1])[:300]}")
 
-    app.run(guarded)
+    app.run(guarded, flags_parser=_parsed)
+
+
+def _parsed(argv):
+    """What is left of a command line without its flags."""
+    try:
+        return FLAGS(argv)
+    except flags.Error as error:
+        _fail(f"{error} (see --help)")
 
 
 def _fail(error):
@@ -121,7 +137,8 @@ def opened(path):
             raise ValueError(f"--custom_objects={name} cannot be imported: {error}.") from error
         own = {key: o for key, o in vars(module).items() if getattr(o, "__module__", None) == name}
         keras.saving.get_custom_objects().update(own)
-    return load_model(path, allow_unsafe=FLAGS.allow_unsafe)
+    weights = path_of("weights") if path == model_path() else None
+    return load_model(path, allow_unsafe=FLAGS.allow_unsafe, weights=weights)
 
 
 def dataset_spec(model):

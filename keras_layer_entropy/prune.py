@@ -33,15 +33,17 @@ from keras_layer_entropy.command_line import FLAGS
 from keras_layer_entropy.datasets import load_parts
 from keras_layer_entropy.files import recover
 from keras_layer_entropy.measures.entropy import ActivationEntropy
-from keras_layer_entropy.model_files import FILE_SUFFIXES, model_format
+from keras_layer_entropy.measures.measure import listed
+from keras_layer_entropy.model_files import FILE_SUFFIXES, model_format, weights_of
 from keras_layer_entropy.pruning import CRITERIA, PruningOptions, plan, prune_model, rank_units
 from keras_layer_entropy.pruning.checkpoint import Checkpoint, data_fingerprint, fingerprint
-from keras_layer_entropy.pruning.cost import KEYS, shares
+from keras_layer_entropy.pruning.cost import KEYS, is_met, shares
 from keras_layer_entropy.pruning.outcome import Output, compared
 from keras_layer_entropy.pruning.unit_criteria import GREEDY, UNIT_CRITERIA
 from keras_layer_entropy.recording.layers import choose
 
-OUT_OF_REACH = 3  # exit code
+TARGET_MISSED = 3  # exit code
+_ADAM, _ACCURACY = "adam", "accuracy"
 _SHOWN = (ActivationEntropy(keep_patterns=True), "instability", "state_entropy")
 
 flags.adopt_module_key_flags(command_line)
@@ -88,6 +90,18 @@ _LEARNING_RATE = flags.DEFINE_float(
 _MAX_REMOVALS = flags.DEFINE_integer(
     "max_removals", None, "Most layers, or batches of units, to take out."
 )
+_LOSS = flags.DEFINE_string(
+    "loss",
+    None,
+    "Loss of a model that is not compiled, as compile takes it: sparse_categorical_crossentropy, "
+    "say.",
+)
+_OPTIMIZER = flags.DEFINE_string(
+    "optimizer", None, f"Optimizer of a model that is not compiled (default: {_ADAM})."
+)
+_METRICS = flags.DEFINE_list(
+    "metrics", None, f"Metrics of a model that is not compiled (default: {_ACCURACY})."
+)
 _KEEP = flags.DEFINE_list("keep", [], "Names or paths of layers that must stay as they are.")
 _REFIT = flags.DEFINE_boolean("refit", True, "Refit the layers behind in closed form.")
 _DRY_RUN = flags.DEFINE_boolean("dry_run", False, "Only say what would be tried and why.")
@@ -109,9 +123,55 @@ def run():
 
 
 def _dry_run(options, model_path):
-    console, model = command_line.console(), command_line.opened(model_path)
+    console, model = command_line.console(), _compiled(command_line.opened(model_path))
     parts = _parts(console, model, options.seed)
-    _print_plan(console, plan(model, *_searched(parts, options), options))
+    found = plan(model, *_searched(parts, options), options)
+    _print_plan(console, found)
+    met = options.target is None or (found.costs and is_met(options.target, *found.costs))
+    if options.remove == "units" and not met:
+        console.print("The target would not be met: this is all that can go.")
+    console.print("Dry run: nothing was written.")
+
+
+def _compiled(model):
+    """The model, compiled with what the flags say if it is not compiled."""
+    outputs = len(getattr(model, "outputs", None) or [model])
+    if outputs > 1:
+        raise ValueError(
+            f"{model.name!r} has {outputs} outputs, but the data sets of the command line have one "
+            "label for each sample: prune it from Python, with prune_model."
+        )
+    given = [f"--{flag.name}" for flag in (_LOSS, _OPTIMIZER, _METRICS) if flag.value is not None]
+    if model.compiled:
+        if given:
+            raise ValueError(
+                f"{listed(given)}: for a model that is not compiled, but {model.name!r} is: leave "
+                "that out."
+            )
+        return model
+    if _LOSS.value is None:
+        raise ValueError(
+            f"{model.name!r} is not compiled: pass --loss, the loss that it was trained with "
+            "(--loss=sparse_categorical_crossentropy, say; --optimizer and --metrics are "
+            f"{_ADAM} and {_ACCURACY} where they are not given)."
+        )
+    metrics = [_ACCURACY] if _METRICS.value is None else _METRICS.value
+    optimizer = _known("optimizer", _OPTIMIZER.value or _ADAM, keras.optimizers.get)
+    _known("loss", _LOSS.value, keras.losses.get)
+    for name in set(metrics) - {"acc", "ce"}:  # which compile alone knows
+        _known("metrics", name, keras.metrics.get)
+    model.compile(optimizer, _LOSS.value, metrics=metrics)
+    return model
+
+
+def _known(flag, name, get):
+    """What Keras knows by a name."""
+    try:
+        return get(name)
+    except (ValueError, TypeError):
+        raise ValueError(
+            f"--{flag}: {name!r} is nothing that Keras knows; expected a name that compile takes."
+        ) from None
 
 
 def _searched(parts, options):
@@ -123,7 +183,7 @@ def _searched(parts, options):
 
 
 def _prune(options, model_path, output):
-    console, model = command_line.console(), command_line.opened(model_path)
+    console, model = command_line.console(), _compiled(command_line.opened(model_path))
     parts = _parts(console, model, options.seed)
     settings = _settings(options, parts)
     checkpoint = Checkpoint(output.unfinished, settings)
@@ -145,8 +205,7 @@ def _prune(options, model_path, output):
     _finish(console, model, result, parts, output, settings)
     checkpoint.remove()
     if result.target_met is False:
-        console.print("The target is out of reach: this is the smallest network that there is.")
-        sys.exit(OUT_OF_REACH)
+        sys.exit(TARGET_MISSED)
 
 
 def _options():
@@ -188,11 +247,22 @@ def _settings(options, parts):
     found = (parts.train, parts.validation, parts.test)
     whole = {
         "model": fingerprint(command_line.model_path()),
+        "weights": fingerprint(weights) if (weights := _weights()) else None,
+        "loss": _LOSS.value,
+        "optimizer": _OPTIMIZER.value,
+        "metrics": _METRICS.value,
         "data": [dataclasses.asdict(part.spec) for part in found],
         "contents": [data_fingerprint(part.batches(options.batch_size)) for part in found],
         **dataclasses.asdict(options),
     }
     return json.loads(json.dumps(whole))
+
+
+def _weights():
+    """The file with the weights of a model in two files; None of others."""
+    path = command_line.model_path()
+    pair = model_format(path) == "json"
+    return weights_of(path, command_line.path_of("weights")) if pair else None
 
 
 def _output():
@@ -210,15 +280,15 @@ def _output_path(suffixes):
     output = pathlib.Path(os.path.realpath(command_line.path_of("output")))
     if suffixes and output.suffix not in suffixes:
         raise ValueError(
-            f"--output={FLAGS.output}: the model is written in the format of the input, so that "
-            f"the name has to end in {' or '.join(suffixes)}."
+            f"--output={FLAGS.output}: the model is written to one file, as the input is one, so "
+            f"that the name has to end in {' or '.join(suffixes)}."
         )
     if not suffixes and any(output.suffix in others for others in FILE_SUFFIXES.values()):
         raise ValueError(
             f"--output={FLAGS.output}: the input is a directory, and so is the output: leave out "
             f"{output.suffix}."
         )
-    if output == model or model in output.parents or output in model.parents:
+    if output in (model, _weights()) or model in output.parents or output in model.parents:
         raise ValueError(f"--output={FLAGS.output} would write over the input model.")
     return output
 
@@ -226,8 +296,9 @@ def _output_path(suffixes):
 def _check_report(page, output):
     """Raises where the report would take the place of something else."""
     page, model = (pathlib.Path(os.path.realpath(p)) for p in (page, command_line.model_path()))
-    unfinished = output.unfinished
-    for path in (model, output.path, unfinished, *output.records.values()):
+    unfinished, weights = output.unfinished, _weights()
+    own = () if weights is None else (pathlib.Path(os.path.realpath(weights)),)
+    for path in (model, *own, output.path, unfinished, *output.records.values()):
         if page == path or (path in (model, unfinished) and path in page.parents):
             raise ValueError(f"--report={FLAGS.report} would write over {path}: name another file.")
 
@@ -265,17 +336,20 @@ def _print_plan(console, found):
     pairs = zip(found.parts, found.predictions, strict=True)
     for number, (part, prediction) in enumerate(pairs, start=1):
         name = part.path if part.kind == "unit" else part.name
-        tied = f" (with {', '.join(part.members)})" if part.kind == "unit" and part.members else ""
+        tied = f" (with {listed(part.members)})" if part.kind == "unit" and part.members else ""
         saves = f"saves {part.saves.parameters:,d} parameters"
         console.print(f"{number}. {name}{tied}: {prediction.words}; {saves}", highlight=False)
     if found.costs:
         left = shares(*found.costs)
-        console.print(", ".join(f"{key}: {share:.1%} would be left" for key, share in left.items()))
+        console.print(
+            f"{left['flops']:.1%} of the FLOPs and {left['parameters']:.1%} of the parameters "
+            "would be left.",
+            highlight=False,
+        )
     if not found.parts:
         console.print("Nothing would be taken out.")
     for path, reason in found.reasons.items():
         console.print(f"{path} stays: {reason}", highlight=False)
-    console.print("Dry run: nothing was written.")
 
 
 def _finish(console, model, result, parts, output, settings):
@@ -303,15 +377,16 @@ def _write_report(search, model, validation):
         known = getattr(result, name)
         profile = analyze_model(
             network, validation, measures=_SHOWN, batch_size=FLAGS.batch_size,
-            layers=FLAGS.layers, baseline=True, seed=FLAGS.seed, verbose=0,
+            layers=list(known.layers) if search.of_units else FLAGS.layers, baseline=True,
+            seed=FLAGS.seed, verbose=0,
         )  # fmt: skip
         profile = profile.with_classes(known.classes)
         settings = {**profile.settings, **known.settings}
         profiles[name] = dataclasses.replace(profile, settings=settings)
     result = dataclasses.replace(result, **profiles)
-    search = dataclasses.replace(
-        search, result=result, units=_ranked_units(result.model, validation)
-    )
+    # Where units went already, which of the rest are weak by another measure is beside the point.
+    units = () if search.of_units else _ranked_units(result.model, validation)
+    search = dataclasses.replace(search, result=result, units=units)
     report.write_report(
         command_line.path_of("report"),
         profiles["before"],
@@ -383,10 +458,11 @@ class _Progress(keras.callbacks.Callback):
     def finish_step(self, step):
         """Prints what came of a step."""
         verdict = "removed" if step.accepted else "kept"
+        retrained = f", retrained {step.accuracy_retrained:.4f}" if self._epochs else ""
         self._bar.console.print(
             f"step {self._step}: {verdict} {step.part}: {step.reason}; validation accuracy "
-            f"{step.accuracy_before:.4f}, right after {step.accuracy_removed:.4f}, retrained "
-            f"{step.accuracy_retrained:.4f} ({step.seconds:.1f} s)",
+            f"{step.accuracy_before:.4f}, right after {step.accuracy_removed:.4f}{retrained} "
+            f"({step.seconds:.1f} s)",
             highlight=False,
         )
         self._step += 1

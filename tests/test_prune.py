@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -202,7 +203,10 @@ def write_bad_files(original, tmp_path):
     save_model(few, tmp_path / "few", dataset="digits")
     plain = keras.Sequential([keras.Input((64,)), keras.layers.Dense(10)])
     save_model(plain, tmp_path / "uncompiled", dataset="digits")
-    save_model(plain, tmp_path / "nodata")
+    save_model(few, tmp_path / "nodata")
+    inputs = keras.Input((64,))
+    two = [keras.layers.Dense(10, "softmax")(inputs) for _ in range(2)]
+    save_model(keras.Model(inputs, two, name="two"), tmp_path / "two", dataset="digits")
     np.savez(tmp_path / "one.npz", x=np.random.default_rng(0).normal(size=(50, 64)), y=[1] * 50)
     (tmp_path / "file").write_text("")
 
@@ -231,6 +235,27 @@ BAD = {
     "over itself": (["--model=good", "--output=good"], "would write over the input"),
     "other format": (["--model=good", "--output=x.keras"], "leave out .keras"),
     "in a file": (["--model=good", "--output=file/x", *QUICK], "file"),
+    "target": (["--model=good", "--remove=units", "--target_flops=50"], "between 0 and 1"),
+    "target that is no number": (["--model=good", "--target_flops=x"], "--target_flops=x"),
+    "what goes": (["--model=good", "--remove=blocks"], "should be one of <layers|units>"),
+    "criterion of layers": (
+        ["--model=good", "--remove=units", "--criterion=linearity"],
+        "criterion='linearity'; expected one of ('reconstruction', ",
+    ),
+    "no such flag": (["--model=good", "--targets=0.5"], "Unknown command line flag 'targets'"),
+    "no loss": (["--model=uncompiled", "--dataset=nowhere.npz"], "pass --loss"),
+    "loss": (["--model=uncompiled", "--loss=best"], "--loss: 'best' is nothing that Keras knows"),
+    "two outputs": (["--model=two", "--dataset=nowhere.npz"], "'two' has 2 outputs, but the data"),
+    "optimizer": (
+        ["--model=uncompiled", "--loss=mse", "--optimizer=best"],
+        "--optimizer: 'best' is nothing that Keras knows",
+    ),
+    "metrics": (["--model=uncompiled", "--loss=mse", "--metrics=best"], "--metrics: 'best' is"),
+    "compiled twice": (
+        ["--model=good", "--loss=mse", "--metrics=acc"],
+        "--loss and --metrics: for",
+    ),
+    "weights": (["--model=good", "--weights=few"], "good has its own"),
     "surplus": (["--model=good", "linearity"], "Unknown arguments ['linearity']"),
     "model in a cloud": (["--model=gs://b/m.keras"], "--model: 'gs://b/m.keras' is a URL"),
     "output in a cloud": (["--model=good", "--output=s3://b/m"], "--output: 's3://b/m' is a URL"),
@@ -264,6 +289,214 @@ def test_errors_are_one_line_and_code_2(case, folder, monkeypatch):
     told = [line for line in err.splitlines() if line.startswith("error: ")]
     assert len(told) == 1
     assert contents(folder) == before
+
+
+def convolutional():
+    """Two convolutions of which one is added to the other, and a head."""
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    inputs = keras.Input((8, 8, 1))
+    x = layers.Conv2D(8, 3, strides=2, padding="same", activation="relu", name="stem")(inputs)
+    y = layers.Conv2D(8, 3, padding="same", name="outer")(x)
+    x = layers.Flatten(name="flat")(layers.Add(name="sum")([x, y]))
+    x = layers.Dense(16, "relu", name="hidden")(x)
+    model = keras.Model(inputs, layers.Dense(10, "softmax", name="out")(x))
+    model.compile(
+        keras.optimizers.Adam(5e-3), "sparse_categorical_crossentropy", metrics=["accuracy"]
+    )
+    images, labels = load_dataset(DatasetSpec("digits", split="train", shape=(8, 8, 1))).arrays
+    model.fit(images, labels, epochs=4, verbose=0)
+    return model
+
+
+UNITS = ("--remove=units", "--epochs=0", "--calibration_samples=300", "--step_share=0.15")
+
+
+@pytest.fixture(scope="module")
+def convolutions(tmp_path_factory):
+    return save_model(convolutional(), tmp_path_factory.mktemp("cnn") / "cnn", dataset="digits")
+
+
+@pytest.fixture(scope="module")
+def thinned(convolutions, tmp_path_factory):
+    """A run of its own with a target: folder of the output, the page, what was said."""
+    folder = tmp_path_factory.mktemp("thinned")
+    code, out, err = run(
+        "prune", "--model", convolutions, *UNITS, "--target_flops=0.6", "--output",
+        folder / "small", "--report", folder / "page.html",
+    )  # fmt: skip
+    assert code == 0, out + err
+    return folder / "small", html.unescape((folder / "page.html").read_text()), out
+
+
+def test_units_go_until_a_target(thinned, convolutions):
+    """The record agrees with the two files, which are opened to count."""
+    output, _, out = thinned
+    record = json.loads((output / "pruning.json").read_text())
+    before, after = load_model(convolutions), load_model(output)
+    assert record["target_met"] is True
+    assert record["cost"]["before"]["parameters"] == before.count_params()
+    assert record["cost"]["after"]["parameters"] == after.count_params()
+    widths = {
+        name: [model.get_layer(name).kernel.shape[-1] for model in (before, after)]
+        for name in ("stem", "outer", "hidden", "out")
+    }
+    assert record["widths"] == widths
+    assert widths["stem"] == widths["outer"]  # their sum
+    gone = record["units"]
+    assert sum(map(len, gone.values())) == sum(one - other for one, other in widths.values()) > 0
+    assert gone.get("stem") == gone.get("outer")
+    for name, indices in gone.items():
+        assert len(set(indices)) == len(indices) == widths[name][0] - widths[name][1]
+        assert set(indices) <= set(range(widths[name][0]))
+    found = {}  # the steps, which count what is tied once
+    for step in record["steps"]:
+        for path, indices in step["units"].items():
+            found.setdefault(path, []).extend(indices)
+    assert {path: sorted(indices) for path, indices in found.items()} == {
+        path: indices for path, indices in gone.items() if path != "outer"
+    }
+    count = sum(map(len, gone.values()))
+    assert f"{count} of {8 + 8 + 16 + 10} units went, of {len(gone)} layers; FLOPs -" in out
+    assert "The target, at most 60.0% of the FLOPs, is met." in out
+    assert "step 1: removed " in out
+    assert "retrained" not in out  # there was no training
+    assert (output / "pruning.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_page_shows_the_widths(thinned):
+    output, page, _ = thinned
+    record = json.loads((output / "pruning.json").read_text())
+    text = " ".join(re.sub("<[^>]*>", " ", re.sub("<svg.*?</svg>", "", page, flags=re.S)).split())
+    start = text.index("Units that went layer")
+    for name, (before, after) in record["widths"].items():
+        shown = f" {name} {before} {after} " in text[start:]
+        assert shown == (before > after), name
+    for step in record["steps"]:
+        assert f"{step['part']} removed {step['accuracy_before']:.4f}" in text
+    assert "no unit was taken out" not in text
+
+
+def test_a_target_out_of_reach_is_exit_code_3_and_the_model_is_written(convolutions, tmp_path):
+    code, out, err = call(
+        "prune", "--model", convolutions, *UNITS[:3], "--step_share=1", "--target_flops=0.001",
+        "--output", tmp_path / "small",
+    )  # fmt: skip
+    assert code == 3, out + err
+    model = load_model(tmp_path / "small")
+    assert [model.get_layer(name).kernel.shape[-1] for name in ("stem", "hidden")] == [1, 1]
+    assert "The target, at most 0.1% of the FLOPs, is not met" in out
+    assert json.loads((tmp_path / "small" / "pruning.json").read_text())["target_met"] is False
+    assert sorted(os.listdir(tmp_path)) == ["small"]  # nothing to go on with
+
+
+def test_a_dry_run_names_units_and_writes_nothing(convolutions):
+    before = contents(convolutions.parent)
+    code, out, err = call(
+        "prune", "--model", convolutions, *UNITS, "--target_flops=0.6", "--dry_run"
+    )
+    assert code == 0, err
+    assert re.search(r"\d\. hidden: \d+ of 16 units, that cost least for what they save", out)
+    assert re.search(r"\d\. stem \(with outer\): \d of 8 units", out)
+    left = re.search(r"([\d.]+)% of the FLOPs and ([\d.]+)% of the parameters would be left", out)
+    assert 0 < float(left[1]) <= 60.0
+    assert contents(convolutions.parent) == before
+
+
+def test_a_killed_run_for_units_goes_on(thinned, convolutions, tmp_path):
+    """It ends with the model that the run without a break gave."""
+    arguments = ("--model", convolutions, *UNITS, "--target_flops=0.6", "--output")
+    process = start("prune", *arguments, tmp_path / "small")
+    assert watch(process, tmp_path, lambda p: any(x.endswith("partial/step-001") for x in p))
+    process.communicate()
+    assert not (tmp_path / "small").exists()
+    code, out, err = call("prune", *arguments, tmp_path / "small", "--resume")
+    assert code == 0, out + err
+    assert "Resuming after step 1" in out
+    first, again = (
+        json.loads((folder / "pruning.json").read_text())
+        for folder in (thinned[0], tmp_path / "small")
+    )
+    assert again["units"] == first["units"]
+    assert len(again["steps"]) == len(first["steps"]) > 1
+    for one, other in zip(
+        load_model(thinned[0]).weights, load_model(tmp_path / "small").weights, strict=True
+    ):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)  # float32, other threads
+    assert sorted(os.listdir(tmp_path)) == ["small"]
+
+
+@pytest.mark.parametrize("kind", ["keras", "json"])
+def test_models_that_are_not_compiled(original, kind, tmp_path):
+    """With --loss they are pruned, and written compiled; two files are written as one."""
+    model = keras.Sequential([keras.Input((64,)), *original.layers])
+    if kind == "json":
+        path = tmp_path / "net.json"
+        write_pair(model, path, tmp_path / "net.h5")
+        (tmp_path / "other.h5").write_bytes((tmp_path / "net.h5").read_bytes())
+    else:
+        path = save_model(model, tmp_path / "net.keras")
+    before = contents(tmp_path)
+    arguments = ("--model", path, "--dataset=digits", *QUICK[:3], "--max_removals=1")
+    code, _, err = call("prune", *arguments)
+    assert (code, contents(tmp_path)) == (2, before)
+    assert "is not compiled: pass --loss" in err
+    code, _, err = call("prune", *arguments, "--loss=sparse_categorical_crossentropy")
+    assert code == 0, err
+    smaller = load_model(tmp_path / "net_pruned.keras")
+    assert [layer.name for layer in smaller.layers] == ["h32", "h24", "out"]
+    assert smaller.loss == "sparse_categorical_crossentropy"
+    assert smaller.optimizer.name == "adam"
+    settings = json.loads((tmp_path / "net_pruned.pruning.json").read_text())["settings"]
+    assert settings["loss"] == "sparse_categorical_crossentropy"
+    assert (settings["weights"] is None) == (kind == "keras")
+    assert {name: data for name, data in contents(tmp_path).items() if name in before} == before
+
+
+def test_weights_of_an_architecture_that_lie_elsewhere(original, tmp_path):
+    (tmp_path / "far").mkdir()
+    path, weights = tmp_path / "net.json", tmp_path / "far" / "w.h5"
+    write_pair(original, path, weights)
+    np.testing.assert_array_equal(load_model(path, weights=weights).weights[0], original.weights[0])
+    flags = ("--model", path, "--dataset=digits", "--loss=sparse_categorical_crossentropy", *QUICK)
+    for given, words in (
+        ([], "one .h5 file with its weights is expected beside net.json; found none: name it"),
+        (["--weights", tmp_path / "no.h5"], "There are no weights at"),
+        (["--weights", path], "cannot be opened"),
+        (["--weights", weights, "--report", weights, "--overwrite"], "would write over"),
+    ):
+        before = contents(tmp_path)
+        code, _, err = call("prune", *flags, *given)
+        assert (code, contents(tmp_path)) == (2, before)
+        assert words in err
+    code, out, err = call("prune", *flags, "--weights", weights, "--dry_run")
+    assert code == 0, err
+    assert "1. h16" in out
+
+
+def write_pair(model, path, weights):
+    """A stack of Dense layers as Keras 2 wrote an architecture and its weights."""
+    layers = [
+        {"class_name": "Dense", "config": {
+            "name": layer.name, "units": layer.units, "use_bias": True, "dtype": "float32",
+            "activation": keras.activations.serialize(layer.activation), "trainable": True,
+            **({} if i else {"batch_input_shape": [None, *model.input_shape[1:]]}),
+        }}
+        for i, layer in enumerate(model.layers)
+    ]  # fmt: skip
+    config = {"name": "sequential", "layers": layers}
+    path.write_text(json.dumps(
+        {"class_name": "Sequential", "config": config, "keras_version": "2.4.0",
+         "backend": "tensorflow"}
+    ))  # fmt: skip
+    with h5py.File(weights, "w") as file:
+        file.attrs["layer_names"] = [layer.name.encode() for layer in model.layers]
+        for layer in model.layers:
+            group = file.create_group(layer.name)
+            names = [f"{layer.name}/{name}:0" for name in ("kernel", "bias")]
+            group.attrs["weight_names"] = [name.encode() for name in names]
+            for name, weight in zip(names, layer.weights, strict=True):
+                group[name] = np.asarray(weight)
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from keras_layer_entropy.model_files.formats import model_format
 from keras_layer_entropy.model_files.inspection import UnsafeModelError
-from keras_layer_entropy.model_files.opening import load_model
+from keras_layer_entropy.model_files.opening import load_model, weights_of
 from keras_layer_entropy.model_files.store import (
     FILE_SUFFIXES,
     custom_objects,
@@ -20,4 +20,5 @@ __all__ = [
     "model_format",
     "model_parts",
     "save_model",
+    "weights_of",
 ]

@@ -23,7 +23,10 @@ from keras_layer_entropy.model_files.keras2.rebuilding import rebuild, reserve_n
 
 
 def load_model(
-    path: AnyPath, custom_objects: Mapping[str, Any] | None = None, allow_unsafe: bool = False
+    path: AnyPath,
+    custom_objects: Mapping[str, Any] | None = None,
+    allow_unsafe: bool = False,
+    weights: AnyPath | None = None,
 ) -> keras.Model:
     """Opens a Keras model; nothing that the file holds is run.
 
@@ -34,14 +37,17 @@ def load_model(
         custom_objects: name -> class or function of your own that the model may be made of.
         allow_unsafe: open it whatever classes and functions it names, `Lambda` layers too. Whoever
             wrote the file can then run any code on this machine, as you.
+        weights: the `.h5` file with the weights of an architecture in a `.json` file, where it is
+            not the one beside it.
 
     Returns:
         `keras.Model`. What is missing or doubtful is said in a warning: no optimizer state, a loss
         that cannot be made, weights that are not finite, a newer Keras.
 
     Raises:
-        FileNotFoundError: there is nothing at `path`.
-        ValueError: it is no such model, it is damaged, it could run code, or it cannot be made.
+        FileNotFoundError: there is nothing at `path`, or at `weights`.
+        ValueError: it is no such model, it is damaged, it could run code, it cannot be made, or
+            `weights` are given to a model that has its own.
 
     Example:
 
@@ -53,7 +59,9 @@ def load_model(
     """
     path = local_path(path)
     kind = model_format(path)
-    opener = _Opener(custom_objects or {}, allow_unsafe)
+    if weights is not None:
+        _check_weights(path, kind, local_path(weights))
+    opener = _Opener(custom_objects or {}, allow_unsafe, weights)
     try:
         with keras.saving.custom_object_scope(opener.custom_objects):
             model = getattr(opener, kind)(path)
@@ -71,12 +79,44 @@ def load_model(
     return model
 
 
+def weights_of(path: AnyPath, weights: AnyPath | None = None) -> pathlib.Path:
+    """The `.h5` file with the weights of an architecture in a `.json` file.
+
+    Args:
+        path, weights: as for `load_model`, likewise errors.
+    """
+    path = local_path(path)
+    if weights is not None:
+        return local_path(weights)
+    found = sorted(path.parent.glob("*.h5"))
+    own = [file for file in found if file.stem == path.stem] or found
+    if len(own) != 1:
+        beside = ", ".join(file.name for file in found) or "none"
+        raise ValueError(
+            f"one .h5 file with its weights is expected beside {path.name}; found {beside}: name "
+            "it with weights=, --weights"
+        )
+    return own[0]
+
+
+def _check_weights(path: pathlib.Path, kind: str, weights: pathlib.Path) -> None:
+    if kind != "json":
+        raise ValueError(
+            f"weights={weights} are for an architecture in a .json file: {path} has its own."
+        )
+    if not weights.is_file():
+        raise FileNotFoundError(f"There are no weights at {weights}; expected an .h5 file.")
+
+
 class _Opener:
     """How each format is opened."""
 
-    def __init__(self, custom_objects: Mapping[str, Any], allow_unsafe: bool) -> None:
+    def __init__(
+        self, custom_objects: Mapping[str, Any], allow_unsafe: bool, weights: AnyPath | None
+    ) -> None:
         self.custom_objects = custom_objects
         self.allow_unsafe = allow_unsafe
+        self.weights = weights
 
     def keras(self, path: pathlib.Path) -> Model:
         with zipfile.ZipFile(path) as archive:
@@ -138,12 +178,7 @@ class _Opener:
         config = inspection.parsed(path.read_bytes(), path.name)
         if "class_name" not in config or _version(config.get("keras_version", "2"))[0] != 2:
             raise ValueError("it is no architecture of Keras 2, as model.to_json() wrote it")
-        found = sorted(path.parent.glob("*.h5"))
-        own = [file for file in found if file.stem == path.stem] or found
-        if len(own) != 1:
-            beside = ", ".join(file.name for file in found) or "none"
-            raise ValueError(f"one .h5 file with its weights is expected beside it; found {beside}")
-        with h5py.File(own[0]) as weights:
+        with h5py.File(weights_of(path, self.weights)) as weights:
             inspection.inspect_hdf5(weights)
             checksums.verify_hdf5(weights)
             parts = hdf5.read_pair(config, weights)

@@ -24,6 +24,7 @@ from keras_layer_entropy.plots.profiles import (
     heatmap,
     pruning_curves,
     stability,
+    thinning_curves,
 )
 from keras_layer_entropy.plots.rendering import pixels, svg
 from keras_layer_entropy.plots.units import (
@@ -56,6 +57,7 @@ __all__ = [
     "pruning_curves",
     "stability",
     "svg",
+    "thinning_curves",
     "unit_classes",
     "unit_information",
     "unit_pairs",

@@ -162,7 +162,7 @@ def heatmap(
 
 
 def pruning_curves(
-    before: Profile, after: Profile, accuracies: Sequence[tuple[int, float, str]], limit: float
+    before: Profile, after: Profile, accuracies: Sequence[tuple[float, float, str]], limit: float
 ) -> Figure:
     """What pruning did: entropy against depth before and after; accuracy as layers went.
 
@@ -171,7 +171,7 @@ def pruning_curves(
             the second among those of the first; their untrained twins are drawn faintly.
         accuracies: list of `(layers removed, accuracy, kind)`, kind being `"original"`,
             `"right after removal"`, `"after retraining"` or `"rolled back"`.
-        limit: the lowest accuracy that was accepted.
+        limit: the lowest accuracy that was accepted; one of 0 or less is no limit, and not drawn.
 
     Returns:
         `matplotlib.figure.Figure`.
@@ -206,6 +206,69 @@ def pruning_curves(
     left.set_ylabel(axis_label(before, "activation_entropy"))
     set_limits(left, before, "activation_entropy")
     left.set_title("Activation entropy against depth", loc="left")
+    _accuracies(right, accuracies, limit)
+    most = max(int(n) for n, _, _ in accuracies)
+    right.set_xticks(range(0, most + 1, max(1, most // 10)))
+    right.set_xlim(-0.5, most + 0.5)
+    right.set_xlabel("layers removed")
+    right.set_title("Accuracy as layers went", loc="left")
+    for axes in (left, right):
+        bare(axes)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.3 if axes is left else -0.18),
+                    ncols=2, frameon=False)  # fmt: skip
+    return figure
+
+
+def thinning_curves(
+    widths: Mapping[str, tuple[int, int]],
+    accuracies: Sequence[tuple[float, float, str]],
+    limit: float,
+    cost: str = "FLOPs",
+) -> Figure:
+    """What pruning of units did: how many each layer has left; accuracy as they went.
+
+    Args:
+        widths: path of a layer -> number of its units in the original and in the smaller network.
+        accuracies: list of `(share of the cost that is left, accuracy, kind)`, kind as for
+            `pruning_curves`.
+        limit: the lowest accuracy that was accepted; one of 0 or less is no limit, and not drawn.
+        cost: what the shares are of.
+
+    Returns:
+        `matplotlib.figure.Figure`.
+
+    Example:
+
+    >>> figure = thinning_curves({"conv": (16, 9), "dense": (32, 8)}, [(1.0, 0.9, "original")], 0.8)
+    >>> [axes.get_xlabel() for axes in figure.axes]
+    ['', 'FLOPs left (per cent)']
+    """
+    labels = [plain(name) for name in shortened(list(widths))]
+    width = max(3.0, layers_width(labels, 0, 0.45))
+    figure = Figure(
+        figsize=(max(9.0, width + 5.6), 4.0 + 0.04 * max(map(len, labels))), layout="constrained"
+    )
+    left, right = figure.subplots(1, 2, width_ratios=(width, 2.6))
+    places = np.arange(len(labels))
+    before, after = np.array(list(widths.values())).T
+    left.bar(places, before, 0.8, color=PALE_BLUE, label="before", zorder=2)
+    left.bar(places, after, 0.5, color=BLUE, label="after", zorder=3)
+    layer_ticks(left, labels)
+    left.set_ylabel("units")
+    left.set_title("Units of each layer", loc="left")
+    _accuracies(right, [(100 * share, value, kind) for share, value, kind in accuracies], limit)
+    right.invert_xaxis()  # as the search went
+    right.set_xlabel(f"{cost} left (per cent)")
+    right.set_title("Accuracy as units went", loc="left")
+    for axes in (left, right):
+        bare(axes)
+    left.legend(loc="upper right", bbox_to_anchor=(1.0, 1.12), ncols=2, frameon=False)
+    right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2, frameon=False)
+    return figure
+
+
+def _accuracies(axes: Axes, points: Sequence[tuple[float, float, str]], limit: float) -> None:
+    """Validation accuracies of the steps of a search, and the lowest that was accepted."""
     styles = {
         "original": dict(marker="D", color="black"),
         "right after removal": dict(marker="v", color=VERMILION),
@@ -213,21 +276,12 @@ def pruning_curves(
         "rolled back": dict(marker="x", color="0.45"),
     }
     for kind, style in styles.items():
-        points = [(n, value) for n, value, of in accuracies if of == kind]
-        if points:
-            right.plot(*zip(*points, strict=True), linestyle="none", label=kind, **style)
-    right.axhline(limit, color="0.45", linestyle="--", linewidth=1.0, label="limit")
-    most = max(n for n, _, _ in accuracies)
-    right.set_xticks(range(0, most + 1, max(1, most // 10)))
-    right.set_xlim(-0.5, most + 0.5)
-    right.set_xlabel("layers removed")
-    right.set_ylabel("validation accuracy")
-    right.set_title("Accuracy as layers went", loc="left")
-    for axes in (left, right):
-        bare(axes)
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.3 if axes is left else -0.18),
-                    ncols=2, frameon=False)  # fmt: skip
-    return figure
+        found = [(n, value) for n, value, of in points if of == kind]
+        if found:
+            axes.plot(*zip(*found, strict=True), linestyle="none", label=kind, **style)
+    if limit > 0:
+        axes.axhline(limit, color="0.45", linestyle="--", linewidth=1.0, label="limit")
+    axes.set_ylabel("validation accuracy")
 
 
 def compared_curves(

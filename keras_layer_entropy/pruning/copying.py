@@ -260,7 +260,7 @@ class Copies:
                 setattr(new, name, self(value))
         for name, (_, store) in old._tracker.config.items():
             for part in store:
-                if id(part) in self._left_out:
+                if id(part) in self._left_out or _is_stale(part, old):
                     continue
                 if not new._tracker.is_in_store(name, self(part)):
                     new._tracker.add_to_store(name, self(part))
@@ -295,6 +295,19 @@ def _graph_of(value):
     if isinstance(value, keras.Sequential):
         return value._functional
     return value if isinstance(value, Functional) else None
+
+
+def _is_stale(part, model):
+    """Whether a part is the graph of a Sequential model that it has replaced since.
+
+    One that was opened has built itself twice, and Keras keeps track of both graphs.
+    """
+    return (
+        isinstance(model, keras.Sequential)
+        and isinstance(part, Functional)
+        and part is not model._functional
+        and not any(part is layer for layer in model._layers)
+    )
 
 
 def _agree(shape, other):

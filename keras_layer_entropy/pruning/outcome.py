@@ -7,16 +7,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_layer_entropy.backend import Data
 from keras_layer_entropy.files import replacing
 from keras_layer_entropy.model_files import model_parts, save_model
 from keras_layer_entropy.pruning.accuracies import accuracy_metrics
+from keras_layer_entropy.pruning.channels import find_channels
 from keras_layer_entropy.pruning.checkpoint import FORMAT_VERSION, RECORD
 from keras_layer_entropy.pruning.cost import compare_costs
 from keras_layer_entropy.pruning.search import PruningResult, score
 from keras_layer_entropy.recording.passes import Source
-from keras_layer_entropy.report import Pruning
+from keras_layer_entropy.report import Pruning, Thinning
 
 RECORDS = (RECORD, "before.json", "after.json", "pruning.png")
 
@@ -58,7 +60,29 @@ def compared(
         for name, data in (("validation", validation), ("test", test))
     }
     costs = compare_costs(models, Source(validation, batch_size).first()[0])
-    return Pruning(result, costs, accuracies)
+    widths = _widths(model, result) if result.options.remove == "units" else {}
+    return Pruning(result, costs, accuracies, widths=widths)
+
+
+def _widths(model: keras.Model, result: PruningResult) -> dict[str, Thinning]:
+    """Path of each layer that makes units -> what became of them, also of those that are tied."""
+    before, after = find_channels(model), find_channels(result.model).makers
+    gone = {
+        root for path, units in result.units.items() for root in before.roots(path)[list(units)]
+    }
+    owners: dict[int, dict[str, None]] = {}
+    for path in before.makers:
+        for root in before.roots(path):
+            owners.setdefault(root, {})[path] = None
+    return {
+        path: Thinning(
+            before=len(units),
+            after=len(after[path]),
+            gone=tuple(np.flatnonzero(np.isin(before.roots(path), list(gone))).tolist()),
+            tied=tuple({x: None for root in before.roots(path) for x in owners[root] if x != path}),
+        )
+        for path, units in before.makers.items()
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +150,9 @@ class Output:
             "format_version": FORMAT_VERSION,
             "settings": settings,
             "steps": [dataclasses.asdict(step) for step in result.steps],
+            "units": {path: found.gone for path, found in search.thinned.items()},
+            "widths": {path: (found.before, found.after) for path, found in search.widths.items()},
+            "target_met": result.target_met,
             "reasons": result.reasons,
             "cost": dict(
                 zip(("before", "after"), map(dataclasses.asdict, search.costs), strict=True)

@@ -14,6 +14,7 @@ from keras_layer_entropy.analysis.analyzer import analyze_model
 from keras_layer_entropy.analysis.profile import EntropyProfile
 from keras_layer_entropy.backend import Data
 from keras_layer_entropy.pruning.accuracies import accuracy_metrics
+from keras_layer_entropy.pruning.channels import find_channels
 from keras_layer_entropy.pruning.cost import Cost, cost_of, is_met
 from keras_layer_entropy.pruning.evaluation import Scores, compiled_with, evaluate
 from keras_layer_entropy.pruning.graph import flat_graph
@@ -45,7 +46,8 @@ class PruningResult:
         model: the smaller model, compiled as the original was.
         steps: every `PruningStep`, also those rolled back.
         before, after: `EntropyProfile` of the original and of the smaller model, on validation
-            data, each with its untrained twin.
+            data, each with its untrained twin; of networks that lose units and have no Dense
+            layers, of the layers that make units.
         reasons: path of each layer that stayed as it was -> why.
         options: `PruningOptions`.
         target_met: whether no more is left than `target` says; None without a target.
@@ -203,6 +205,7 @@ class _Search:
         flat_graph(model)  # errors where the model is code
         _check_weights(model)
         self._metrics = accuracy_metrics(model, *self._evaluated)
+        self._analyzed = _analyzed(model, options)
         self.before = self._analyze(model, baseline=True)
         if len(self.before.classes) > 1 and int((self.before.count > 0).sum()) < 2:
             raise ValueError(
@@ -318,6 +321,7 @@ class _Search:
         return analyze_model(
             model,
             self._validation,
+            layers=self._analyzed,
             measures=MEASURES,
             num_classes=self._options.num_classes,
             batch_size=self._options.batch_size,
@@ -370,6 +374,22 @@ class _Search:
 
 
 _MOVES: dict[str, Callable[[Standing], Moves]] = {"layers": layer_moves, "units": unit_moves}
+
+
+def _analyzed(model: keras.Model, options: PruningOptions) -> list[str] | None:
+    """Paths of the layers whose entropies are shown; None for all Dense layers.
+
+    Units can go from a network without any: then of those that make them.
+    """
+    inside = model._flatten_layers(include_self=False)
+    if options.remove == "layers" or any(isinstance(x, keras.layers.Dense) for x in inside):
+        return None
+    makers = list(find_channels(model).makers)
+    if not makers:
+        raise ValueError(
+            f"{model.name!r} has no layers that make units; expected Dense layers or convolutions."
+        )
+    return makers
 
 
 def _check_weights(model: keras.Model) -> None:

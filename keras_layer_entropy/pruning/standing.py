@@ -18,7 +18,8 @@ class PruningStep:
     """One try to take a layer out, or a batch of units.
 
     Attributes:
-        part: path of the Dense layer; how many units of how many layers.
+        part: path of the Dense layer; how many units of how many layers, with those
+            that are tied to them.
         members: paths of what went with it; of the layers that lost units.
         criterion, score, reason: why it.
         accepted: whether the model without it was.

@@ -41,11 +41,12 @@ def unit_moves(standing: Standing) -> Moves:
     if not plan.parts:
         return Moves(None, Plan(reasons=_reasons(standing, stop)))
     units = _as_the_original_counts(standing, plan)
-    count, layers = sum(map(len, units.values())), len(units)
+    members = tuple(dict.fromkeys(path for p in plan.parts for path in (p.path, *p.members)))
+    count = sum(len(part.indices) * (1 + len(part.members)) for part in plan.parts)
     left = shares(standing.costs[0], plan.costs[1])
     move = Move(
-        part=f"{count} units of {layers} layer{'s' if layers > 1 else ''}",
-        members=tuple(dict.fromkeys(path for p in plan.parts for path in (p.path, *p.members))),
+        part=f"{_counted(count, 'unit')} of {_counted(len(members), 'layer')}",
+        members=members,
         score=math.fsum(prediction.loss for prediction in plan.predictions),
         reason=f"{standing.options.criterion}, down to {left['flops']:.1%} of the FLOPs and "
         f"{left['parameters']:.1%} of the parameters",
@@ -53,6 +54,10 @@ def unit_moves(standing: Standing) -> Moves:
         units=units,
     )
     return Moves(move, dataclasses.replace(plan, reasons=_of_whole(standing, plan.reasons)))
+
+
+def _counted(count: int, thing: str) -> str:
+    return f"{count} {thing}{'s' if count > 1 else ''}"
 
 
 def plan_of(standing: Standing, least: float = 0.0) -> Plan:
@@ -110,11 +115,12 @@ def _without(
 
 def _as_the_original_counts(standing: Standing, plan: Plan) -> dict[str, tuple[int, ...]]:
     """Path of a layer -> indices that a plan takes out, as the original counts them."""
-    found = {}
-    for part in plan.parts:
+    found: dict[str, tuple[int, ...]] = {}
+    for part in plan.parts:  # a layer may be the first of several groups
         gone = standing.gone.get(part.path, ())
         left = np.setdiff1d(np.arange(max(part.indices) + len(gone) + 1), gone)
-        found[part.path] = tuple(left[list(part.indices)].tolist())
+        indices = left[list(part.indices)].tolist()
+        found[part.path] = tuple(sorted((*found.get(part.path, ()), *indices)))
     return found
 
 

@@ -2,13 +2,14 @@
 
 from keras_layer_entropy.report.files import FILES, check_new, check_new_file, save_profile
 from keras_layer_entropy.report.page import write_report
-from keras_layer_entropy.report.pruning import Pruning
+from keras_layer_entropy.report.pruning import Pruning, Thinning
 from keras_layer_entropy.report.tables import comparison, layer_value_tables, table
 from keras_layer_entropy.report.verdict import summary
 
 __all__ = [
     "FILES",
     "Pruning",
+    "Thinning",
     "check_new",
     "check_new_file",
     "comparison",

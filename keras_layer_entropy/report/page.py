@@ -292,14 +292,48 @@ def _patterns(profile: Profile) -> dict[str, Any] | None:
 
 
 def _pruning(pruning: Pruning) -> dict[str, Any]:
-    result = pruning.result
+    result, options, units = pruning.result, pruning.result.options, pruning.of_units
+    accuracies = ["accuracy before", "right after", "retrained"]
     return {
         "summary": pruning.summary(),
         "comparison": comparison_rows(*pruning.costs, **pruning.accuracies),
         "figure": plots.svg(pruning.figure),
+        "figure_label": (
+            f"{'Units of each layer' if units else 'Entropy against depth'} before and after, and "
+            f"validation accuracy as {'units' if units else 'layers'} went"
+        ),
+        "thinned": pruning.thinned,
         "steps": result.steps,
-        "limit": pruning.limit,
+        "part": "units" if units else "layer",
+        "why": "why these units" if units else "why this layer",
+        "accuracies": accuracies if options.epochs else accuracies[:2],
+        "note": _pruning_note(pruning),
+        "stayed": f"Why the other layers {'kept all of their units' if units else 'stayed'}",
         "reasons": result.reasons,
-        "options": dataclasses.asdict(result.options),
         "units": pruning.units,
     }
+
+
+def _pruning_note(pruning: Pruning) -> str:
+    """How the search went about it, in words."""
+    options = pruning.result.options
+    after = ", after retraining," if options.epochs else ""
+    accepted = (
+        f"A removal was accepted where validation accuracy{after} was at least {pruning.limit:.4f}."
+        if pruning.limit > 0
+        else "Every removal was accepted: accuracy had no limit."
+    )
+    refitted = "refitted in closed form" if options.refit else "not refitted"
+    trained = (
+        f"each removal was followed by at most {options.epochs} epochs of training"
+        if options.epochs
+        else "there was no training"
+    )
+    behind = (
+        "The layers that took units that went"
+        if pruning.of_units
+        else ("The layers behind a removed one")
+    )
+    return (
+        f"{accepted} {behind} were {refitted}; {trained}. The test data were used once, at the end."
+    )

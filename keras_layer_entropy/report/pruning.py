@@ -9,6 +9,33 @@ from matplotlib.figure import Figure
 from keras_layer_entropy import plots
 from keras_layer_entropy.measures.measure import listed
 
+_COSTS = {"flops": "FLOPs", "parameters": "parameters"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Thinning:
+    """What became of the units of a layer.
+
+    Attributes:
+        before, after: how many there are in the original and in the smaller model.
+        gone: indices of those that went, as the original counts them.
+        tied: paths of layers that make some of the same units, which go with them.
+
+    Example:
+
+    >>> Thinning(5, 3, (0, 4)).words()
+    '0 and 4'
+    """
+
+    before: int
+    after: int
+    gone: tuple[int, ...] = ()
+    tied: tuple[str, ...] = ()
+
+    def words(self, most: int = 12) -> str:
+        """The indices of those that went, of many the first ones; `-` for none."""
+        return listed(list(map(str, self.gone)), most) if self.gone else "-"
+
 
 @dataclasses.dataclass(frozen=True)
 class Pruning:
@@ -20,54 +47,131 @@ class Pruning:
         accuracies: `"validation"` and `"test"` -> accuracies of the two.
         units: of the smaller model's convolutions, if there are any: pairs of a unit's name and the
             `pruning.Prediction` of it, as `pruning.rank_units` ranks them.
+        widths: path of each layer that makes units -> `Thinning`, of a search that took out units.
     """
 
     result: Any
     costs: Sequence[Any]
     accuracies: Mapping[str, Sequence[float]]
     units: Sequence[tuple[str, Any]] = ()
+    widths: Mapping[str, Thinning] = dataclasses.field(default_factory=dict)
+
+    @property
+    def of_units(self) -> bool:
+        """Whether units were taken out, or tried, and no layers."""
+        return bool(self.result.options.remove == "units")
+
+    @property
+    def thinned(self) -> dict[str, Thinning]:
+        """Those of `widths` that lost units."""
+        return {path: found for path, found in self.widths.items() if found.gone}
 
     @property
     def limit(self) -> float:
-        """The lowest validation accuracy that was accepted."""
+        """The lowest validation accuracy that was accepted; 0 or less is no limit."""
         return self.accuracies["validation"][0] - self.result.options.max_accuracy_drop
 
     @property
-    def points(self) -> list[tuple[int, float, str]]:
-        """The validation accuracies as layers went, for `plots.pruning_curves`."""
-        points, removed = [(0, self.accuracies["validation"][0], "original")], 0
+    def cost(self) -> str:
+        """What a search for units is told by, `"flops"` or `"parameters"`."""
+        target = self.result.options.target or {"flops": 0.0}
+        return "flops" if "flops" in target and self.costs[0].flops else "parameters"
+
+    @property
+    def points(self) -> list[tuple[float, float, str]]:
+        """The validation accuracies as layers or units went.
+
+        As `plots.pruning_curves` and `plots.thinning_curves` take them: by the number of layers
+        removed, or by the share of `cost` that is left.
+        """
+        original = 1.0 if self.of_units else 0
+        points, removed = [(original, self.accuracies["validation"][0], "original")], 0
         for step in self.result.steps:
+            removed += step.accepted
+            place = self._left(step) if self.of_units else removed + (not step.accepted)
             if step.accepted:
-                removed += 1
-                points.append((removed, step.accuracy_removed, "right after removal"))
-                points.append((removed, step.accuracy_retrained, "after retraining"))
-            else:
-                points.append((removed + 1, step.accuracy_retrained, "rolled back"))
+                points.append((place, step.accuracy_removed, "right after removal"))
+            if step.accepted and self.result.options.epochs:
+                points.append((place, step.accuracy_retrained, "after retraining"))
+            if not step.accepted:
+                points.append((place, step.accuracy_retrained, "rolled back"))
         return points
 
     def figure(self) -> Figure:
-        """`plots.pruning_curves` of it."""
+        """`plots.pruning_curves` of it, or `plots.thinning_curves`."""
+        if self.of_units and self.widths:
+            widths = {path: (found.before, found.after) for path, found in self.widths.items()}
+            return plots.thinning_curves(widths, self.points, self.limit, _COSTS[self.cost])
         before, after = self.result.before, self.result.after
         return plots.pruning_curves(before, after, self.points, self.limit)
 
+    def _left(self, step: Any) -> float:
+        return float(getattr(step, self.cost) / getattr(self.costs[0], self.cost))
+
     def summary(self) -> str:
-        """What came of it, in one sentence or two."""
-        removed, (before, after) = self.result.removed, self.costs
+        """What came of it, in a few sentences."""
+        what = self._units_gone() if self.of_units else self._layers_gone()
+        if not what:
+            return " ".join([self._nothing_gone(), *self._target_words()])
         validation, test = self.accuracies["validation"], self.accuracies["test"]
-        if not removed:
-            return "No layer was taken out: " + (
-                "every one that was tried is needed."
-                if self.result.steps
-                else "the criterion chose none."
-            )
-        change = after.parameters / before.parameters - 1
-        uncounted = list(dict.fromkeys((*before.uncounted, *after.uncounted)))
-        without = ""
-        if uncounted:
-            without = f" FLOPs leave out {listed(uncounted)}, whose operations are not known."
-        return (
-            f"{len(removed)} of {before.dense_layers} Dense layers went ({listed(removed)}); "
-            f"parameters {change:+.0%}. Validation "
-            f"accuracy {validation[0]:.4f} before, {validation[1]:.4f} after; test accuracy "
-            f"{test[0]:.4f} and {test[1]:.4f}.{without}"
+        accuracies = (
+            f"Validation accuracy {validation[0]:.4f} before, {validation[1]:.4f} after; test "
+            f"accuracy {test[0]:.4f} and {test[1]:.4f}."
         )
+        rejected = sum(not step.accepted for step in self.result.steps) if self.of_units else 0
+        back = [f"Batches of units that were rolled back: {rejected}."] if rejected else []
+        return " ".join([f"{what}. {accuracies}", *self._target_words(), *back, *self._uncounted()])
+
+    def _layers_gone(self) -> str:
+        removed, whole = self.result.removed, self.costs[0].dense_layers
+        if not removed:
+            return ""
+        return (
+            f"{len(removed)} of {whole} Dense layers went ({listed(removed)}); "
+            f"{self._change('parameters')}"
+        )
+
+    def _units_gone(self) -> str:
+        gone = sum(len(found.gone) for found in self.thinned.values())
+        if not gone:
+            return ""
+        whole, layers = sum(found.before for found in self.widths.values()), len(self.thinned)
+        changes = ", ".join(self._change(key) for key in _COSTS if self._share(key) is not None)
+        return (
+            f"{gone} of {whole} units went, of {layers} layer{'s' if layers > 1 else ''}; {changes}"
+        )
+
+    def _nothing_gone(self) -> str:
+        if self.of_units:
+            tried = "accuracy falls too far without every batch that was tried."
+            none = "there is none that may go."
+        else:
+            tried, none = "every one that was tried is needed.", "the criterion chose none."
+        thing = "unit" if self.of_units else "layer"
+        return f"No {thing} was taken out: {tried if self.result.steps else none}"
+
+    def _change(self, key: str) -> str:
+        return f"{_COSTS[key]} {(self._share(key) or 0.0) - 1:+.0%}"
+
+    def _share(self, key: str) -> float | None:
+        """What is left of a cost; None where it is not known."""
+        before, after = (getattr(cost, key) for cost in self.costs)
+        return after / before if before and after is not None else None
+
+    def _uncounted(self) -> list[str]:
+        """What FLOPs leave out, a sentence, if there is something."""
+        paths = list(dict.fromkeys(path for cost in self.costs for path in cost.uncounted))
+        if not paths:
+            return []
+        return [f"FLOPs leave out {listed(paths)}, whose operations are not known."]
+
+    def _target_words(self) -> list[str]:
+        """Whether the target is met, a sentence, if there is one."""
+        target = self.result.options.target
+        if target is None:
+            return []
+        wanted = " and ".join(f"{share:.1%} of the {_COSTS[key]}" for key, share in target.items())
+        if self.result.target_met:
+            return [f"The target, at most {wanted}, is met."]
+        left = " and ".join(f"{self._share(key) or 1.0:.1%} of the {_COSTS[key]}" for key in target)
+        return [f"The target, at most {wanted}, is not met: {left} are left."]

@@ -14,6 +14,7 @@ from keras_layer_entropy.pruning.budget import Budget
 from keras_layer_entropy.pruning.channels import find_channels
 from keras_layer_entropy.pruning.effects import effects
 from keras_layer_entropy.pruning.flops import count_flops
+from keras_layer_entropy.pruning.outcome import compared
 from keras_layer_entropy.pruning.reconstruction import Taker, cheapest
 from keras_layer_entropy.pruning.rewrite import thinned
 from keras_layer_entropy.pruning.unit_criteria import UNIT_CRITERIA
@@ -305,6 +306,65 @@ def test_a_search_goes_on_where_it_was():
     assert np.allclose(
         again.model.predict(x, verbose=0), whole.model.predict(x, verbose=0), atol=1e-6
     )
+
+
+def test_a_layer_that_is_tied_to_several():
+    """A Dense layer is added to two others, side by side: half of its units goes with the one, half
+    with the other. All that goes is recorded, and counted as the original counts it."""
+    inputs = keras.Input((6,))
+    wide = dense(12, name="wide")(inputs)
+    halves = [dense(6, name=name)(keras.layers.ReLU()(wide)) for name in ("left", "right")]
+    x = keras.layers.Add()([wide, keras.layers.Concatenate()(halves)])
+    model = keras.Model(inputs, dense(3, "softmax", name="head")(keras.layers.ReLU()(x)))
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    data = numbers(300)
+    model.fit(*data, epochs=2, verbose=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # half-trained: whatever its accuracy is
+        result = prune_model(
+            model, data, data, remove="units", target={"flops": 0.3}, epochs=0, step_share=0.4,
+            max_accuracy_drop=1.0,
+        )  # fmt: skip
+    search = compared(model, result, data, data)
+    found = search.widths
+    gone = found["wide"].gone
+    assert result.units == {"wide": gone}
+    assert found["left"].gone == tuple(unit for unit in gone if unit < 6)
+    assert found["right"].gone == tuple(unit - 6 for unit in gone if unit >= 6)
+    assert found["left"].gone
+    assert found["right"].gone
+    assert found["wide"].tied == ("left", "right")
+    assert found["left"].tied == ("wide",)
+    for name in ("wide", "left", "right", "head"):
+        width = result.model.get_layer(name).units
+        assert (found[name].before, found[name].after) == (model.get_layer(name).units, width)
+        assert width == found[name].before - len(found[name].gone)
+    assert sum(int(step.part.split()[0]) for step in result.steps) == 2 * len(gone)
+
+
+def test_networks_without_dense_layers(random):
+    """Units go all the same; entropies are those of the layers that make them."""
+    layers = keras.layers
+    inputs = keras.Input((6, 6, 2))
+    x = layers.Conv2D(8, 3, activation="relu", name="first")(inputs)
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(3, 1, name="last")(x))
+    model = keras.Model(inputs, layers.Softmax()(x))
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    x = random.normal(size=(120, 6, 6, 2)).astype("float32")
+    data = x, np.arange(120) % 3
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # untrained: whatever its accuracy is
+        result = prune_model(
+            model, data, data, remove="units", target={"parameters": 0.6}, epochs=0, step_share=1.0
+        )
+        assert result.target_met
+        assert result.before.layers == result.after.layers == ("first", "last")
+        assert compared(model, result, data, data).costs[0].dense_layers == 0
+        none = keras.Sequential([keras.Input((6, 6, 3)), layers.GlobalAveragePooling2D()])
+        none.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+        with pytest.raises(ValueError, match="has no layers that make units"):
+            prune_model(none, (x[..., [0, 1, 1]], data[1]), (x[..., [0, 1, 1]], data[1]),
+                        remove="units", epochs=0)  # fmt: skip
 
 
 def test_a_target_out_of_reach_is_no_success():

@@ -986,3 +986,16 @@ def test_requests_that_contradict_each_other(random):
     both = quietly(model, {"a": np.float32(0.5), "b": 0.5}, x)
     assert both.get_layer("b").units == 3
     assert quietly(model, {"a": range(2), "b": {0, 1}}, x).get_layer("b").units == 4
+
+
+def test_a_nested_model_that_was_opened(random, tmp_path):
+    """Keras has built the Sequential models in it twice, and keeps track of both graphs."""
+    inputs = keras.Input((5,))
+    block = keras.Sequential([keras.Input((5,)), layers.Dense(6, "relu", name="a")], name="block")
+    behind = keras.Sequential([keras.Input((6,)), layers.Dense(4, name="b")], name="next")
+    keras.Model(inputs, behind(block(inputs))).save(tmp_path / "model.keras")
+    model = keras.models.load_model(tmp_path / "model.keras")
+    x = random.normal(size=(40, 5)).astype("float32")
+    smaller = quietly(model, {"block/a": [0, 3]}, x)
+    assert smaller.get_layer("next").get_layer("b").kernel.shape == (4, 4)
+    assert smaller.count_params() == 5 * 4 + 4 + 4 * 4 + 4

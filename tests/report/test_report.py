@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import os
+import re
 
 import numpy as np
 import pytest
@@ -150,3 +151,101 @@ def test_operations_that_are_not_known_are_said():
     code = Cost(4, 100, None, {}, ("code",))
     rows = comparison_rows(code, costs[1], **pruning.accuracies)
     assert rows[2] == ("FLOPs per sample, without code and own", "unknown", "100", "-")
+
+
+def of_units(steps, widths=(), target=None, met=None, **options):
+    options = PruningOptions(remove="units", target=target, **options)
+    result = PruningResult(None, steps, make(), make(), {}, options, target_met=met)
+    costs = (Cost(2, 1000, 4000, {}), Cost(2, 500, 1000, {}))
+    accuracies = {"validation": (0.9, 0.8), "test": (0.88, 0.77)}
+    return report.Pruning(result, costs, accuracies, widths=dict(widths))
+
+
+def batch(**changes):
+    return PruningStep(**{**dict(
+        part="3 units of 2 layers", members=("a", "b"), criterion="reconstruction", score=0.1,
+        reason="it is cheap", accepted=True, accuracy_before=0.9, accuracy_removed=0.7,
+        accuracy_retrained=0.8, residual=0.1, parameters=500, entropy={}, seconds=1.0,
+        units={"a": (1,), "b": (0, 2)}, flops=1000,
+    ), **changes})  # fmt: skip
+
+
+WIDTHS = {
+    "a": report.Thinning(4, 3, (1,)),
+    "b": report.Thinning(5, 3, (0, 2)),
+    "out": report.Thinning(3, 3),
+}
+
+
+def test_what_came_of_a_search_for_units():
+    words = (
+        "3 of 12 units went, of 2 layers; FLOPs -75%, parameters -50%. Validation accuracy 0.9000 "
+        "before, 0.8000 after; test accuracy 0.8800 and 0.7700."
+    )
+    assert of_units((batch(),), WIDTHS).summary() == words
+    target = {"flops": 0.3, "parameters": 0.3}
+    wanted = "The target, at most 30.0% of the FLOPs and 30.0% of the parameters, is"
+    assert of_units((batch(),), WIDTHS, target, True).summary() == f"{words} {wanted} met."
+    steps = (batch(), batch(accepted=False))
+    assert of_units(steps, WIDTHS, target, False).summary() == (
+        f"{words} {wanted} not met: 25.0% of the FLOPs and 50.0% of the parameters are left. "
+        "Batches of units that were rolled back: 1."
+    )
+    whole = {"out": WIDTHS["out"]}
+    assert of_units((batch(accepted=False),), whole).summary() == (
+        "No unit was taken out: accuracy falls too far without every batch that was tried."
+    )
+    assert of_units((), whole).summary() == "No unit was taken out: there is none that may go."
+
+
+def test_the_points_of_a_search_for_units_lie_at_what_is_left():
+    steps = (
+        batch(flops=2000),
+        batch(flops=1000, accepted=False, accuracy_retrained=0.2),
+        batch(flops=1500),
+    )
+    expected = [
+        (1.0, 0.9, "original"),
+        (0.5, 0.7, "right after removal"),
+        (0.5, 0.8, "after retraining"),
+        (0.25, 0.2, "rolled back"),
+        (0.375, 0.7, "right after removal"),
+        (0.375, 0.8, "after retraining"),
+    ]
+    assert of_units(steps).points == expected
+    assert of_units(steps, epochs=0).points == [x for x in expected if x[2] != "after retraining"]
+    by_parameters = of_units(steps, WIDTHS, {"parameters": 0.5}, False)
+    assert [place for place, _, kind in by_parameters.points if "right" in kind] == [0.5, 0.5]
+    widths, accuracies = by_parameters.figure().axes
+    assert [bar.get_height() for bar in widths.patches] == [4, 5, 3, 3, 3, 3]
+    assert accuracies.get_xlabel() == "parameters left (per cent)"
+    # With a target accuracy has no limit of its own, and none is drawn.
+    assert "limit" not in [line.get_label() for line in accuracies.lines]
+    limited = of_units(steps, WIDTHS).figure().axes[1]
+    assert limited.lines[-1].get_ydata()[0] == pytest.approx(0.89)  # 0.9 - 0.01
+    assert limited.xaxis_inverted()
+
+
+def test_many_units_are_shortened():
+    assert report.Thinning(30, 10, tuple(range(20))).words() == (
+        f"{', '.join(map(str, range(12)))} and 8 more"
+    )
+    assert report.Thinning(3, 3).words() == "-"
+
+
+def test_a_page_of_units_speaks_of_units(tmp_path):
+    widths = {**WIDTHS, "c": report.Thinning(40, 10, tuple(range(30)), tied=("a", "b"))}
+    pruning = of_units((batch(),), widths, {"flops": 0.3}, True, epochs=0)
+    page = make().report(tmp_path / "r.html", pruning=pruning).read_text()
+    section = page[page.index("What pruning did") : page.index("The network before")]
+    text = " ".join(
+        re.sub("<[^>]*>", " ", re.sub("<svg.*?</svg>", "", section, flags=re.S)).split()
+    )
+    assert "b 5 3 0 and 2 - " in text
+    assert "c 40 10 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11 and 18 more a , b " in text
+    assert "out 3 3" not in text
+    assert "1 3 units of 2 layers removed 0.9000 0.7000 1.0 it is cheap" in text
+    assert "Every removal was accepted: accuracy had no limit." in text
+    assert "retrain" not in text
+    for word in ("this layer", "behind a removed one", "as layers went", "taken out"):
+        assert word not in section
