@@ -37,10 +37,12 @@ from keras_layer_entropy.measures.measure import listed
 from keras_layer_entropy.model_files import FILE_SUFFIXES, model_format, weights_of
 from keras_layer_entropy.pruning import CRITERIA, PruningOptions, plan, prune_model, rank_units
 from keras_layer_entropy.pruning.checkpoint import Checkpoint, data_fingerprint, fingerprint
-from keras_layer_entropy.pruning.cost import KEYS, is_met, shares
+from keras_layer_entropy.pruning.cost import KEYS, cost_of, is_met, shares
 from keras_layer_entropy.pruning.outcome import Output, compared
+from keras_layer_entropy.pruning.simplify import simplify_model
 from keras_layer_entropy.pruning.unit_criteria import GREEDY, UNIT_CRITERIA
 from keras_layer_entropy.recording.layers import choose
+from keras_layer_entropy.recording.passes import Source
 
 TARGET_MISSED = 3  # exit code
 _ADAM, _ACCURACY = "adam", "accuracy"
@@ -103,6 +105,11 @@ _METRICS = flags.DEFINE_list(
     "metrics", None, f"Metrics of a model that is not compiled (default: {_ACCURACY})."
 )
 _KEEP = flags.DEFINE_list("keep", [], "Names or paths of layers that must stay as they are.")
+_SIMPLIFY = flags.DEFINE_boolean(
+    "simplify",
+    _DEFAULTS.simplify,
+    "At the end, take out what changes no output: foldable normalisations, dropout, dead units.",
+)
 _REFIT = flags.DEFINE_boolean("refit", True, "Refit the layers behind in closed form.")
 _DRY_RUN = flags.DEFINE_boolean("dry_run", False, "Only say what would be tried and why.")
 _RESUME = flags.DEFINE_boolean("resume", False, "Go on with a run that was interrupted.")
@@ -130,6 +137,13 @@ def _dry_run(options, model_path):
     met = options.target is None or (found.costs and is_met(options.target, *found.costs))
     if options.remove == "units" and not met:
         console.print("The target would not be met: this is all that can go.")
+    if options.simplify:
+        sample = Source(parts.validation.batches(1)).first()[0]
+        left = shares(*(cost_of(each, sample) for each in (model, simplify_model(model))))
+        console.print(
+            f"Simplified as it is, {left['parameters']:.1%} of the parameters and "
+            f"{left['flops']:.1%} of the FLOPs would be left."
+        )
     console.print("Dry run: nothing was written.")
 
 
@@ -226,6 +240,7 @@ def _options():
         or None,
         step_share=_STEP_SHARE.value,
         multiple_of=_MULTIPLE_OF.value,
+        simplify=_SIMPLIFY.value,
         calibration_samples=_CALIBRATION_SAMPLES.value,
     )
 
