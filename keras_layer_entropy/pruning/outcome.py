@@ -77,7 +77,7 @@ def _widths(model: keras.Model, result: PruningResult) -> dict[str, Thinning]:
     return {
         path: Thinning(
             before=len(units),
-            after=len(after[path]),
+            after=len(after.get(path, ())),  # merged into another where it was simplified
             gone=tuple(np.flatnonzero(np.isin(before.roots(path), list(gone))).tolist()),
             tied=tuple({x: None for root in before.roots(path) for x in owners[root] if x != path}),
         )

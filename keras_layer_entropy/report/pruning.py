@@ -17,8 +17,9 @@ class Thinning:
     """What became of the units of a layer.
 
     Attributes:
-        before, after: how many there are in the original and in the smaller model.
-        gone: indices of those that went, as the original counts them.
+        before, after: how many there are in the original and in the smaller model, 0 where the
+            layer was merged into another (`PruningOptions.simplify`).
+        gone: indices of those that the search took out, as the original counts them.
         tied: paths of layers that make some of the same units, which go with them.
 
     Example:

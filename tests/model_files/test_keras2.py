@@ -291,7 +291,7 @@ def test_weights_that_are_not_beside_their_architecture(tmp_path):
     path, _ = as_pair("mlp", tmp_path)
     shutil.copy(path.parent / "weights.h5", path.parent / "other.h5")
     with pytest.raises(
-        ValueError, match=r"one \.h5 file .* expected beside it; found other\.h5, w"
+        ValueError, match=r"one \.h5 file .* expected beside model\.json; found other\.h5, w"
     ):
         load_model(path)
     shutil.copy(path.parent / "weights.h5", path.parent / "model.h5")  # of its name

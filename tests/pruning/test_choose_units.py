@@ -367,6 +367,23 @@ def test_networks_without_dense_layers(random):
                         remove="units", epochs=0)  # fmt: skip
 
 
+def test_layers_that_were_merged_in_the_end_have_no_units_left():
+    model = keras.Sequential([
+        keras.Input((6,)), dense(8, name="first"), dense(10, name="second"), dense(3, "softmax"),
+    ])  # fmt: skip
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    data = numbers(300)
+    model.fit(*data, epochs=2, verbose=0)
+    result = prune_model(
+        model, data, data, remove="units", target={"flops": 0.6}, epochs=0, step_share=1.0,
+        simplify=True,
+    )  # fmt: skip
+    widths = compared(model, result, data, data).widths
+    there = {layer.name for layer in result.model.layers}
+    assert not {"first", "second"} <= there
+    assert {path for path, found in widths.items() if found.after} == there
+
+
 def test_a_target_out_of_reach_is_no_success():
     model, data = perceptron(), numbers(300)
     result = prune_model(

@@ -989,13 +989,14 @@ def test_requests_that_contradict_each_other(random):
 
 
 def test_a_nested_model_that_was_opened(random, tmp_path):
-    """Keras has built the Sequential models in it twice, and keeps track of both graphs."""
+    """Keras has built a Sequential model of two layers in it twice, and tracks both graphs."""
     inputs = keras.Input((5,))
     block = keras.Sequential([keras.Input((5,)), layers.Dense(6, "relu", name="a")], name="block")
-    behind = keras.Sequential([keras.Input((6,)), layers.Dense(4, name="b")], name="next")
+    two = [layers.Dense(4, name="b"), layers.Dense(3, name="c")]
+    behind = keras.Sequential([keras.Input((6,)), *two], name="next")
     keras.Model(inputs, behind(block(inputs))).save(tmp_path / "model.keras")
     model = keras.models.load_model(tmp_path / "model.keras")
     x = random.normal(size=(40, 5)).astype("float32")
     smaller = quietly(model, {"block/a": [0, 3]}, x)
     assert smaller.get_layer("next").get_layer("b").kernel.shape == (4, 4)
-    assert smaller.count_params() == 5 * 4 + 4 + 4 * 4 + 4
+    assert smaller.count_params() == 5 * 4 + 4 + 4 * 4 + 4 + 4 * 3 + 3
