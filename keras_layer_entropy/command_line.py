@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import importlib
+import logging as python_logging
 import shlex
 import sys
 import warnings
@@ -62,6 +63,8 @@ def main(run):
 
     def guarded(argv):
         logging.set_verbosity(logging.WARNING)  # TensorFlow Datasets tells a lot
+        # Each smaller model is a new one: TensorFlow takes that for tracing one again and again.
+        python_logging.getLogger("tensorflow").setLevel(python_logging.ERROR)
         warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
         try:
             if len(argv) > 1:
