@@ -8,6 +8,7 @@ RUN = TF_CPP_MIN_LOG_LEVEL=3 $(VENV)/bin/python
 demo: $(VENV)/.installed
 	$(RUN) examples/digits.py --workdir=runs/digits --overwrite
 	$(RUN) -m keras_layer_entropy.prune --model runs/digits/saved_model --output runs/digits/pruned --report runs/digits/pruning.html --overwrite
+	$(RUN) -m keras_layer_entropy.prune --model runs/digits/saved_model --remove=units --target_flops=0.5 --epochs=0 --output runs/digits/half --overwrite
 
 test: $(VENV)/.installed-test
 	$(VENV)/bin/ruff check .

@@ -19,6 +19,9 @@ from keras_layer_entropy.pruning.reconstruction import Taker, cheapest
 from keras_layer_entropy.pruning.rewrite import thinned
 from keras_layer_entropy.pruning.unit_criteria import UNIT_CRITERIA
 
+# All of it is calls of Keras; on other backends the examples of the modules run it.
+pytestmark = pytest.mark.tensorflow
+
 dense = keras.layers.Dense
 
 
