@@ -98,9 +98,11 @@ def choose_units(
             stacklevel=2,
         )
     groups, reasons = groups_of(model, channels, layers, keep)
-    lumps_of = _by_cost if criterion == GREEDY else _alike
     budget = Budget(channels, flops.per_call, target)
-    lumps = lumps_of(situation, criterion, groups, reasons, budget, multiple_of)
+    if criterion == GREEDY:
+        lumps = _by_cost(situation, groups, reasons, budget, multiple_of)
+    else:
+        lumps = _alike(situation, criterion, groups, reasons, multiple_of)
     before = after = cost_of(model, one)
     gone: dict[int, float] = {}
     while not is_met(target, before, after):
@@ -112,17 +114,16 @@ def choose_units(
         smaller = thinned(model, channels, np.array(sorted(gone)))
         after = cost_of(smaller, one)
         budget.aim_below(shares(before, after), target)  # it does not know of biases, say
-    for group in groups:
-        if not any(unit in gone for unit in group.units):
-            for path in group.makers:
-                reasons.setdefault(path, "other units cost less for what they save")
-    parts = [
-        _part(group, gone, situation, criterion, before, flops)
-        for group in groups
-        if any(unit in gone for unit in group.units)
-    ]
+    thinner = [group for group in groups if not gone.keys().isdisjoint(group.units)]
+    changed = {path for group in thinner for path in group.makers}
+    for path in (path for group in groups for path in group.makers):
+        reasons.setdefault(path, "other units cost less for what they save")
+    parts = [_part(group, gone, situation, criterion, before, flops) for group in thinner]
     return Plan(
-        tuple(part for part, _ in parts), tuple(said for _, said in parts), reasons, (before, after)
+        parts=tuple(part for part, _ in parts),
+        predictions=tuple(said for _, said in parts),
+        reasons={path: why for path, why in reasons.items() if path not in changed},
+        costs=(before, after),
     )
 
 
@@ -178,11 +179,10 @@ def groups_of(
 
 
 def _by_cost(
-    situation: UnitSituation, criterion: str, groups: list[Group], reasons: dict[str, str],
-    budget: Budget, multiple_of: int,
+    situation: UnitSituation, groups: list[Group], reasons: dict[str, str], budget: Budget,
+    multiple_of: int,
 ) -> Iterator[list[tuple[int, float]]]:  # fmt: skip
     """Units of all layers, those first that cost least for what they save."""
-    del criterion
     takers = takers_of(situation)
     weights = effects(situation.model, situation.inputs, takers)
     weighted = [dataclasses.replace(taker, weight=weights[p]) for p, taker in takers.items()]
@@ -199,10 +199,9 @@ def _by_cost(
 
 def _alike(
     situation: UnitSituation, criterion: str, groups: list[Group], reasons: dict[str, str],
-    budget: Budget, multiple_of: int,
+    multiple_of: int,
 ) -> Iterator[list[tuple[int, float]]]:  # fmt: skip
     """Units in the order of a criterion within their layer, the same share of all layers."""
-    del budget
     costs, lumps = UNIT_CRITERIA[criterion](situation), []
     for group in groups:
         if unknown := [unit for unit in group.units if unit not in costs]:
