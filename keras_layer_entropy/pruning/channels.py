@@ -334,13 +334,32 @@ class _Finder:
                     self.ties.freeze(fresh, f"{call.path} gives a constant there")
                     self.labels[number][axis] = ids = ids.copy()
                     ids[constant] = fresh
+        along = {}
+        for number in call.outputs:
+            for axis, ids in self.labels.get(number, {}).items():
+                along.setdefault(axis, []).append(ids)
+        labelled = [self.labels.get(number, {}) for number in call.inputs]
+        everything = np.concatenate([ids for labels in labelled for ids in labels.values()])
+        reason = f"{call.path} depends on how many there are"
+        edits = self._tried(call, shapes, dtypes, everything)
+        if edits is None and len(along) > 1:  # it may be those along one axis alone
+            for ids in map(np.concatenate, along.values()):
+                if self._tried(call, shapes, dtypes, ids) is None:
+                    self.ties.freeze(ids, reason)
+            edits = self._tried(call, shapes, dtypes, everything)
+        if edits is None:
+            self.ties.freeze(everything, reason)
+        for attribute, value in edits or ():
+            self.edit(call, attribute, value)
+
+    def _tried(self, call, shapes, dtypes, units):
+        """How a call differs once some of these units are gone, None if it gives something else."""
         taken = [self.labels.get(number, {}) for number in call.inputs]
         given = [self.labels.get(number, {}) for number in call.outputs]
-        everything = np.concatenate([ids for labels in taken for ids in labels.values()])
-        roots = np.unique(self.ties.roots(everything))
-        roots = roots[~np.isin(roots, list(self.ties.reasons(everything)))]
-        for gone in _patterns(roots):
-            if len(gone) in (0, len(np.unique(self.ties.roots(everything)))):
+        roots, edits = np.unique(self.ties.roots(units)), []
+        free = roots[~np.isin(roots, list(self.ties.reasons(units)))]
+        for gone in _patterns(free):
+            if len(gone) in (0, len(roots)):
                 continue
             values = values_of(shapes, dtypes, seed=len(gone))
             wanted = self._cut(outputs_of(call, values), given, gone)
@@ -354,10 +373,8 @@ class _Finder:
             except Exception:  # noqa: BLE001 - operations may raise anything
                 same = False
             if not same or (edits and call.path in self._shared) or _says_shape(call.operation):
-                self.ties.freeze(everything, f"{call.path} depends on how many there are")
-                return
-            for attribute, value in edits:
-                self.edit(call, attribute, value)
+                return None
+        return edits
 
     def _cut(self, arrays, labels, gone):
         found = []

@@ -10,7 +10,7 @@ import numpy as np
 from keras import layers
 
 from keras_layer_entropy.pruning import kernels
-from keras_layer_entropy.pruning.channels import Channels, find_channels
+from keras_layer_entropy.pruning.channels import Channels, Slice, find_channels
 from keras_layer_entropy.pruning.graph import Call, Graph, flat_graph, shared_paths
 from keras_layer_entropy.pruning.optimizer_state import restart_averages
 from keras_layer_entropy.pruning.rewrite import rewritten, thinned, without
@@ -351,6 +351,7 @@ def _takers(channels: Channels, can: _Rewritable) -> tuple[list[_Taker], np.ndar
             continue
         if kernels.obstacle(layer):
             needed += [ids for x in call.inputs for ids in channels.labels.get(x, {}).values()]
+            needed += [part.ids for part in channels.slices if _takes_inside(part, call)]
             continue
         kernel = kernels.kernel_of(layer)
         axis = kernels.channel_axis(layer, len(channels.graph.shapes[given]))
@@ -369,6 +370,11 @@ def _takers(channels: Channels, can: _Rewritable) -> tuple[list[_Taker], np.ndar
                 )
             )
     return takers, np.concatenate(needed)
+
+
+def _takes_inside(part: Slice, call: Call) -> bool:
+    """Whether a kernel of a layer takes units: heads and states are taken where they are made."""
+    return part.path == call.path and not part.makes and part.variable.name.endswith("kernel")
 
 
 _PASSING = (layers.BatchNormalization, layers.PReLU)

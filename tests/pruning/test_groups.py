@@ -114,7 +114,23 @@ def summed():
     return unet(layers.Add), sets(*rest, *joined), {"out"}
 
 
-@pytest.mark.parametrize("network", [mobilenet, resnet, densenet, concatenated, summed])
+def mixer():
+    """Sums tie the channels of all blocks to those of the patches, and tokens to what is given."""
+    inputs = keras.Input((16, 16, 3))
+    x = layers.Reshape((16, 8))(layers.Conv2D(8, 4, strides=4, name="patches")(inputs))
+    for k in range(2):
+        y = layers.Permute((2, 1))(layers.LayerNormalization()(x))
+        y = layers.Dense(16, name=f"tokens{k}b")(layers.Dense(6, "gelu", name=f"tokens{k}a")(y))
+        x = layers.Add()([x, layers.Permute((2, 1))(y)])
+        y = layers.Dense(12, "gelu", name=f"channels{k}a")(layers.LayerNormalization()(x))
+        x = layers.Add()([x, layers.Dense(8, name=f"channels{k}b")(y)])
+    x = layers.Dense(3, name="out")(layers.GlobalAveragePooling1D()(x))
+    summed = {"patches", "channels0b", "channels1b"}
+    inside = [f"{kind}{k}a" for kind in ("tokens", "channels") for k in range(2)]
+    return keras.Model(inputs, x), sets(summed, *inside), {"tokens0b", "tokens1b", "out"}
+
+
+@pytest.mark.parametrize("network", [mobilenet, resnet, densenet, concatenated, summed, mixer])
 def test_groups_are_those_that_one_reads_off_the_architecture(network):
     model, expected, stay = network()
     found, staying = groups_of(model)

@@ -841,6 +841,29 @@ def test_the_bias_of_a_frozen_layer_is_frozen(random):
     assert len(simpler.trainable_variables) == 6
 
 
+@pytest.mark.parametrize(
+    "inner",
+    [
+        lambda x: layers.MultiHeadAttention(4, 2)(x, x),
+        lambda x: layers.GroupQueryAttention(2, 4, 2)(x, x),
+        lambda x: layers.GRU(6, return_sequences=True)(x),
+        lambda x: layers.Bidirectional(layers.LSTM(3, return_sequences=True))(x),
+    ],
+    ids=["heads", "groups_of_heads", "states", "both_ways"],
+)
+def test_heads_and_states_that_only_their_own_layer_takes_stay(inner, random):
+    inputs = keras.Input((5, 4))
+    x = inner(layers.Dense(4, "tanh")(inputs))
+    out = layers.Dense(3, name="out")
+    model = drawn(keras.Model(inputs, out(layers.GlobalAveragePooling1D()(x))), random)
+    if out.kernel.shape[0] == 6:  # of states: units 1 and 4 of the GRU, unit 1 both ways
+        kernel = ops.convert_to_numpy(out.kernel).copy()
+        kernel[[1, 4]] = 0.0
+        out.kernel.assign(kernel)
+    simpler = simplified(model, random, 1e-3)
+    assert simpler.count_params() == model.count_params()
+
+
 def test_names_states_and_flags_stay(random, tmp_path):
     model = drawn(built(nested, IMAGE), random)
     model.get_layer("in").get_layer("a").trainable = False
