@@ -160,13 +160,13 @@ def network(name):
     for variable in model.variables:
         if len(variable.shape) == 1 and "seed" not in variable.path:
             value, factor = np.array(variable), random.uniform(0.7, 1.3, variable.shape)
-            if 0 < np.abs(value).max() < 1e-3:  # scales of branches that begin near 0
-                value = np.ones_like(value)
             offset = random.uniform(-0.3, 0.3, variable.shape) if (value == 0).all() else 0.0
             variable.assign(value * factor + offset)
     for layer in model.layers:
         if isinstance(layer, layers.Normalization):
             layer.finalize_state()  # it computes with copies of its statistics
+        if type(layer).__name__ == "LayerScale":  # ConvNeXt's, which begin at 1e-6
+            layer.gamma.assign(random.uniform(0.7, 1.3, layer.gamma.shape))
     return model
 
 
