@@ -48,6 +48,7 @@ TAKE_PATHS = {
     "files.check_writable": files.check_writable,
     "files.remove": lambda path: files.remove(path, ()),
     "model_files.model_parts": model_files.model_parts,
+    "model_files.weights_of": model_files.weights_of,
     "fingerprint": fingerprint,
 }
 
