@@ -34,6 +34,17 @@ def _fresh_keras():
     keras.config.set_dtype_policy("float32")
 
 
+@pytest.fixture
+def float64():
+    """Layers that the test makes are in float64."""
+    import keras
+
+    before = keras.config.floatx()
+    keras.config.set_floatx("float64")
+    yield
+    keras.config.set_floatx(before)
+
+
 @pytest.fixture(autouse=True)
 def _monitor_beside_every_fit(monkeypatch, request):
     import keras

@@ -183,7 +183,7 @@ def rank_units(criterion: str, profile: UnitProfile) -> dict[Part, Prediction]:
     It is a ranking and no more; `remove_units` chooses by what the layers behind miss.
 
     Args:
-        criterion: a name in `UNIT_CRITERIA`.
+        criterion: a name in `RANKINGS`.
         profile: `UnitProfile` of the layer.
 
     Returns:
@@ -203,9 +203,9 @@ def rank_units(criterion: str, profile: UnitProfile) -> dict[Part, Prediction]:
     >>> [(part.name, prediction.words) for part, prediction in found.items()][0]
     ('conv[1]', 'feature entropy of 3.000 nats (a loop in 50% of the images)')
     """
-    if criterion not in UNIT_CRITERIA:
-        raise ValueError(f"criterion={criterion!r}; expected one of {tuple(UNIT_CRITERIA)}.")
-    return _sorted(UNIT_CRITERIA[criterion](profile))
+    if criterion not in RANKINGS:
+        raise ValueError(f"criterion={criterion!r}; expected one of {tuple(RANKINGS)}.")
+    return _sorted(RANKINGS[criterion](profile))
 
 
 def feature_entropy(profile: UnitProfile) -> dict[Part, Prediction]:
@@ -222,4 +222,4 @@ def feature_entropy(profile: UnitProfile) -> dict[Part, Prediction]:
     }
 
 
-UNIT_CRITERIA = {"feature_entropy": feature_entropy}
+RANKINGS = {"feature_entropy": feature_entropy}

@@ -39,7 +39,7 @@ def simplify_model(model: keras.Model) -> keras.Model:
       constant goes into the bias of the layers that take it. Before a convolution that pads only
       0 goes: the border does not see a constant. And units of which the layers behind take nothing;
     - all but one of units with the same weights to the last bit; the layers behind take that one
-      with the sum of their kernels.
+      with the sum of their kernels (not a separable convolution, which filters each in its way).
 
     Units that are tied, as in residual sums, go where that holds for the whole. A unit that is
     never on for some data is no constant by its weights, and stays; so does one of each layer.

@@ -229,14 +229,6 @@ def numbered(roots):
     return [first.setdefault(root, len(first)) for root in roots.tolist()]
 
 
-@pytest.fixture
-def float64():
-    before = keras.config.floatx()
-    keras.config.set_floatx("float64")
-    yield
-    keras.config.set_floatx(before)
-
-
 def without_kernels_of(drawn, gone, x):
     """What the network gives when no kernel takes anything of some units."""
     before = [np.array(layer.kernel) for layer, _ in drawn.takers]

@@ -201,14 +201,6 @@ def data_for(model, random, samples=2):
     return random.normal(size=shape)
 
 
-@pytest.fixture
-def float64():
-    before = keras.config.floatx()
-    keras.config.set_floatx("float64")
-    yield
-    keras.config.set_floatx(before)
-
-
 def path_of(model, name):
     (path,) = [p for p in find_channels(model).makers if p.split("/")[-1] == name]
     return path

@@ -38,14 +38,6 @@ def best_fit(rows, target):
     return rows @ np.linalg.lstsq(rows, target, rcond=None)[0]
 
 
-@pytest.fixture
-def float64():
-    before = keras.config.floatx()
-    keras.config.set_floatx("float64")
-    yield
-    keras.config.set_floatx(before)
-
-
 def attention(layer, width=7, **options):
     """A query and a value of their own, each made by a layer."""
 
