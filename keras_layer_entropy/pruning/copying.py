@@ -7,8 +7,10 @@ copied with the attributes that it has now, and only graphs are made anew, by ca
 
 import collections
 import copy
+import dataclasses
 import functools
 import types
+from typing import Any
 
 import keras
 import numpy as np
@@ -40,6 +42,31 @@ _STATEFUL = (
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class Bypass:
+    """A call that is not made.
+
+    Attributes:
+        node: Keras's node of the call, of one output.
+        tensor: what goes on in its place, a tensor of the same graph before it.
+        layer: a new layer through which that goes; None for none.
+    """
+
+    node: Any
+    tensor: Any
+    layer: Any = None
+
+
+def left_out(operations):
+    """`Bypass`es of all calls of operations: what they take first goes on in their place."""
+    nodes = (node for operation in operations for node in operation._inbound_nodes)
+    return [
+        Bypass(node, first_tensor(node.arguments.args, node.arguments.kwargs))
+        for node in nodes
+        if not node.is_input
+    ]
+
+
 class Copies:
     """Makes copies, one of each object: what is shared in the original is shared in the copy.
 
@@ -49,14 +76,19 @@ class Copies:
 
     Args:
         model: the model that is copied, `Copies(model)(model)`; it is not changed.
-        left_out: layers and operations that are not called: what they take goes on in their place.
+        bypasses: list of `Bypass`; what only goes into calls that are not made is left out, too.
         edits: pairs of an operation and a function that its copy is given to, before it is called
             for the first time.
+
+    Attributes:
+        nodes: pairs of a call of the model, Keras's node, and the one in its place.
     """
 
-    def __init__(self, model, left_out=(), edits=()):
-        self._left_out = {id(operation) for operation in left_out}
+    def __init__(self, model, bypasses=(), edits=()):
+        self._bypasses = {id(bypass.node): bypass for bypass in bypasses}
+        self._uncalled, self._called, self.nodes = {}, set(), []
         self._edits = {id(operation): edit for operation, edit in edits}
+        self._changed = set(self._edits)
         self._parts = {id(model)}
         for layer in model._flatten_layers():
             self._parts.update(map(id, (layer, *own_variables(layer))))
@@ -77,6 +109,10 @@ class Copies:
         if isinstance(value, list | dict | set):
             return self._container(value)
         return self._other(value) if self._holds_state(value, set()) else value
+
+    def gone(self):
+        """The layers and operations that the copy does not call."""
+        return [x for key, x in self._uncalled.items() if key not in self._called]
 
     def pairs(self, kind):
         """`(original, copy)` of every object of a class."""
@@ -188,16 +224,38 @@ class Copies:
         inputs = [self._input(*pair) for pair in zip(graph.inputs, shapes, strict=True)]
         outputs = self._run(graph, inputs)
         inputs = tree.pack_sequence_as(graph._inputs_struct, inputs)
-        new = self.keep(old, type(old).__new__(type(old)))
+        kind = self._class_of(old)
+        new = self.keep(old, kind.__new__(kind))
         if graph is old:
             Functional.__init__(new, inputs, outputs, name=old.name)
         else:
             keras.Sequential.__init__(new, name=old.name)
-            new._layers = [self(layer) for layer in old._layers if id(layer) not in self._left_out]
+            new._layers = self._layers_of(old)
             new._functional = self.keep(graph, Functional(inputs, outputs, name=graph.name))
             new.built = True
         self._complete(old, new)
         return new
+
+    def _class_of(self, model):
+        """The class of the copy of a Sequential or functional model.
+
+        One with a constructor of its own makes from its configuration the network that it was
+        written for: where the copy is another, it is a plain one.
+        """
+        own = isinstance(model, Functional) and type(model).__init__ is not Functional.__init__
+        return Functional if own and self._changes(model) else type(model)
+
+    def _changes(self, graph):
+        """Whether the copy of a graph, or of one in it, is another."""
+        nodes = _nodes_of(graph)
+        operations = {id(node.operation): node.operation for node in nodes}
+        inner = filter(None, map(_graph_of, operations.values()))
+        return (
+            not self._changed.isdisjoint(operations)
+            or len(self._needed(graph, nodes)) < len(nodes)
+            or any(id(node) in self._bypasses for node in nodes)
+            or any(self._changes(other) for other in inner)
+        )
 
     def _run(self, graph, inputs):
         """The outputs of the copy of a graph, in their structure.
@@ -206,8 +264,10 @@ class Copies:
         its calls are known.
         """
         tensors = dict(zip(map(id, graph.inputs), inputs, strict=True))
-        depths = sorted(graph._nodes_by_depth, reverse=True)
-        nodes = [n for depth in depths for n in graph._nodes_by_depth[depth] if not n.is_input]
+        nodes = _nodes_of(graph)
+        needed = self._needed(graph, nodes)
+        self._uncalled.update((id(n.operation), n.operation) for n in nodes)
+        nodes = [node for node in nodes if id(node) in needed]
         turns = collections.defaultdict(list)
         for node in nodes:
             turns[id(node.operation)].append(node)
@@ -218,16 +278,57 @@ class Copies:
             left = []
             for node in nodes:
                 turn = turns[id(node.operation)]
-                if turn[-1] is node and all(id(x) in tensors for x in node.input_tensors):
+                if turn[-1] is node and all(id(x) in tensors for x in self._given(node)):
                     turn.pop()
-                    args, kwargs = node.arguments.fill_in(tensors)
-                    outputs = self._call(node.operation, *args, **kwargs)
+                    outputs = self._made(node, tensors)
                     tensors.update(zip(map(id, node.outputs), tree.flatten(outputs), strict=True))
                 else:
                     left.append(node)
             nodes = left
         outputs = [tensors[id(tensor)] for tensor in graph.outputs]
         return tree.pack_sequence_as(graph._outputs_struct, outputs)
+
+    def _needed(self, graph, nodes):
+        """Ids of the nodes that the outputs of a graph depend on."""
+        makers = {id(tensor): node for node in nodes for tensor in node.outputs}
+        wanted, found = list(graph.outputs), set()
+        while wanted:
+            node = makers.get(id(wanted.pop()))
+            if node is not None and id(node) not in found:
+                found.add(id(node))
+                wanted += self._given(node)
+        return found
+
+    def _given(self, node):
+        """The tensors that a call takes, or what goes in its place."""
+        bypass = self._bypasses.get(id(node))
+        return node.input_tensors if bypass is None else [bypass.tensor]
+
+    def _made(self, node, tensors):
+        """What the copy of a call gives, or what goes in its place."""
+        bypass = self._bypasses.get(id(node))
+        if bypass is None:
+            args, kwargs = node.arguments.fill_in(tensors)
+            self._called.add(id(node.operation))
+            outputs = self._call(node.operation, *args, **kwargs)
+        else:
+            outputs = tensors[id(bypass.tensor)]
+            if bypass.layer is None:
+                return outputs
+            outputs = bypass.layer(outputs)
+        made = tree.flatten(outputs)[0]._keras_history
+        self.nodes.append((node, made.operation._inbound_nodes[made.node_index]))
+        return outputs
+
+    def _layers_of(self, sequential):
+        """The layers of the copy of a Sequential model."""
+        instead = {id(bypass.node.operation): bypass.layer for bypass in self._bypasses.values()}
+        gone = set(map(id, self.gone()))
+        found = [
+            instead.get(id(layer)) if id(layer) in gone else self(layer)
+            for layer in sequential._layers
+        ]
+        return [layer for layer in found if layer is not None]
 
     def _input(self, tensor, shape):
         old = tensor._keras_history.operation
@@ -240,8 +341,6 @@ class Copies:
 
     def _call(self, operation, *args, **kwargs):
         """Calls the copy of an operation on tensors of the new graph."""
-        if id(operation) in self._left_out:
-            return first_tensor(args, kwargs)
         graph = _graph_of(operation)
         if graph is not None and id(operation) not in self._memo:
             given = nested_inputs(graph, args, kwargs)
@@ -255,12 +354,16 @@ class Copies:
         """What a Sequential or functional model has besides its graph."""
         for name in ("_dtype_policy", "_trainable", "_path", "_parent_path"):
             vars(new)[name] = vars(old)[name]
+        if type(new) is not type(old):  # what its own code holds is of no use to the other
+            return
+        gone = set(map(id, self.gone()))
         for name, value in vars(old).items():
-            if name not in vars(new) and name not in _TRAINING:
+            held = value if isinstance(value, list | tuple) else [value]
+            if name not in vars(new) and name not in _TRAINING and gone.isdisjoint(map(id, held)):
                 setattr(new, name, self(value))
         for name, (_, store) in old._tracker.config.items():
             for part in store:
-                if id(part) in self._left_out or _is_stale(part, old):
+                if id(part) in gone or _is_stale(part, old):
                     continue
                 if not new._tracker.is_in_store(name, self(part)):
                     new._tracker.add_to_store(name, self(part))
@@ -295,6 +398,12 @@ def _graph_of(value):
     if isinstance(value, keras.Sequential):
         return value._functional
     return value if isinstance(value, Functional) else None
+
+
+def _nodes_of(graph):
+    """The calls of a graph, Keras's nodes, each after those that it may depend on."""
+    depths = sorted(graph._nodes_by_depth, reverse=True)
+    return [n for depth in depths for n in graph._nodes_by_depth[depth] if not n.is_input]
 
 
 def _is_stale(part, model):

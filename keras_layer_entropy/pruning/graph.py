@@ -124,11 +124,9 @@ def opened(operation):
     """The functional model inside a Sequential or functional one; None for anything else."""
     if isinstance(operation, keras.Sequential):
         return operation._functional if type(operation).call is keras.Sequential.call else None
-    # A subclass may have a call or a constructor of its own.
-    plain = type(operation).__init__ is Functional.__init__ or type(operation) is Functional
-    if isinstance(operation, Functional) and type(operation).call is Functional.call and plain:
-        return operation
-    return None
+    # A subclass may have a call of its own.
+    is_graph = isinstance(operation, Functional) and type(operation).call is Functional.call
+    return operation if is_graph else None
 
 
 def _collect(functional, prefix, bound, graph, numbers, training=False):

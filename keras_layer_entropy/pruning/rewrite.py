@@ -7,7 +7,7 @@ import functools
 import keras
 
 from keras_layer_entropy.backend import strategy_scope
-from keras_layer_entropy.pruning.copying import Copies, forget_weights
+from keras_layer_entropy.pruning.copying import Copies, forget_weights, left_out
 from keras_layer_entropy.pruning.graph import flat_graph
 from keras_layer_entropy.pruning.optimizer_state import copy_compilation, cut, restart_averages
 from keras_layer_entropy.recording.passes import own_variables
@@ -32,7 +32,26 @@ def without(model, part):
     gone, renewed = _operations(flat_graph(model), part)
     what = f"{model.name!r} without {part.path!r}" if part is not None else f"{model.name!r}"
     edits = {path: (layer, forget_weights) for path, layer in renewed.items()}
-    return _remade(model, gone, edits, {}, what)
+    return _remade(model, left_out(gone), edits, {}, what)[:2]
+
+
+def bypassed(model, bypasses, what):
+    """The model without some calls and what only goes into them.
+
+    Args:
+        model: a built Sequential or functional model; it is not changed.
+        bypasses: list of `copying.Bypass`.
+        what: the new model in words.
+
+    Returns:
+        `(model, nodes)`: the new model, compiled like the old one, with new slots of its optimizer
+        for new layers; and pairs of Keras's nodes, those of the old model and those in their place.
+
+    Raises:
+        ValueError: Keras cannot make it.
+    """
+    new, _, nodes = _remade(model, bypasses, {}, {}, what)
+    return new, nodes
 
 
 def thinned(model, channels, gone):
@@ -70,7 +89,7 @@ def thinned(model, channels, gone):
         path: (operations[path], functools.partial(_change, attributes))
         for path, attributes in changes.items()
     }
-    new, fresh = _remade(model, [], edits, cuts, f"{model.name!r} without some units")
+    new, fresh, _ = _remade(model, [], edits, cuts, f"{model.name!r} without some units")
     if fresh:
         raise ValueError(
             f"Nothing tells how {fresh[0]} of {model.name!r} goes on with fewer units."
@@ -100,7 +119,7 @@ def rewritten(model, gone, changes):
         for path, (attributes, _) in changes.items()
         if attributes
     }
-    new, _ = _remade(model, gone, edits, {}, f"a simpler {model.name!r}")
+    new, _, _ = _remade(model, left_out(gone), edits, {}, f"a simpler {model.name!r}")
     operations = {call.path: call.operation for call in flat_graph(new).calls}
     changed = []
     for path, (_, weights) in changes.items():
@@ -111,17 +130,17 @@ def rewritten(model, gone, changes):
     return new
 
 
-def _remade(model, gone, edits, cuts, what):
-    """A copy of a model, and paths of layers of which some weights had to be made anew.
+def _remade(model, bypasses, edits, cuts, what):
+    """A copy of a model, paths of layers of which some weights are new, and pairs of calls.
 
     Args:
         model: the model.
-        gone: operations that are left out.
+        bypasses: list of `Bypass`.
         edits: path -> (operation, what its copy is given to before it is called).
         cuts: id of a variable -> list of (axis, places that are kept).
         what: the new model in words.
     """
-    copies = Copies(model, gone, edits.values())
+    copies = Copies(model, bypasses, edits.values())
     with strategy_scope(model):
         try:
             new = copies(model)
@@ -134,10 +153,10 @@ def _remade(model, gone, edits, cuts, what):
             for path, layer in changed.items()
             if _restore(layer, copies(layer), survivors, cuts)
         ]
-        _account(model, new, survivors, [*gone, *changed.values()], what)
+        _account(model, new, survivors, [*copies.gone(), *changed.values()], what)
         for old, twin in copies.pairs(keras.Model):
             copy_compilation(old, twin, survivors, cuts)
-    return new, fresh
+    return new, fresh, copies.nodes
 
 
 def _change(attributes, twin):
