@@ -38,23 +38,52 @@ def effects(model, inputs, paths):
     >>> {path: round(effect, 2) for path, effect in found.items()}  # all is linear
     {'a': 1.0, 'b': 1.0}
     """
-    graph, found = flat_graph(model), {}
-    values = {number: (batches[0][:SAMPLES], None) for number, batches in enumerate(inputs)}
-    for call in graph.calls:
-        values.update(_made(call, values))
-    wanted = [_scores(values[number]) for number in graph.outputs]
-    for place, call in enumerate(graph.calls):
-        if call.path in paths and call.outputs[0] not in graph.outputs:
-            changed = {call.outputs[0]: _disturbed(values[call.outputs[0]])}
-            for later in graph.calls[place + 1 :]:
-                if not changed.keys().isdisjoint(later.inputs):
-                    changed.update(_made(later, {**values, **changed}))
-            given = [_scores(changed.get(n, values[n])) for n in graph.outputs]
-            sizes = [_distance(a, b) for a, b in zip(given, wanted, strict=True)]
-            found[call.path] = max(found.get(call.path, 0.0), float(np.mean(sizes)) / _SIZE)
+    outputs, found = Outputs(model, inputs), {}
+    for call in outputs.graph.calls:
+        if call.path in paths and call.outputs[0] not in outputs.graph.outputs:
+            number = call.outputs[0]
+            change = outputs.change(number, _disturbed(outputs.value(number))) / _SIZE
+            found[call.path] = max(found.get(call.path, 0.0), change)
         elif call.path in paths:
             found[call.path] = 1.0
     return found
+
+
+class Outputs:
+    """What a model gives for some samples, and how that changes with what is inside.
+
+    Args:
+        model, inputs: as for `effects`.
+    """
+
+    def __init__(self, model, inputs):
+        self.graph = flat_graph(model)
+        pairs = ((number, (batches[0][:SAMPLES], None)) for number, batches in enumerate(inputs))
+        self._values = dict(pairs)
+        for call in self.graph.calls:
+            self._values.update(_made(call, self._values))
+        self._wanted = [_scores(self._values[number]) for number in self.graph.outputs]
+
+    def value(self, number):
+        """A tensor by its number, an array."""
+        return self._values[number][0]
+
+    def change(self, number, array):
+        """The root mean square change of the outputs, relative to their spread over the samples.
+
+        Args:
+            number: of a tensor inside the model.
+            array: what it is in place of what it was.
+        """
+        mask = self._values[number][1]
+        changed = {number: (array, mask)}
+        made = {x: place for place, call in enumerate(self.graph.calls) for x in call.outputs}
+        for later in self.graph.calls[made[number] + 1 :]:
+            if not changed.keys().isdisjoint(later.inputs):
+                changed.update(_made(later, {**self._values, **changed}))
+        given = [_scores(changed.get(n, self._values[n])) for n in self.graph.outputs]
+        sizes = [_distance(a, b) for a, b in zip(given, self._wanted, strict=True)]
+        return float(np.mean(sizes))
 
 
 def _made(call, values):
@@ -64,9 +93,8 @@ def _made(call, values):
     return dict(zip(call.outputs, pairs, strict=True))
 
 
-def _disturbed(pair):
-    x, mask = pair
-    return x + (_SIZE * np.roll(x - x.mean(axis=0), 1, axis=0)).astype(x.dtype), mask
+def _disturbed(x):
+    return x + (_SIZE * np.roll(x - x.mean(axis=0), 1, axis=0)).astype(x.dtype)
 
 
 def _distance(found, wanted):

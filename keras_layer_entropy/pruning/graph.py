@@ -199,7 +199,7 @@ def shared_paths(graph):
     return {call.path for call in graph.calls if calls[id(call.operation)] > 1}
 
 
-def turns(graph, whole):
+def turns(graph, whole, waiting=None):
     """An order in which calls can be made, those of one layer together where that is possible.
 
     They come apart where one of them takes what comes of another.
@@ -207,6 +207,7 @@ def turns(graph, whole):
     Args:
         graph: `Graph`.
         whole: a function of an operation: whether its calls are to be together.
+        waiting: index of a call -> number of a tensor that it does not take, but waits for.
 
     Returns:
         List of tuples of indices of `graph.calls`.
@@ -220,7 +221,7 @@ def turns(graph, whole):
     >>> [[graph.calls[i].path for i in turn] for turn in turns(graph, lambda layer: True)]
     [['b'], ['a', 'a'], ['c']]
     """
-    calls = graph.calls
+    calls, waits = graph.calls, waiting or {}
     siblings = collections.defaultdict(list)
     for index, call in enumerate(calls):
         siblings[id(call.operation) if whole(call.operation) else index].append(index)
@@ -228,7 +229,7 @@ def turns(graph, whole):
     coming = {number for call in calls for number in call.outputs}
     left, found = dict.fromkeys(range(len(calls))), []
     while left:
-        ready = [i for i in left if not coming.intersection(calls[i].inputs)]
+        ready = [i for i in left if not coming.intersection((*calls[i].inputs, waits.get(i)))]
         together = (groups[i] for i in ready if set(groups[i]) <= set(ready))
         # Else one call of several is made, and the others when they can be.
         turn = tuple(next(together, ready[:1]))

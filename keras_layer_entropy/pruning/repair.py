@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import warnings
+from typing import Any
 
 import keras
 import numpy as np
@@ -15,7 +16,7 @@ from keras_layer_entropy.measures.gram import (
     ridge_regression_of_few,
 )
 from keras_layer_entropy.pruning import patches
-from keras_layer_entropy.pruning.graph import shared_paths, turns
+from keras_layer_entropy.pruning.graph import Call, shared_paths, turns
 from keras_layer_entropy.pruning.linear import ATTENTION
 from keras_layer_entropy.pruning.reconstruction import RIDGE, Taker, least_missed
 from keras_layer_entropy.pruning.walking import Walk
@@ -45,7 +46,24 @@ class Choice:
     among: list
 
 
-def repair(student, teacher, inputs, kept, cut, choices=None):
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+    """Which call of one model is which of another that had more calls.
+
+    Attributes:
+        same: index of a call of the larger model -> the `Call` of the smaller one.
+        stand_ins: index of a call of the larger model -> the `Call` of a layer of the smaller one
+            that is to give what it gave.
+        lost: number of a tensor of the smaller model -> number of the tensor of the larger one that
+            is no longer added to it.
+    """
+
+    same: dict[int, Call]
+    stand_ins: dict[int, Call] = dataclasses.field(default_factory=dict)
+    lost: dict[int, int] = dataclasses.field(default_factory=dict)
+
+
+def repair(student, teacher, inputs, kept, cut, choices=None, pairs=None):
     """Refits layers in the order of the forward pass, each to what it computed in another model.
 
     Each is fitted on what the layers before it, refitted already, give now. Where its output joins
@@ -54,48 +72,151 @@ def repair(student, teacher, inputs, kept, cut, choices=None):
 
     Args:
         student: the model whose layers are refitted, in place.
-        teacher: the model that it was, with the same calls.
+        teacher: the model that it was, with the same calls, or more.
         inputs: what `walking.inputs_of` gave.
         kept: path of each layer that lost something -> places of the units that it still makes,
             None for all.
         cut: a function of the number of a tensor, what the teacher has for it, and axes, if any:
             the same without the units that are gone along all other axes.
         choices: path of a layer -> `Choice`: its kernel is 0 for the units chosen.
+        pairs: `Pairs`; None where both have the same calls.
 
     Returns:
         `(residuals, chosen)`: path -> relative residual of the regression, and list of
         `(unit, cost)` of the units that were chosen.
     """
-    new, old, residuals, chosen = Walk(student, inputs), Walk(teacher, inputs), {}, []
-    choices = choices or {}
-    shared = shared_paths(new.graph)
-    for turn in turns(new.graph, _has_kernel):
-        calls, befores = ([graph.calls[i] for i in turn] for graph in (new.graph, old.graph))
-        call = calls[0]
-        same = [
-            all(a is b for a, b in zip(new.given(one), old.given(other), strict=True))
-            for one, other in zip(calls, befores, strict=True)
-        ]
-        inside = patches.mixer(call.operation) is not call.operation
-        other = not all(same) or (inside and kept.get(call.path) is not None)
-        fitted = False
-        if _has_kernel(call.operation) and (other or call.path in choices):
-            reason = _reason(new, calls)
-            fitted = reason is None
-            if fitted:
-                target = _Target(new, old, calls, befores, cut, shared)
-                residuals[target.path], gone = target.fit(choices.get(call.path))
-                chosen += gone
-            else:
-                warnings.warn(f"{call.path} is not refitted: {reason}.", stacklevel=3)
-        untouched = call.path not in kept and not fitted
-        for one, before, alike in zip(calls, befores, same, strict=True):
+    new, old = Walk(student, inputs), Walk(teacher, inputs)
+    pairs = pairs or Pairs(dict(enumerate(new.graph.calls)))
+    models = _Models(new, old, pairs, cut, shared_paths(new.graph))
+    choices, residuals, chosen = choices or {}, {}, []
+    for turn in turns(old.graph, _has_kernel, models.waiting()):
+        found = [(pairs.same[i], old.graph.calls[i]) for i in turn if i in pairs.same]
+        target = models.target(found, kept, choices) if found else None
+        if target is not None:
+            residuals[target.path], gone = target.fit(choices.get(target.path))
+            chosen += gone
+        untouched = target is None and not any(call.path in kept for call, _ in found)
+        alike = {id(before): models.alike(call, before) for call, before in found}
+        for index in turn:
+            call, before = pairs.same.get(index), old.graph.calls[index]
             old.make(before)
-            if untouched and alike:
-                new.take(one, old)
-            else:
-                new.make(one)
+            if call is not None and untouched and alike[id(before)]:
+                new.take(call, old, before)
+            elif call is not None:
+                new.make(call)
+            if index in pairs.stand_ins:
+                instead = pairs.stand_ins[index]
+                given, outputs = _taken(new, [instead]), old.value(before.outputs[0])
+                target = StandIn(instead.operation, instead.path, given, outputs)
+                residuals[target.path], _ = target.fit()
+                new.make(instead)
     return residuals, chosen
+
+
+@dataclasses.dataclass(frozen=True)
+class _Models:
+    """The walks through both models, and what is which.
+
+    Attributes:
+        new, old: `Walk`s.
+        pairs, cut: as for `repair`.
+        shared: paths of layers that are called several times.
+    """
+
+    new: Walk
+    old: Walk
+    pairs: Pairs
+    cut: Any
+    shared: set
+
+    def alike(self, call, before):
+        """Whether a call is given what it was given."""
+        values = zip(self.new.given(call), self.old.given(before), strict=True)
+        return all(a is b for a, b in values)
+
+    def target(self, found, kept, choices):
+        """The `_Target` of the calls of one layer; None where it is not refitted."""
+        calls, befores = zip(*found, strict=True)
+        call = calls[0]
+        if not _has_kernel(call.operation):
+            return None
+        inside = patches.mixer(call.operation) is not call.operation
+        other = inside and kept.get(call.path) is not None
+        other = other or not all(self.alike(*pair) for pair in found)
+        beside = self._beside(call, befores[0])
+        other = other or any(new is None for _, new in beside[-1])
+        if not other and call.path not in choices:
+            return None
+        if reason := _reason(self.new, calls):
+            warnings.warn(f"{call.path} is not refitted: {reason}.", stacklevel=4)
+            return None
+        return _Target(self, calls, befores, beside)
+
+    def waiting(self):
+        """Index of a call -> number of what its sum has lost, which is to be known before it."""
+        found = {}
+        for index, call in self.pairs.same.items() if self.pairs.lost else ():
+            if _has_kernel(call.operation) and call.path not in self.shared:
+                *_, others = self._beside(call, self.old.graph.calls[index])
+                found.update((index, number) for number, new in others if new is None)
+        return found
+
+    def missing(self, others, axis):
+        """What the other tensors of a sum have lost: arrays for one batch after the other.
+
+        The units, along an axis, come last; None where that is nothing, or not known.
+        """
+        found = []
+        for number, now in others:
+            was, left = self.old.value(number), None if now is None else self.new.value(now)
+            if was is None or (left is None and now is not None):
+                return None
+            if was is not left:
+                was = [self.cut(number, part).astype("float32") for part in was]
+                left = [0.0] * len(was) if now is None else left
+                found.append([a - np.asarray(b, "float32") for a, b in zip(was, left, strict=True)])
+        sums = [sum(parts) for parts in zip(*found, strict=True)]
+        return [np.moveaxis(part, axis, -1) for part in sums] or None
+
+    def _beside(self, call, before):
+        """`(normalization, scale, others)`: what lies between a layer and the sum that it joins.
+
+        The first normalisation behind the layer or None; what a difference in the sum is multiplied
+        with to be one before that; the numbers of the other tensors of the sum in the old model and
+        in the new one, None for what is no longer added.
+        """
+        normalization, scale, number, graph = None, 1.0, call.outputs[0], self.new.graph
+        layer = patches.mixer(call.operation)
+        activation = getattr(layer, "activation", None)
+        if call.path in self.shared or activation not in (None, keras.activations.linear):
+            return None, scale, ()
+        axis = 1 if patches.channels_first(layer) else len(graph.shapes[number]) - 1
+        while True:
+            if number in self.pairs.lost:
+                return normalization, scale, ((self.pairs.lost[number], None),)
+            takers = graph.consumers(number)
+            if len(takers) != 1 or number in graph.outputs or takers[0].path in self.shared:
+                return normalization, scale, ()
+            operation = takers[0].operation
+            if type(operation) is keras.layers.BatchNormalization and normalization is None:
+                if operation.axis % len(graph.shapes[number]) != axis:
+                    return None, 1.0, ()
+                normalization, scale = operation, _inverse_scale(operation)
+            elif type(operation).__name__ == "Add":
+                return normalization, scale, self._others(takers[0], number)
+            elif not isinstance(operation, keras.layers.Dropout | keras.layers.Identity):
+                return normalization, scale, ()
+            number = takers[0].outputs[0]
+
+    def _others(self, call, number):
+        """Numbers of the other tensors of a sum, in the old model and in the new one."""
+        before = next(
+            self.old.graph.calls[i] for i, x in self.pairs.same.items() if x.outputs == call.outputs
+        )
+        pairs = [pair for pair in zip(before.inputs, call.inputs, strict=True) if pair[1] != number]
+        shapes = self.new.graph.shapes
+        alike = all(shapes[new] == shapes[number] for _, new in pairs)
+        return tuple(pairs) if alike and len(pairs) == len(call.inputs) - 1 else ()
 
 
 def centred(gram, features):
@@ -146,30 +267,22 @@ class _Target:
     """What a layer is to compute: what it did, and what is missing in the sum that it joins.
 
     Args:
-        new, old: the `Walk`s through both models.
+        models: `_Models`.
         calls, befores: the calls of the layer in each.
-        cut, shared: as for `repair`; paths of layers that are called several times.
+        beside: what `_Models._beside` gave for them.
     """
 
-    def __init__(self, new, old, calls, befores, cut, shared):
+    def __init__(self, models, calls, befores, beside):
+        new, old, cut = models.new, models.old, models.cut
         call, before = calls[0], befores[0]
         self._layer, self._teacher = map(patches.mixer, (call.operation, before.operation))
         inside = self._layer is not call.operation
         self.path = f"{call.path}/{self._layer.name}" if inside else call.path
         self._given, self._wanted = _taken(new, calls), _taken(old, befores, cut)
         self._kept = _kept_units(self._teacher, old.graph, before, cut)
-        self._normalization, scale, others = _way_to_sum(new.graph, call, shared)
-        self._missing = None
-        pairs = [(old.value(number), new.value(number)) for number in others]
-        known = all(a is not None and b is not None for a, b in pairs)
-        if known and any(a is not b for a, b in pairs):
-            pairs = [
-                ([cut(number, part) for part in a], b)
-                for number, (a, b) in zip(others, pairs, strict=True)
-            ]
-            batches = zip(*(zip(a, b, strict=True) for a, b in pairs), strict=True)
-            axis = 1 if patches.channels_first(self._layer) else -1
-            self._missing = [_difference(parts, axis) * scale for parts in batches]
+        self._normalization, scale, others = beside
+        lost = models.missing(others, 1 if patches.channels_first(self._layer) else -1)
+        self._missing = None if lost is None else [scale * part for part in lost]
 
     def fit(self, choice=None):
         """Gives the layer its kernel and bias; the relative residual, and the units chosen."""
@@ -219,22 +332,54 @@ class _Target:
         """Tensors `[rows, features + 1 + units]` of a group: what it takes, 1, what it is to be."""
         size = math.prod(patches.units_of(self._layer)) // patches.groups_of(self._layer)
         own = slice(group * size, (group + 1) * size)
-        of_teacher = math.prod(patches.units_of(self._teacher)) // patches.groups_of(self._teacher)
-        before, places = self._kept[own][0] // of_teacher, self._kept[own] % of_teacher
-        for index, (x, wanted) in enumerate(zip(self._given, self._wanted, strict=True)):
-            step = patches.at_a_time(self._teacher, wanted)
+        for index, x in enumerate(self._given):
+            step = self._at_a_time(index)
             for start in range(0, len(x), step):
                 some = slice(start, start + step)
-                target = patches.before_activation(self._teacher, wanted[some], before)
-                if len(places) < of_teacher:
-                    target = ops.take(target, places, axis=-1)
-                if self._missing is not None:
-                    missing = ops.cast(self._missing[index][some], target.dtype)
-                    missing = ops.reshape(missing, (target.shape[0], -1))
-                    target = target + missing[:, own]
+                target = self._targets(index, some, own)
                 features = patches.rows(self._layer, x[some], group)
                 features = ops.cast(features, target.dtype)
                 yield ops.concatenate([features, ops.ones_like(target[:, :1]), target], axis=-1)
+
+    def _at_a_time(self, index):
+        return patches.at_a_time(self._teacher, self._wanted[index])
+
+    def _targets(self, index, some, own):
+        """What some units of the layer are to be for some samples of a batch: `[rows, units]`."""
+        of_teacher = math.prod(patches.units_of(self._teacher)) // patches.groups_of(self._teacher)
+        before, places = self._kept[own][0] // of_teacher, self._kept[own] % of_teacher
+        target = patches.before_activation(self._teacher, self._wanted[index][some], before)
+        if len(places) < of_teacher:
+            target = ops.take(target, places, axis=-1)
+        if self._missing is not None:
+            missing = ops.cast(self._missing[index][some], target.dtype)
+            target = target + ops.reshape(missing, (target.shape[0], -1))[:, own]
+        return target
+
+
+class StandIn(_Target):
+    """What a new layer is to give: what came out of the calls in whose place it is.
+
+    Args:
+        layer: the layer, built, with the kernel from which the ridge is counted.
+        path: what it is called in words.
+        given, outputs: what it is given and what it is to give, lists of arrays of batches.
+    """
+
+    def __init__(self, layer, path, given, outputs):
+        self._layer, self.path = layer, path
+        self._given, self._outputs = given, outputs
+        self._normalization = None
+
+    def _at_a_time(self, index):
+        return patches.at_a_time(self._layer, self._given[index])
+
+    def _targets(self, index, some, own):
+        outputs = self._outputs[index][some]
+        if patches.channels_first(self._layer):
+            outputs = np.moveaxis(outputs, 1, -1)
+        outputs = ops.cast(outputs, self._layer.variable_dtype)
+        return ops.reshape(outputs, (-1, outputs.shape[-1]))[:, own]
 
 
 class _Sums:
@@ -315,45 +460,6 @@ def _kept_units(layer, graph, call, cut):
         numbers = numbers.reshape(-1, *[1] * (len(shape) - 2))
     left = cut(call.outputs[0], np.broadcast_to(numbers, shape))
     return np.unique(left)
-
-
-def _difference(parts, axis):
-    """What is missing in the other tensors of a sum, the units last."""
-    total = sum(old.astype("float32") - new.astype("float32") for old, new in parts)
-    return np.moveaxis(total, axis, -1)
-
-
-def _way_to_sum(graph, call, shared):
-    """`(normalization, scale, others)`: what lies between a layer and the sum that it joins.
-
-    The first normalisation behind the layer or None; what a difference in the sum is multiplied
-    with to be one before that; the numbers of the other tensors of the sum, none where the layer
-    joins none.
-    """
-    normalization, scale, number = None, 1.0, call.outputs[0]
-    layer = patches.mixer(call.operation)
-    activation = getattr(layer, "activation", None)
-    if call.path in shared or activation not in (None, keras.activations.linear):
-        return None, scale, ()
-    axis = 1 if patches.channels_first(layer) else len(graph.shapes[number]) - 1
-    while True:
-        takers = graph.consumers(number)
-        if len(takers) != 1 or number in graph.outputs or takers[0].path in shared:
-            return normalization, scale, ()
-        operation = takers[0].operation
-        if type(operation) is keras.layers.BatchNormalization and normalization is None:
-            if operation.axis % len(graph.shapes[number]) != axis:
-                return None, 1.0, ()
-            normalization = operation
-            scale = _inverse_scale(operation)
-        elif type(operation).__name__ == "Add":
-            others = [x for x in takers[0].inputs if x != number]
-            alike = all(graph.shapes[x] == graph.shapes[number] for x in others)
-            one = len(others) == len(takers[0].inputs) - 1
-            return normalization, scale, others if alike and one else ()
-        elif not isinstance(operation, keras.layers.Dropout | keras.layers.Identity):
-            return normalization, scale, ()
-        number = takers[0].outputs[0]
 
 
 def _inverse_scale(layer):

@@ -55,12 +55,12 @@ class Walk:
                 self._masks[number] = masks
         self.forget(call)
 
-    def take(self, call, other):
-        """Lets a call give what it gives in another walk through a model with the same calls."""
-        for number in call.outputs:
-            self._values[number] = other.value(number)
-            if number in other._masks:
-                self._masks[number] = other._masks[number]
+    def take(self, call, other, same):
+        """Lets a call give what one that is the `same` gives in another walk."""
+        for number, theirs in zip(call.outputs, same.outputs, strict=True):
+            self._values[number] = other.value(theirs)
+            if theirs in other._masks:
+                self._masks[number] = other._masks[theirs]
         self.forget(call)
 
     def forget(self, call):

@@ -1,0 +1,184 @@
+"""Which blocks go, so that a network costs what it may."""
+
+import dataclasses
+import warnings
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops, tree
+
+from keras_layer_entropy.backend import Data
+from keras_layer_entropy.pruning.block_parts import Block, chosen_blocks, parameters_of
+from keras_layer_entropy.pruning.blocks import without_blocks
+from keras_layer_entropy.pruning.cost import Cost, check_target, cost_of, is_met, shares
+from keras_layer_entropy.pruning.effects import Outputs
+from keras_layer_entropy.pruning.flops import count_flops
+from keras_layer_entropy.pruning.graph import Graph
+from keras_layer_entropy.pruning.parts import Part, Plan, Prediction
+from keras_layer_entropy.pruning.repair import StandIn
+from keras_layer_entropy.pruning.stand_ins import (
+    AUTO,
+    check_stand_in,
+    make_identity,
+    make_stand_in,
+)
+from keras_layer_entropy.pruning.units import calibration_source
+from keras_layer_entropy.pruning.walking import Walk, inputs_of
+
+
+def choose_blocks(
+    model: keras.Model,
+    calibration_data: Data,
+    *,
+    target: Mapping[str, float] | None = None,
+    most: int | None = None,
+    stand_in: str | int | None = AUTO,
+    blocks: str | Collection[str] | None = None,
+    keep: str | Collection[str] = (),
+    batch_size: int = 256,
+    steps: int | None = None,
+) -> Plan:
+    """The blocks that can go so that a model costs what it may, for `remove_blocks`.
+
+    Of each block alone: a linear layer is fitted to what comes out of it (`stand_in`), and the rest
+    of the network goes on from what that gives for some samples. What a block costs to lose is the
+    root mean square change of the outputs, relative to their spread over the samples; of outputs
+    that are probabilities, of their logarithms. Layers behind, which `remove_blocks` refits, are as
+    they were here. Those go first whose squared change is least for what they save.
+
+    Args:
+        model: a built Sequential or functional model; it is not changed.
+        calibration_data: as for `remove_blocks`.
+        target: `"flops"`, `"parameters"` -> share of those of the model that may remain; all hold.
+        most: how many blocks go at most; with neither, the plan holds all that can go.
+        stand_in: as for `remove_blocks`.
+        blocks: names of blocks, or of layers inside, that may go; None for all.
+        keep: names of blocks, or of layers inside, that stay.
+        batch_size, steps: as for `remove_blocks`.
+
+    Returns:
+        `Plan` of parts of the kind `"block"`, with the costs before and after. Where the target is
+        out of reach, it is all that can go, with a warning.
+
+    Raises:
+        ValueError: a target that is none, no such block; data that do not fit.
+
+    Example:
+
+    >>> x = inputs = keras.Input((8,))
+    >>> for number in (1, 2):
+    ...     branch = keras.layers.Dense(32, "relu")(x)
+    ...     x = keras.layers.Add(name=f"sum_{number}")([x, keras.layers.Dense(8)(branch)])
+    >>> model = keras.Model(inputs, keras.layers.Dense(2, name="out")(x))
+    >>> plan = choose_blocks(model, np.random.normal(size=(100, 8)), most=1)
+    >>> len(plan.parts), plan.parts[0].kind, [cost.parameters for cost in plan.costs]
+    (1, 'block', [1122, 642])
+    """
+    check_stand_in(stand_in)
+    if target is not None:
+        check_target(target)
+    if most is not None and most < 1:
+        raise ValueError(f"most={most!r}; expected at least 1, or None.")
+    found, reasons = chosen_blocks(model, blocks, keep)
+    source = calibration_source(model, calibration_data, batch_size, steps)
+    one = tree.map_structure(lambda part: part[:1], source.first()[0])
+    before = after = cost_of(model, one)
+    predicted = _predicted(model, found, inputs_of(model, source), stand_in, one)
+    order = sorted(
+        predicted, key=lambda x: predicted[x].loss ** 2 / _worth(x.saves, before, target or {})
+    )
+    chosen: list[Block] = []
+    for block in order:
+        if (target is not None and is_met(target, before, after)) or len(chosen) == most:
+            break
+        inside = any(set(block.calls) < set(other.calls) for other in chosen)
+        if not inside:
+            chosen.append(block)
+            after = cost_of(without_blocks(model, [x.path for x in chosen], stand_in), one)
+    if target is not None and not is_met(target, before, after):
+        left = shares(before, after)
+        warnings.warn(
+            f"target={dict(target)} is out of reach: without all that can go "
+            + " and ".join(f"{left[key]:.1%} of the {key}" for key in target)
+            + " are left.",
+            stacklevel=2,
+        )
+    for block in order:
+        if block not in chosen:
+            reasons[block.path] = "other blocks cost less for what they save"
+    return Plan(
+        parts=tuple(_plain(block) for block in chosen),
+        predictions=tuple(predicted[block] for block in chosen),
+        reasons=reasons,
+        costs=(before, after),
+    )
+
+
+def _plain(block: Block) -> Part:
+    """A block as a plan holds it."""
+    return Part(kind="block", path=block.path, members=block.members, saves=block.saves)
+
+
+def _worth(saves: Cost | None, whole: Cost, target: Mapping[str, float]) -> float:
+    """The share of what a target is of that a block saves; 1 without a target."""
+    if not target:
+        return 1.0
+    saved = [max(getattr(saves, key) or 0, 0) / max(1, getattr(whole, key) or 0) for key in target]
+    return max(float(np.mean(saved)), 1e-9)
+
+
+def _predicted(
+    model: keras.Model,
+    blocks: dict[str, Block],
+    inputs: list,
+    stand_in: str | int | None,
+    one: Any,
+) -> dict[Block, Prediction]:
+    """Each block, with what it saves -> what it costs to lose it."""
+    outputs, walk = Outputs(model, inputs), Walk(model, inputs)
+    flops = count_flops(model, one).per_call
+    ends = {block.made: block for block in blocks.values()}
+    held: dict[int, list] = {number: walk.value(number) for number in range(len(inputs))}
+    wanted = {block.given for block in blocks.values()}
+    found: dict[Block, Prediction] = {}
+    for call in walk.graph.calls:
+        walk.make(call)
+        held.update((x, walk.value(x)) for x in call.outputs if x in wanted)
+        block = ends.get(call.outputs[0])
+        if block is None:
+            continue
+        layer = make_stand_in(walk.graph, block, stand_in)
+        instead, words = outputs.value(block.given), "nothing"
+        if layer is not None:
+            layer.build(walk.graph.shapes[block.given])
+            make_identity(layer)
+            StandIn(layer, layer.name, held[block.given], walk.value(block.made)).fit()
+            instead, words = np.asarray(ops.convert_to_numpy(layer(instead))), _words(layer)
+        change = outputs.change(block.made, instead)
+        whole = dataclasses.replace(block, saves=_saves(walk.graph, block, flops, layer))
+        found[whole] = Prediction(change, f"outputs change by {change:.1%} with {words} instead")
+    return found
+
+
+def _words(layer: Any) -> str:
+    size = getattr(layer, "kernel_size", None)
+    return "a Dense layer" if size is None else f"a {'x'.join(map(str, size))} convolution"
+
+
+def _saves(graph: Graph, block: Block, flops: tuple[int | None, ...], layer: Any) -> Cost:
+    """The `Cost` of what goes, less that of what stands in for it."""
+    operations = {id(graph.calls[i].operation): graph.calls[i].operation for i in block.calls}
+    dense = sum(isinstance(x, keras.layers.Dense) for x in operations.values())
+    known = [flops[i] for i in block.calls]
+    counts = [count for count in known if count is not None]
+    parameters = parameters_of(graph, block.calls)
+    total = sum(counts) if len(counts) == len(known) else None
+    if layer is not None:
+        parameters -= layer.count_params()
+        dense -= isinstance(layer, keras.layers.Dense)
+        if total is not None:
+            places = int(np.prod([n or 1 for n in graph.shapes[block.made][1:]]))
+            total -= 2 * layer.count_params() // layer.kernel.shape[-1] * places
+    return Cost(dense, parameters, total, {})

@@ -1,0 +1,91 @@
+"""Linear layers that stand in for blocks: one for each, cheaper than what it stands in for."""
+
+from typing import Any
+
+import numpy as np
+from keras import layers, ops
+
+from keras_layer_entropy.pruning.block_parts import CONVOLUTIONS, Block, parameters_of
+from keras_layer_entropy.pruning.graph import Graph
+
+AUTO = "auto"
+_BY_RANK = {3: layers.Conv1D, 4: layers.Conv2D, 5: layers.Conv3D}
+_WORTH = 0.5  # of a block's parameters, which a stand-in has at most if nobody asks for it
+
+
+def check_stand_in(stand_in: object) -> None:
+    """Raises for what names no stand-in."""
+    odd = isinstance(stand_in, int) and not isinstance(stand_in, bool) and stand_in % 2 == 1
+    if not (stand_in is None or stand_in == AUTO or (odd and int(stand_in) > 0)):  # type: ignore
+        raise ValueError(
+            f"stand_in={stand_in!r}; expected {AUTO!r}, None for none, or the kernel size of a "
+            "convolution, an odd number; 1 is a layer that looks at one place at a time."
+        )
+
+
+def make_stand_in(graph: Graph, block: Block, stand_in: str | int | None) -> Any:
+    """A new layer that can stand in for a block; None where none is wanted, or none can.
+
+    It takes what the block takes, and gives what comes out: of a residual branch the sum, so that
+    the identity beside the branch is part of its kernel. Where the block has convolutions it is a
+    convolution, else a Dense layer.
+
+    Args:
+        graph: the graph that the block is in.
+        block: `Block`.
+        stand_in: kernel size; `"auto"` for the larger of 3 (of blocks that have larger kernels than
+            1) and 1 with which it has at most half of the block's parameters, and none where
+            neither has; None for none.
+
+    Raises:
+        ValueError: one of that kernel size has as many parameters as the block.
+    """
+    shape = graph.shapes[block.given]
+    if stand_in is None or block.form not in ("residual", "composite") or len(shape) < 2:
+        return None
+    inside = _layers_in(graph, block)
+    convolutions = [layer for layer in inside if isinstance(layer, CONVOLUTIONS)]
+    spatial = bool(convolutions) and len(shape) in _BY_RANK
+    taps = max((max(layer.kernel_size) for layer in convolutions), default=1)
+    first = convolutions[0].data_format if spatial else "channels_last"
+    channels, whole = shape[1 if first == "channels_first" else -1], len(shape) - 2
+    if channels is None:
+        return None
+    sizes = ([3, 1] if taps > 1 and spatial else [1]) if stand_in == AUTO else [int(stand_in)]
+    limit, total = _WORTH if stand_in == AUTO else 1.0, parameters_of(graph, block.calls)
+    if not spatial and sizes != [1]:
+        sizes = [1]  # there are no places around
+    parameters = {size: channels * (channels * size ** (whole * spatial) + 1) for size in sizes}
+    fitting = [size for size in sizes if parameters[size] <= limit * total]
+    if not fitting and stand_in != AUTO:
+        raise ValueError(
+            f"A stand-in of kernel size {sizes[0]} has {parameters[sizes[0]]:,d} parameters, and "
+            f"{block.path!r} itself {total:,d}: pass stand_in='auto', or None for none."
+        )
+    if not fitting:
+        return None
+    name = f"{block.path.rpartition('/')[2].replace('#', '_')}_linear"
+    policy = inside[0].dtype_policy
+    if not spatial:
+        return layers.Dense(channels, name=name, dtype=policy)
+    return _BY_RANK[len(shape)](
+        channels, fitting[0], padding="same", data_format=first, name=name, dtype=policy
+    )
+
+
+def make_identity(layer: Any) -> None:
+    """Gives a stand-in the kernel with which it passes on what it takes."""
+    kernel = np.zeros(layer.kernel.shape)
+    kernel[(*(n // 2 for n in kernel.shape[:-2]),)] = np.eye(kernel.shape[-1])
+    layer.kernel.assign(kernel)
+    layer.bias.assign(ops.zeros_like(layer.bias))
+
+
+def _layers_in(graph: Graph, block: Block) -> list[Any]:
+    operations = [graph.calls[i].operation for i in block.calls]
+    return [
+        layer
+        for operation in operations
+        if isinstance(operation, layers.Layer)
+        for layer in operation._flatten_layers()
+    ]
