@@ -1,5 +1,7 @@
 """Take layers out of a model, refit what is left, retrain, and keep what is as good."""
 
+from keras_layer_entropy.pruning.block_plan import choose_blocks
+from keras_layer_entropy.pruning.blocks import remove_blocks
 from keras_layer_entropy.pruning.cost import Cost, compare_costs
 from keras_layer_entropy.pruning.criteria import CRITERIA, rank_units
 from keras_layer_entropy.pruning.flops import Flops, count_flops
@@ -24,12 +26,14 @@ __all__ = [
     "PruningOptions",
     "PruningResult",
     "PruningStep",
+    "choose_blocks",
     "choose_units",
     "compare_costs",
     "count_flops",
     "plan",
     "prune_model",
     "rank_units",
+    "remove_blocks",
     "remove_layer",
     "remove_units",
     "score",

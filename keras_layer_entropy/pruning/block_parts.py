@@ -336,5 +336,11 @@ def _is_composite(operation: Any) -> bool:
         return False
     if type(operation).__module__.startswith("keras.src."):
         return False
-    inside = operation._flatten_layers(include_self=False)
+    _, *inside = layers_in(operation)
     return any(len(weight.shape) > 1 for layer in inside for weight in layer.weights)
+
+
+def layers_in(operation: Any) -> list[Any]:
+    """A layer and all layers inside it; none of an operation that is no layer."""
+    is_layer = isinstance(operation, layers.Layer)
+    return list(operation._flatten_layers()) if is_layer else []

@@ -5,7 +5,12 @@ from typing import Any
 import numpy as np
 from keras import layers, ops
 
-from keras_layer_entropy.pruning.block_parts import CONVOLUTIONS, Block, parameters_of
+from keras_layer_entropy.pruning.block_parts import (
+    CONVOLUTIONS,
+    Block,
+    layers_in,
+    parameters_of,
+)
 from keras_layer_entropy.pruning.graph import Graph
 
 AUTO = "auto"
@@ -43,7 +48,7 @@ def make_stand_in(graph: Graph, block: Block, stand_in: str | int | None) -> Any
     shape = graph.shapes[block.given]
     if stand_in is None or block.form not in ("residual", "composite") or len(shape) < 2:
         return None
-    inside = _layers_in(graph, block)
+    inside = [layer for i in block.calls for layer in layers_in(graph.calls[i].operation)]
     convolutions = [layer for layer in inside if isinstance(layer, CONVOLUTIONS)]
     spatial = bool(convolutions) and len(shape) in _BY_RANK
     taps = max((max(layer.kernel_size) for layer in convolutions), default=1)
@@ -51,10 +56,13 @@ def make_stand_in(graph: Graph, block: Block, stand_in: str | int | None) -> Any
     channels, whole = shape[1 if first == "channels_first" else -1], len(shape) - 2
     if channels is None:
         return None
-    sizes = ([3, 1] if taps > 1 and spatial else [1]) if stand_in == AUTO else [int(stand_in)]
+    if not spatial:
+        sizes = [1]  # nothing in it looks at the places around
+    elif stand_in == AUTO:
+        sizes = [3, 1] if taps > 1 else [1]
+    else:
+        sizes = [int(stand_in)]
     limit, total = _WORTH if stand_in == AUTO else 1.0, parameters_of(graph, block.calls)
-    if not spatial and sizes != [1]:
-        sizes = [1]  # there are no places around
     parameters = {size: channels * (channels * size ** (whole * spatial) + 1) for size in sizes}
     fitting = [size for size in sizes if parameters[size] <= limit * total]
     if not fitting and stand_in != AUTO:
@@ -79,13 +87,3 @@ def make_identity(layer: Any) -> None:
     kernel[(*(n // 2 for n in kernel.shape[:-2]),)] = np.eye(kernel.shape[-1])
     layer.kernel.assign(kernel)
     layer.bias.assign(ops.zeros_like(layer.bias))
-
-
-def _layers_in(graph: Graph, block: Block) -> list[Any]:
-    operations = [graph.calls[i].operation for i in block.calls]
-    return [
-        layer
-        for operation in operations
-        if isinstance(operation, layers.Layer)
-        for layer in operation._flatten_layers()
-    ]
