@@ -51,14 +51,15 @@ _SHOWN = (ActivationEntropy(keep_patterns=True), "instability", "state_entropy")
 flags.adopt_module_key_flags(command_line)
 _DEFAULTS = PruningOptions()
 _REMOVE = flags.DEFINE_enum(
-    "remove", _DEFAULTS.remove, ["layers", "units"],
-    "What goes: whole Dense layers, or units (neurons, kernels, channels) of any layers.",
+    "remove", _DEFAULTS.remove, ["layers", "units", "blocks"],
+    "What goes: whole Dense layers, units (neurons, kernels, channels) of any layers, or blocks "
+    "(residual branches, composite layers, convolutions).",
 )  # fmt: skip
 _CRITERION = flags.DEFINE_string(
     "criterion",
     None,
     f"Which goes first: {', '.join(CRITERIA)} (default: {_DEFAULTS.criterion}); of units "
-    f"{', '.join((GREEDY, *UNIT_CRITERIA))} (default: {GREEDY}).",
+    f"{', '.join((GREEDY, *UNIT_CRITERIA))} (default: {GREEDY}); of blocks output_change.",
 )
 _MAX_ACCURACY_DROP = flags.DEFINE_float(
     "max_accuracy_drop",
@@ -74,6 +75,11 @@ _TARGETS = {
 }
 _STEP_SHARE = flags.DEFINE_float(
     "step_share", _DEFAULTS.step_share, "Share of the cost that is left that goes with one batch."
+)
+_STAND_IN = flags.DEFINE_string(
+    "stand_in",
+    str(_DEFAULTS.stand_in),
+    "What stands in for a block: auto, none, or the kernel size of a convolution, an odd number.",
 )
 _MULTIPLE_OF = flags.DEFINE_integer(
     "multiple_of", _DEFAULTS.multiple_of, "Leave a multiple of so many units in each layer."
@@ -135,7 +141,7 @@ def _dry_run(options, model_path):
     found = plan(model, *_searched(parts, options), options)
     _print_plan(console, found)
     met = options.target is None or (found.costs and is_met(options.target, *found.costs))
-    if options.remove == "units" and not met:
+    if options.remove != "layers" and not met:
         console.print("The target would not be met: this is all that can go.")
     if options.simplify:
         sample = Source(parts.validation.batches(1)).first()[0]
@@ -239,10 +245,18 @@ def _options():
         target={key: flag.value for key, flag in _TARGETS.items() if flag.value is not None}
         or None,
         step_share=_STEP_SHARE.value,
+        stand_in=_stand_in(_STAND_IN.value),
         multiple_of=_MULTIPLE_OF.value,
         simplify=_SIMPLIFY.value,
         calibration_samples=_CALIBRATION_SAMPLES.value,
     )
+
+
+def _stand_in(given):
+    """What --stand_in says, as options take it."""
+    if given == "none":
+        return None
+    return int(given) if given.isdecimal() else given
 
 
 def _parts(console, model, seed):

@@ -80,14 +80,14 @@ def find_blocks(model: keras.Model) -> tuple[dict[str, Block], dict[str, str]]:
 
 
 def chosen_blocks(
-    model: keras.Model, names: str | Collection[str] | None, keep: str | Collection[str] = ()
+    model: keras.Model, names: Any, keep: str | Collection[str] = ()
 ) -> tuple[dict[str, Block], dict[str, str]]:
     """As `find_blocks`, of some of them.
 
     Args:
         model: the model.
-        names: names of blocks, or of layers inside, that may go; None for all.
-        keep: names of blocks, or of layers inside, that stay.
+        names: a name, or a list of names, of blocks that may go, or of layers inside; None for all.
+        keep: names of those that stay.
 
     Raises:
         ValueError: a name that is none.
@@ -109,9 +109,11 @@ def _named(
     model: keras.Model,
     blocks: dict[str, Block],
     reasons: dict[str, str],
-    names: str | Collection[str],
+    names: Any,
 ) -> set[str]:
-    given = [names] if isinstance(names, str) else list(names)
+    given = [names] if isinstance(names, str) else names
+    if not isinstance(given, Collection) or not all(isinstance(name, str) for name in given):
+        raise ValueError(f"{names!r} names no blocks; expected a name, or a list of names.")
     found: set[str] = set()
     for name in given:
         hits = {key for key, block in blocks.items() if name == key or name in block.members}

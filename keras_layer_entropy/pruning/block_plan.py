@@ -96,7 +96,10 @@ def choose_blocks(
         inside = any(set(block.calls) < set(other.calls) for other in chosen)
         if not inside:
             chosen.append(block)
-            after = cost_of(without_blocks(model, [x.path for x in chosen], stand_in), one)
+            if target is not None:
+                after = cost_of(without_blocks(model, [x.path for x in chosen], stand_in), one)
+    if chosen:
+        after = cost_of(without_blocks(model, [x.path for x in chosen], stand_in), one)
     if target is not None and not is_met(target, before, after):
         left = shares(before, after)
         warnings.warn(

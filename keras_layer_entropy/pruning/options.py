@@ -9,11 +9,16 @@ from typing import Any
 from keras_layer_entropy.measures.entropy import FLAT_TOLERANCE
 from keras_layer_entropy.pruning.cost import check_target
 from keras_layer_entropy.pruning.criteria import CRITERIA
+from keras_layer_entropy.pruning.stand_ins import AUTO, check_stand_in
 from keras_layer_entropy.pruning.unit_criteria import GREEDY, UNIT_CRITERIA
 from keras_layer_entropy.recording.labels import ClassChoice
 from keras_layer_entropy.recording.layers import LayerChoice
 
-_CRITERIA = {"layers": tuple(CRITERIA), "units": (GREEDY, *UNIT_CRITERIA)}
+_CRITERIA = {
+    "layers": tuple(CRITERIA),
+    "units": (GREEDY, *UNIT_CRITERIA),
+    "blocks": ("output_change",),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,10 +26,10 @@ class PruningOptions:
     """How to search.
 
     Attributes:
-        criterion: which goes first, a name in `criteria.CRITERIA` for layers and for units
-            `"reconstruction"` or a name in `unit_criteria.UNIT_CRITERIA`; None for
-            `"entropy_gradient"` and `"reconstruction"`.
-        remove: what goes, `"layers"` or `"units"`.
+        criterion: which goes first, a name in `criteria.CRITERIA` for layers, for units
+            `"reconstruction"` or a name in `unit_criteria.UNIT_CRITERIA`, for blocks
+            `"output_change"`; None for `"entropy_gradient"` and the first of these others.
+        remove: what goes, `"layers"` (Dense layers), `"units"` or `"blocks"`.
         target: `"flops"`, `"parameters"` -> share of the original's that may remain: the search
             ends when all are reached. None to go on while accuracy stays.
         tolerance: entropy_gradient takes out layers over which entropy falls by less.
@@ -35,13 +40,14 @@ class PruningOptions:
         batch_size: batch size for arrays.
         max_removals: most layers, or batches of units, to take out; None for no limit.
         layers: which layers may go, or lose units, as for `ActivationProbe`; None for every Dense,
-            or every layer that makes units.
-        keep: names or paths of layers that must stay as they are.
-        step_share: the share of what the model still costs that goes with one batch of units;
-            half as much after a batch without which accuracy fell too far.
+            or every layer that makes units. Of blocks, names of these or of layers inside.
+        keep: names or paths of layers that must stay as they are, or of blocks.
+        step_share: where units go, the share of what the model still costs that goes with one
+            batch; half as much after a batch without which accuracy fell too far.
         multiple_of: as for `choose_units`.
-        calibration_samples: training samples that units are chosen and layers refitted on where
-            units go.
+        calibration_samples: training samples that units or blocks are chosen and layers refitted
+            on where these go.
+        stand_in: what stands in for a block, as for `remove_blocks`.
         simplify: take out what changes no output (`simplify_model`), at the end, because a network
             without its normalisation trains differently.
         refit: refit the layers behind in closed form; otherwise they keep their kernels where
@@ -71,6 +77,7 @@ class PruningOptions:
     step_share: float = 0.1
     multiple_of: int = 1
     calibration_samples: int = 1000
+    stand_in: str | int | None = AUTO
     simplify: bool = False
     refit: bool = True
     seed: int = 0
@@ -91,8 +98,11 @@ class PruningOptions:
         if self.target is not None:
             check_target(self.target)
             object.__setattr__(self, "target", dict(self.target))
-        if self.remove == "units" and not self.refit:
-            raise ValueError("refit=False is for layers: layers behind units are always refitted.")
+        check_stand_in(self.stand_in)
+        if self.remove != "layers" and not self.refit:
+            raise ValueError(
+                f"refit=False is for layers: layers behind {self.remove} are always refitted."
+            )
         checks = {
             "criterion": (self.criterion in criteria, f"one of {criteria}"),
             "step_share": (0 < self.step_share <= 1, "a share over 0 and at most 1"),

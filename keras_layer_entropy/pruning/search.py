@@ -14,6 +14,8 @@ from keras_layer_entropy.analysis.analyzer import analyze_model
 from keras_layer_entropy.analysis.profile import EntropyProfile
 from keras_layer_entropy.backend import Data
 from keras_layer_entropy.pruning.accuracies import accuracy_metrics
+from keras_layer_entropy.pruning.block_moves import block_moves
+from keras_layer_entropy.pruning.block_parts import chosen_blocks
 from keras_layer_entropy.pruning.channels import find_channels
 from keras_layer_entropy.pruning.cost import Cost, cost_of, is_met
 from keras_layer_entropy.pruning.evaluation import Scores, compiled_with, evaluate
@@ -63,7 +65,7 @@ class PruningResult:
 
     @property
     def removed(self) -> tuple[str, ...]:
-        """Paths of the Dense layers that went, in the order in which they went; none of units."""
+        """The Dense layers or blocks that went, in the order in which they went; none of units."""
         return tuple(step.part for step in self.steps if step.accepted and not step.units)
 
     @property
@@ -83,10 +85,10 @@ def prune_model(
     callbacks: Iterable[keras.callbacks.Callback] = (),
     **settings: Any,
 ) -> PruningResult:
-    """Takes out Dense layers, or units of any layers, while validation accuracy stays.
+    """Takes out Dense layers, blocks, or units of any layers, while validation accuracy stays.
 
-    In each step the criterion chooses a layer, or a batch of units; it goes, the layers behind it
-    are refitted in closed form on the training data, the model is trained for some epochs, and it
+    In each step the criterion chooses a layer, a block, or a batch of units; it goes, the layers
+    behind it are refitted in closed form on the training data, the model is trained for some epochs, and it
     is kept if its validation accuracy is at most `max_accuracy_drop` below the original's. A layer
     without which accuracy falls by more stays, and the next one is tried; after a batch of units,
     one half as large, and after three of these the search ends. What can go is asked anew of each
@@ -199,10 +201,8 @@ class _Search:
         self._evaluated = (validation_data, options.batch_size, options.validation_steps)
         check_data("train_data", self._train_data(options.seed), options, "steps_per_epoch")
         check_data("validation_data", validation_data, options, "validation_steps")
-        for layers in (options.layers, list(options.keep)):  # names that are none
-            if layers:
-                choose_layers(model, layers)
         flat_graph(model)  # errors where the model is code
+        _check_names(model, options)
         _check_weights(model)
         self._metrics = accuracy_metrics(model, *self._evaluated)
         self._analyzed = _analyzed(model, options)
@@ -373,7 +373,11 @@ class _Search:
         return evaluate(model, *self._evaluated).accuracy
 
 
-_MOVES: dict[str, Callable[[Standing], Moves]] = {"layers": layer_moves, "units": unit_moves}
+_MOVES: dict[str, Callable[[Standing], Moves]] = {
+    "layers": layer_moves,
+    "units": unit_moves,
+    "blocks": block_moves,
+}
 
 
 def _analyzed(model: keras.Model, options: PruningOptions) -> list[str] | None:
@@ -390,6 +394,16 @@ def _analyzed(model: keras.Model, options: PruningOptions) -> list[str] | None:
             f"{model.name!r} has no layers that make units; expected Dense layers or convolutions."
         )
     return makers
+
+
+def _check_names(model: keras.Model, options: PruningOptions) -> None:
+    """Raises for names that are none."""
+    if options.remove == "blocks":
+        chosen_blocks(model, options.layers, options.keep)
+        return
+    for layers in (options.layers, list(options.keep)):
+        if layers:
+            choose_layers(model, layers)
 
 
 def _check_weights(model: keras.Model) -> None:

@@ -3,7 +3,7 @@
 from typing import Any
 
 import numpy as np
-from keras import layers, ops
+from keras import layers
 
 from keras_layer_entropy.pruning.block_parts import (
     CONVOLUTIONS,
@@ -86,4 +86,4 @@ def make_identity(layer: Any) -> None:
     kernel = np.zeros(layer.kernel.shape)
     kernel[(*(n // 2 for n in kernel.shape[:-2]),)] = np.eye(kernel.shape[-1])
     layer.kernel.assign(kernel)
-    layer.bias.assign(ops.zeros_like(layer.bias))
+    layer.bias.assign(np.zeros(layer.bias.shape))

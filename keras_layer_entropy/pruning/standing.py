@@ -5,21 +5,24 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import keras
+import numpy as np
+from keras import tree
 
 from keras_layer_entropy.analysis.profile import EntropyProfile
 from keras_layer_entropy.backend import Data
 from keras_layer_entropy.pruning.cost import Cost, is_met
 from keras_layer_entropy.pruning.options import PruningOptions
 from keras_layer_entropy.pruning.parts import Plan
+from keras_layer_entropy.recording.passes import Source
 
 
 @dataclasses.dataclass(frozen=True)
 class PruningStep:
-    """One try to take a layer out, or a batch of units.
+    """One try to take a layer out, a block, or a batch of units.
 
     Attributes:
-        part: path of the Dense layer; how many units of how many layers, with those
-            that are tied to them.
+        part: path of the Dense layer; name of the block; how many units of how many layers, with
+            those that are tied to them.
         members: paths of what went with it; of the layers that lost units.
         criterion, score, reason: why it.
         accepted: whether the model without it was.
@@ -117,6 +120,23 @@ class Standing:
         if target is not None and is_met(target, *self.costs):
             return "the target is reached"
         return None
+
+    def calibration(self) -> tuple[Data, int | None]:
+        """`(data, steps)`: as much of the training data as the options say, any samples of arrays.
+
+        For regressions where units or blocks go.
+        """
+        options, data = self.options, self.train_data()
+        source = Source(data, options.batch_size, options.steps_per_epoch)
+        count = options.calibration_samples
+        if "batch_size" not in source.keywords:
+            size = len(tree.flatten(source.first()[0])[0])
+            steps = -(-count // size)
+            return data, min(steps, options.steps_per_epoch or steps)
+        parts = [source.keywords[name] for name in ("x", "y") if source.keywords[name] is not None]
+        whole = len(tree.flatten(parts)[0])
+        rows = np.random.default_rng(self.seed).permutation(whole)[:count]
+        return tree.map_structure(lambda part: np.asarray(part)[np.sort(rows)], tuple(parts)), None
 
     def below(self, step: PruningStep) -> str:
         """That accuracy fell too far in a step."""

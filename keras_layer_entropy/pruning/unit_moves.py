@@ -6,9 +6,7 @@ import warnings
 
 import keras
 import numpy as np
-from keras import tree
 
-from keras_layer_entropy.backend import Data
 from keras_layer_entropy.pruning.channels import find_channels
 from keras_layer_entropy.pruning.cost import shares
 from keras_layer_entropy.pruning.parts import Part, Plan
@@ -16,7 +14,6 @@ from keras_layer_entropy.pruning.standing import Move, Moves, Standing
 from keras_layer_entropy.pruning.unit_plan import choose_units, groups_of
 from keras_layer_entropy.pruning.units import take_out_units
 from keras_layer_entropy.recording.layers import choose_layers
-from keras_layer_entropy.recording.passes import Source
 
 _TRIES = 3  # batches without which accuracy fell too far, each half as large as the one before
 
@@ -68,7 +65,7 @@ def plan_of(standing: Standing, least: float = 0.0) -> Plan:
         key: max(least, share / now[key]) for key, share in wanted.items() if now[key] > share
     }
     layers, keep = _choice(standing)
-    data, steps = _calibration(standing)
+    data, steps = standing.calibration()
     with warnings.catch_warnings():  # whether the target is reached is told at the end
         warnings.filterwarnings("ignore", "target=.* is out of reach")
         return choose_units(
@@ -76,21 +73,6 @@ def plan_of(standing: Standing, least: float = 0.0) -> Plan:
             keep=keep, multiple_of=options.multiple_of, batch_size=options.batch_size, steps=steps,
             seed=standing.seed,
         )  # fmt: skip
-
-
-def _calibration(standing: Standing) -> tuple[Data, int | None]:
-    """`(data, steps)`: as much of the training data as the options say, of arrays any samples."""
-    options, data = standing.options, standing.train_data()
-    source = Source(data, options.batch_size, options.steps_per_epoch)
-    count = options.calibration_samples
-    if "batch_size" not in source.keywords:
-        size = len(tree.flatten(source.first()[0])[0])
-        steps = -(-count // size)
-        return data, min(steps, options.steps_per_epoch or steps)
-    parts = [source.keywords[name] for name in ("x", "y") if source.keywords[name] is not None]
-    whole = len(tree.flatten(parts)[0])
-    rows = np.random.default_rng(standing.seed).permutation(whole)[:count]
-    return tree.map_structure(lambda part: np.asarray(part)[np.sort(rows)], tuple(parts)), None
 
 
 def _without(
@@ -108,7 +90,7 @@ def _without(
             for path in {**gone, **units}
         ]
         plan = Plan(tuple(parts))
-    data, steps = _calibration(standing)
+    data, steps = standing.calibration()
     size = standing.options.batch_size
     return take_out_units(standing.teacher, plan, data, batch_size=size, steps=steps)
 

@@ -127,6 +127,10 @@ class Pruning:
         removed, whole = self.result.removed, self.costs[0].dense_layers
         if not removed:
             return ""
+        if self.result.options.remove == "blocks":
+            changes = ", ".join(self._change(key) for key in _COSTS if self._share(key) is not None)
+            blocks = f"{len(removed)} block{'s' if len(removed) > 1 else ''}"
+            return f"{blocks} went ({listed(removed)}); {changes}"
         return (
             f"{len(removed)} of {whole} Dense layers went ({listed(removed)}); "
             f"{self._change('parameters')}"
@@ -148,7 +152,7 @@ class Pruning:
             none = "there is none that may go."
         else:
             tried, none = "every one that was tried is needed.", "the criterion chose none."
-        thing = "unit" if self.of_units else "layer"
+        thing = self.result.options.remove.removesuffix("s")
         return f"No {thing} was taken out: {tried if self.result.steps else none}"
 
     def _change(self, key: str) -> str:
