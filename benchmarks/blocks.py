@@ -40,6 +40,7 @@ def right(model, x, y):
 
 
 def spread(values):
+    """Mean (minimum to maximum)."""
     return f"{np.mean(values):.2f} ({np.min(values):.2f} to {np.max(values):.2f})"
 
 

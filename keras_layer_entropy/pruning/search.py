@@ -89,11 +89,11 @@ def prune_model(
 
     In each step the criterion chooses a layer, a block, or a batch of units; it goes, the layers
     behind it are refitted in closed form on the training data, the model is trained for some
-    epochs, and it is kept if its validation accuracy is at most `max_accuracy_drop` below the original's. A layer
-    without which accuracy falls by more stays, and the next one is tried; after a batch of units,
-    one half as large, and after three of these the search ends. What can go is asked anew of each
-    smaller model. Accuracy is that of `accuracies.accuracy_metrics`; of several outputs it is the
-    mean.
+    epochs, and it is kept if its validation accuracy is at most `max_accuracy_drop` below the
+    original's. A layer without which accuracy falls by more stays, and the next one is tried; after
+    a batch of units, one half as large, and after three of these the search ends. What can go is
+    asked anew of each smaller model. Accuracy is that of `accuracies.accuracy_metrics`; of several
+    outputs it is the mean.
 
     Args:
         model: a built and compiled Sequential or functional model; it is not changed.
