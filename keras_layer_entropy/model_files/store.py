@@ -82,6 +82,10 @@ def save_model(
         except (OSError, RuntimeError) as error:  # h5py's
             first = str(error).partition("\n")[0]
             raise OSError(f"{path} cannot be written: {first}") from error
+        except (AttributeError, NameError, TypeError) as error:  # somebody's get_config
+            raise ValueError(
+                f"{model.name!r} cannot be saved: the get_config of one of its layers fails ({error})."
+            ) from error
         finally:
             if compiled:  # Keras takes the optimizer out when it writes an .h5 file
                 model._compile_config.config.update(compiled)

@@ -20,6 +20,7 @@ from keras_layer_entropy.plots.style import (
     canvas,
     check_one_model,
     epochs_of,
+    labels_of,
     layer_labels,
     layer_ticks,
     layers_width,
@@ -162,16 +163,22 @@ def heatmap(
 
 
 def pruning_curves(
-    before: Profile, after: Profile, accuracies: Sequence[tuple[float, float, str]], limit: float
+    before: Profile,
+    after: Profile,
+    accuracies: Sequence[tuple[float, float, str]],
+    limit: float,
+    what: str = "layers",
 ) -> Figure:
     """What pruning did: entropy against depth before and after; accuracy as layers went.
 
     Args:
-        before, after: `EntropyProfile`s of the original and of the smaller network, the layers of
-            the second among those of the first; their untrained twins are drawn faintly.
+        before, after: `EntropyProfile`s of the original and of the smaller network; layers that
+            only the second has stand before what comes behind them. Their untrained twins are drawn
+            faintly.
         accuracies: list of `(layers removed, accuracy, kind)`, kind being `"original"`,
             `"right after removal"`, `"after retraining"` or `"rolled back"`.
         limit: the lowest accuracy that was accepted; one of 0 or less is no limit, and not drawn.
+        what: what went, `"layers"` or `"blocks"`.
 
     Returns:
         `matplotlib.figure.Figure`.
@@ -187,12 +194,13 @@ def pruning_curves(
     >>> [axes.get_ylabel() for axes in figure.axes]
     ['activation entropy (normalised, 0 to 1)', 'validation accuracy']
     """
-    labels = layer_labels(before)
+    widths = _widths_of_both(before, after)
+    labels = labels_of(widths)
     height = 4.0 + 0.04 * max(map(len, labels))
     width = max(3.0, layers_width(labels, 0, 0.45))
     figure = Figure(figsize=(max(9.0, width + 5.6), height), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(width, 2.6))
-    place = {layer: i for i, layer in enumerate(before.layers)}
+    place = {layer: i for i, layer in enumerate(widths)}
     for profile, color, marker, name in (
         (before, VERMILION, "o", "before"),
         (after, BLUE, "s", "after"),
@@ -210,13 +218,31 @@ def pruning_curves(
     most = max(int(n) for n, _, _ in accuracies)
     right.set_xticks(range(0, most + 1, max(1, most // 10)))
     right.set_xlim(-0.5, most + 0.5)
-    right.set_xlabel("layers removed")
-    right.set_title("Accuracy as layers went", loc="left")
+    right.set_xlabel(f"{what} removed")
+    right.set_title(f"Accuracy as {what} went", loc="left")
     for axes in (left, right):
         bare(axes)
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.3 if axes is left else -0.18),
                     ncols=2, frameon=False)  # fmt: skip
     return figure
+
+
+def _widths_of_both(before: Profile, after: Profile) -> dict[str, int]:
+    """Path of each layer of two networks -> how many units it has, in the order of the first.
+
+    A layer of the second alone stands before the next that both have.
+    """
+    order = list(before.layers)
+    for i, layer in enumerate(after.layers):
+        if layer not in order:
+            behind = next((x for x in after.layers[i:] if x in order), None)
+            order.insert(len(order) if behind is None else order.index(behind), layer)
+    widths = {
+        layer: int(units)
+        for profile in (after, before)
+        for layer, units in zip(profile.layers, profile.widths, strict=True)
+    }
+    return {layer: widths[layer] for layer in order}
 
 
 def thinning_curves(

@@ -1,7 +1,7 @@
 """What the figures have in common: colours, names, labels."""
 
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,8 +56,13 @@ def layers_width(labels: Sequence[str], start: float, each: float) -> float:
 
 def layer_labels(profile: Profile) -> list[str]:
     """`path (units)` of each layer, long paths shortened."""
-    names = shortened(profile.layers)
-    return [plain(f"{x} ({n})") for x, n in zip(names, profile.widths, strict=True)]
+    return labels_of(dict(zip(profile.layers, profile.widths, strict=True)))
+
+
+def labels_of(widths: Mapping[str, int]) -> list[str]:
+    """The same for path -> units."""
+    names = shortened(list(widths))
+    return [plain(f"{x} ({n})") for x, n in zip(names, widths.values(), strict=True)]
 
 
 def shortened(layers: Sequence[str], longest: int = 24) -> list[str]:

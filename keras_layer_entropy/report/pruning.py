@@ -104,7 +104,8 @@ class Pruning:
             widths = {path: (found.before, found.after) for path, found in self.widths.items()}
             return plots.thinning_curves(widths, self.points, self.limit, _COSTS[self.cost])
         before, after = self.result.before, self.result.after
-        return plots.pruning_curves(before, after, self.points, self.limit)
+        what = self.result.options.remove
+        return plots.pruning_curves(before, after, self.points, self.limit, what)
 
     def _left(self, step: Any) -> float:
         return float(getattr(step, self.cost) / getattr(self.costs[0], self.cost))

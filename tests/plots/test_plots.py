@@ -247,6 +247,24 @@ def test_long_paths_keep_what_tells_them_apart():
     assert len(set(labels)) == 4
 
 
+def test_layers_in_place_of_blocks_stand_before_what_comes_behind_them():
+    before = make()
+    after = make(
+        layers=("a", "new", "out"),
+        widths=(4, 9, 3),
+        is_output=(False, False, True),
+        results={"activation_entropy": before.entropy[[0, 2, 3]] / 2},
+    )
+    left, right = plots.pruning_curves(before, after, [(0, 0.9, "original")], 0, "blocks").axes
+    labels = [text.get_text() for text in left.get_xticklabels()]
+    assert [label.partition(" ")[0] for label in labels] == ["a", "b", "c", "new", "out"]
+    assert labels[3] == "new (9)"
+    lines = {line.get_label(): line for line in left.lines}
+    np.testing.assert_array_equal(lines["after"].get_xdata(), [0, 3, 4])
+    np.testing.assert_array_equal(lines["before"].get_xdata(), [0, 1, 2, 4])
+    assert right.get_xlabel() == "blocks removed"
+
+
 def test_pruning_curves():
     before = make(baseline=make(epoch=None))
     after = make(
