@@ -16,7 +16,6 @@ from scratch for as many epochs beside them.
 with a stand-in, too.
 """
 
-import time
 import warnings
 
 import keras
@@ -44,13 +43,15 @@ def spread(values):
     return f"{np.mean(values):.2f} ({np.min(values):.2f} to {np.max(values):.2f})"
 
 
-def without(model, count, x, way, names=None):
-    """The model without the blocks that cost least, in one of the ways."""
-    plan = choose_blocks(model, x, most=count, stand_in=STAND_INS[way], blocks=names)
-    chosen = [part.path for part in plan.parts]
-    if way == "deleted":
-        return remove_blocks(model, chosen)
-    return remove_blocks(model, chosen, x, stand_in=STAND_INS[way])
+def shrunk(model, counts, x, way, names=None):
+    """Yields the model without the blocks that cost least, so many of them, in one of the ways."""
+    plan = choose_blocks(model, x, most=max(counts), stand_in=STAND_INS[way], blocks=names)
+    order = [part.path for part in plan.parts]
+    for count in counts:
+        if way == "deleted":
+            yield remove_blocks(model, order[:count])
+        else:
+            yield remove_blocks(model, order[:count], x, stand_in=STAND_INS[way])
 
 
 STAND_INS = {"deleted": None, "refit": None, "1x1, refit": 1, "3x3, refit": 3}
@@ -76,20 +77,15 @@ def resnet():
     print(f"\n| of {len(names)} blocks | {' | '.join(map(str, counts))} |")
     print("|---" * (len(counts) + 1) + "|")
     for way in STAND_INS:
-        few, all_of_them, seconds = [], [], []
-        for count in counts:
-            results = []
-            for seed in range(_SEEDS.value):
-                rows = np.random.default_rng(seed).permutation(len(images))[:500]
-                start = time.perf_counter()
-                smaller = without(model, count, images[rows] - mean, way, names)
-                seconds.append(time.perf_counter() - start)
-                results.append(100 * right(smaller, x, y))
-            few.append(spread([found[:2000].mean() for found in results]))
-            all_of_them.append(spread([found.mean() for found in results]))
-        print(f"| {way}, first 2,000 | {' | '.join(few)} |")
-        print(f"| {way}, all | {' | '.join(all_of_them)} |")
-        print(f"({np.median(seconds):.1f} s to choose and remove)", flush=True)
+        found = []
+        for seed in range(_SEEDS.value):
+            rows = np.random.default_rng(seed).permutation(len(images))[:500]
+            networks = shrunk(model, counts, images[rows] - mean, way, names)
+            found.append([right(smaller, x, y) for smaller in networks])
+        percent = 100 * np.array(found)  # [seeds, counts, samples]
+        for label, some in (("first 2,000", percent[..., :2000]), ("all", percent)):
+            cells = map(spread, some.mean(axis=-1).T)
+            print(f"| {way}, {label} | {' | '.join(cells)} |", flush=True)
 
 
 class TransformerBlock(keras.layers.Layer):
@@ -153,10 +149,11 @@ def transformer():
         model = classifier(DEPTH, x, y, seed)
         whole.append(100 * right(model, *test).mean())
         rows = np.random.default_rng(seed).permutation(len(x))[:1000]
-        for count in counts:
-            for way in ways:
-                smaller = without(model, count, x[rows], way)
+        for way in ways:
+            networks = shrunk(model, counts, x[rows], way)
+            for count, smaller in zip(counts, networks, strict=True):
                 lost[way, count].append(whole[-1] - 100 * right(smaller, *test).mean())
+        for count in counts:
             again = classifier(DEPTH - count, x, y, seed)
             lost["from scratch", count].append(whole[-1] - 100 * right(again, *test).mean())
     print(f"\n{spread(whole)} % right")

@@ -84,7 +84,7 @@ def save_model(
             raise OSError(f"{path} cannot be written: {first}") from error
         except (AttributeError, NameError, TypeError) as error:  # somebody's get_config
             raise ValueError(
-                f"{model.name!r} cannot be saved: the get_config of one of its layers fails ({error})."
+                f"{model.name!r} cannot be saved: get_config of a layer fails ({error})."
             ) from error
         finally:
             if compiled:  # Keras takes the optimizer out when it writes an .h5 file
