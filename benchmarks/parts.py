@@ -1,8 +1,9 @@
-"""Which units of networks can go, and that what is left is exact.
+"""Which units and blocks of networks can go, and that what is left is exact.
 
     python benchmarks/parts.py
     python benchmarks/parts.py --only=ResNet50,MobileNetV2
     python benchmarks/parts.py --only=disk --model=ResNet56.json
+    python benchmarks/parts.py --kind=blocks        # with backbones of keras-hub, if that is there
 
 Each network in float64, with statistics, scales and offsets that are random everywhere.
 
@@ -19,25 +20,33 @@ A constant stays before a convolution that pads.
 Printed are the largest differences over the spread of the outputs over samples, and beside each, as
 controls, what the same is for the network with nothing taken out, and for one with the same units
 taken out that nothing was planted in.
+
+*Blocks*: how many of each form there are; one of each form goes, without data, and the outputs are
+compared with those of the network run call by call, what comes into these blocks going on in place
+of what comes out.
 """
 
 import collections
 import pathlib
 import tempfile
 import time
+import warnings
 
 import keras
 import numpy as np
 from absl import app, flags, logging
 from keras import layers
 
-from keras_layer_entropy import load_model, save_model, simplify_model
+from keras_layer_entropy import load_model, remove_blocks, save_model, simplify_model
 from keras_layer_entropy.pruning import kernels
+from keras_layer_entropy.pruning.block_parts import find_blocks
 from keras_layer_entropy.pruning.channels import find_channels
+from keras_layer_entropy.pruning.graph import flat_graph, run
 from keras_layer_entropy.pruning.rewrite import thinned
 
 _ONLY = flags.DEFINE_list("only", None, "Some of the networks (default: all but disk).")
 _MODEL = flags.DEFINE_string("model", None, "The network of `disk`.")
+_KIND = flags.DEFINE_enum("kind", "units", ["units", "blocks"], "What goes.")
 _SHARE = flags.DEFINE_float("share", 0.3, "Share of every group that goes.")
 
 # The smallest input of each, in pixels.
@@ -129,6 +138,24 @@ def disk():
     model = keras.models.model_from_json(model.to_json().replace("float32", "float64"))
     model.set_weights(weights)
     return model
+
+
+def backbones():
+    """Name -> function that makes a backbone of keras-hub, whose blocks are code of their own."""
+    try:
+        from keras_hub import models
+    except ImportError:
+        print("keras-hub is not installed: its backbones are left out.")
+        return {}
+    both = {"num_layers": 3, "hidden_dim": 16}
+    text = {**both, "vocabulary_size": 30, "intermediate_dim": 32}
+    heads = {"num_query_heads": 2, "num_key_value_heads": 2}
+    return {
+        "BERT": lambda: models.BertBackbone(**text, num_heads=2, max_sequence_length=6),
+        "GPT-2": lambda: models.GPT2Backbone(**text, num_heads=2, max_sequence_length=6),
+        "Llama": lambda: models.LlamaBackbone(**text, **heads),
+        "ViT": lambda: models.ViTBackbone((16, 16, 3), 4, mlp_dim=32, num_heads=2, **both),
+    }
 
 
 BUILT = {
@@ -335,19 +362,82 @@ def taken_out(channels, groups, simpler):
     return lost
 
 
+def study_blocks(name, make=None):
+    """Prints a line for a network; why sums and composite layers stay."""
+    if make is None:
+        model = network(name)
+    else:
+        model = make()
+        model = keras.Model(model.input, keras.tree.flatten(model.output)[-1])
+    random = np.random.default_rng(1)
+    x = keras.tree.map_structure(lambda tensor: samples(tensor, random), model.input)
+    blocks, reasons = find_blocks(model)
+    forms = collections.Counter(block.form for block in blocks.values())
+    chosen = []
+    for form in forms:
+        others = {i for block in chosen for i in block.calls}
+        fitting = (b for b in blocks.values() if b.form == form and others.isdisjoint(b.calls))
+        chosen += [block for block in (next(fitting, None),) if block is not None]
+    whole, expected = outputs(model, x), outputs_without(model, x, chosen)
+    cells = [str(forms[form]) for form in FORMS]
+    if chosen:
+        smaller = remove_blocks(model, [block.path for block in chosen])
+        left = outputs(smaller, x)
+        cells += [apart(left, expected), apart(whole, expected), can_go_on(smaller, x, left)]
+    print(f"| {name} | {' | '.join(cells)} |", flush=True)
+    return [f"{count} times: {why}" for why, count in collections.Counter(reasons.values()).items()]
+
+
+FORMS = ("residual", "projection", "composite", "convolution")
+
+
+def samples(tensor, random):
+    """Four samples for an input: numbers of words, or anything."""
+    shape = (4, *(n or 6 for n in tensor.shape[1:]))
+    if "mask" in tensor.name or "segment" in tensor.name:
+        return np.ones(shape, "int32") * ("mask" in tensor.name)
+    integers = "int" in tensor.dtype
+    return random.integers(1, 30, shape) if integers else random.normal(size=shape)
+
+
+def outputs_without(model, x, blocks):
+    """What a model gives where what comes into some blocks goes on in their place."""
+    graph = flat_graph(model)
+    given = [keras.ops.convert_to_tensor(part) for part in keras.tree.flatten(x)]
+    values = dict(enumerate(given))
+    instead = {block.made: block.given for block in blocks}
+    for call in graph.calls:
+        values.update(zip(call.outputs, run(call, [values[n] for n in call.inputs]), strict=True))
+        values.update((n, values[instead[n]]) for n in call.outputs if n in instead)
+    return keras.ops.convert_to_numpy(values[graph.outputs[0]])
+
+
 def main(argv):
-    """Prints a table, and below it what keeps its units."""
+    """Prints a table, and below it what keeps its units, or what is no block."""
     del argv
     logging.set_verbosity(logging.ERROR)
+    warnings.filterwarnings("ignore", "Without calibration_data=")
     keras.config.set_floatx("float64")
     names = _ONLY.value or [name for name in (*BUILT, *APPLICATIONS) if name != "disk"]
     if "disk" in names and _MODEL.value is None:
         raise app.UsageError("--only=disk needs --model.")
+    if _KIND.value == "blocks":
+        print(f"| network | {' | '.join(FORMS)} | difference | control | goes on |")
+        print(f"|{'---|' * (len(FORMS) + 4)}", flush=True)
+        told = {name: study_blocks(name) for name in names}
+        if not _ONLY.value:
+            told |= {name: study_blocks(name, make) for name, make in backbones().items()}
+        tell(told)
+        return
     print("| | thinned | | | | | | planted | | | |")
     print("| network | groups | s to find | parameters left | difference | control | goes on "
           "| planted in groups | taken out | difference | control |")  # fmt: skip
     print(f"|{'---|' * 11}", flush=True)
-    told = {name: study(name) for name in names}
+    tell({name: study(name) for name in names})
+
+
+def tell(told):
+    """Prints the reasons of each network."""
     for name, reasons in told.items():
         for reason in reasons:
             print(f"{name}: {reason}")
