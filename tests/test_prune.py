@@ -268,7 +268,7 @@ BAD = {
     "in a file": (["--model=good", "--output=file/x", *QUICK], "file"),
     "target": (["--model=good", "--remove=units", "--target_flops=50"], "between 0 and 1"),
     "target that is no number": (["--model=good", "--target_flops=x"], "--target_flops=x"),
-    "what goes": (["--model=good", "--remove=blocks"], "should be one of <layers|units>"),
+    "what goes": (["--model=good", "--remove=all"], "should be one of <layers|units|blocks>"),
     "criterion of layers": (
         ["--model=good", "--remove=units", "--criterion=linearity"],
         "criterion='linearity'; expected one of ('reconstruction', ",
