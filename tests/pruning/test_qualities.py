@@ -151,7 +151,8 @@ def test_less_loss_is_better():
     for step in result.steps:
         assert step.accepted == (step.quality_retrained <= limit)
         if not step.accepted:
-            assert f"loss is {step.quality_retrained:.4f}, above" in result.reasons[step.part]
+            lost = result.quality.text(step.quality_retrained)
+            assert f"without it loss is {lost}, above" in result.reasons[step.part]
     assert not result.steps[-1].accepted
     model.layers[-1].set_weights([100 * np.ones((8, 2)), np.full(2, 50.0)])  # any other is better
     result = searched(model, (X, TARGETS), epochs=2, max_drop=0.0)
