@@ -147,7 +147,7 @@ def with_training(criterion, model, data, config, seed):
         PruningOptions(
             criterion=criterion,
             tolerance=1e9,
-            max_accuracy_drop=1.0,
+            max_drop=1.0,
             max_removals=config.removals,
             epochs=config.retraining,
             batch_size=config.batch_size,

@@ -22,6 +22,6 @@ def get_config(preset="full"):
     config.remove = "units" if units else "layers"
     config.criterion = "reconstruction" if units else "linearity"
     config.target = {"flops": 0.5} if units else {}  # {} to go on while accuracy stays
-    config.max_accuracy_drop = 1.0 if units else 0.01
+    config.max_drop = 1.0 if units else 0.01
     config.epochs_after = 1  # after each removal
     return config

@@ -65,7 +65,7 @@ def without_flat(config, data, seed, model):
     record = {}
     for name, epochs in (("refitted", 0), ("retrained", config.epochs_after)):
         options = PruningOptions(
-            criterion="entropy_gradient", tolerance=config.tolerance, max_accuracy_drop=1.0,
+            criterion="entropy_gradient", tolerance=config.tolerance, max_drop=1.0,
             epochs=epochs, batch_size=config.batch_size, seed=seed,
         )  # fmt: skip
         result = prune_model(model, data.train.arrays, data.validation.arrays, options)

@@ -29,8 +29,8 @@ def run(config, workdir, overwrite=False):
     save_model(model, folder / "saved_model", dataset=data.test.spec, overwrite=overwrite)
     options = PruningOptions(
         remove=config.remove, target=config.target.to_dict() or None, criterion=config.criterion,
-        max_accuracy_drop=config.max_accuracy_drop, epochs=config.epochs_after,
-        batch_size=config.batch_size, seed=config.seed,
+        max_drop=config.max_drop, epochs=config.epochs_after, batch_size=config.batch_size,
+        seed=config.seed,
     )  # fmt: skip
     result = prune_model(model, data.train.arrays, data.validation.arrays, options)
     before, after = (p.with_classes(data.test.classes) for p in (result.before, result.after))
@@ -39,7 +39,7 @@ def run(config, workdir, overwrite=False):
     Output(folder / "pruned", is_file=False).write(search, dataset=data.test.spec)
     report.write_report(folder / "report.html", before, pruning=search, overwrite=overwrite)
     rich.print(search.summary())
-    rich.print(report.comparison(*search.costs, **search.accuracies))
+    rich.print(report.comparison(*search.costs, result.quality, **search.qualities))
     return result
 
 

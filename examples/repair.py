@@ -42,7 +42,7 @@ def repair(config, data, seed):
         networks.append(smaller)
 
     options = PruningOptions(
-        criterion="entropy_gradient", max_accuracy_drop=1.0, max_removals=config.removals,
+        criterion="entropy_gradient", max_drop=1.0, max_removals=config.removals,
         epochs=config.epochs_after, batch_size=config.batch_size, seed=seed,
     )  # fmt: skip
     result = prune_model(model, data.train.arrays, data.validation.arrays, options, on_step=on_step)
@@ -64,7 +64,7 @@ def repair(config, data, seed):
         "trained_as_long": kept,
         "removed": list(result.removed),
         "gradient": [step.score for step in result.steps],
-        "right_after_removal": [step.accuracy_removed for step in result.steps],
+        "right_after_removal": [step.quality_removed for step in result.steps],
         "entropy": [profile.mean.tolist() for profile in profiles],
     }
     return record, profiles

@@ -3,14 +3,14 @@
     python -m keras_layer_entropy.prune --model saved_model/
 
 takes out Dense layers one at a time, refits the layers behind them in closed form, retrains, keeps
-what holds its validation accuracy, and leaves saved_model_pruned/ beside the input, which is never
-written to: the model in the same format, pruning.json (every step), before.json and after.json
-(entropy profiles) and pruning.png; with --report=report.html, one page that shows all of this. Test
-data are touched once, at the end.
+what holds its quality on the validation data (accuracy of a classifier, else the loss; --quality),
+and leaves saved_model_pruned/ beside the input, which is never written to: the model in the same
+format, pruning.json (every step), before.json and after.json (entropy profiles) and pruning.png;
+with --report=report.html, one page that shows all of this. Test data are touched once, at the end.
 
 Which --criterion? entropy_gradient, the default, is the paper's: it takes out only layers over
 which entropy is flat or rises, and stops there. linearity takes out the layer that the next ones
-miss least, measured directly; it goes on until accuracy would fall, costs one pass over the
+miss least, measured directly; it goes on until quality would fall, costs one pass over the
 training data per step, and loses least where there is no retraining (--epochs=0). loss_gap tries
 every candidate on the validation data and is the slowest. state_entropy, last and random are for
 comparison.
@@ -38,7 +38,9 @@ from keras_layer_entropy.model_files import FILE_SUFFIXES, model_format, weights
 from keras_layer_entropy.pruning import CRITERIA, PruningOptions, plan, prune_model, rank_units
 from keras_layer_entropy.pruning.checkpoint import Checkpoint, data_fingerprint, fingerprint
 from keras_layer_entropy.pruning.cost import KEYS, cost_of, is_met, shares
+from keras_layer_entropy.pruning.options import MODES
 from keras_layer_entropy.pruning.outcome import Output, compared
+from keras_layer_entropy.pruning.qualities import choose_quality
 from keras_layer_entropy.pruning.simplify import simplify_model
 from keras_layer_entropy.pruning.unit_criteria import GREEDY, UNIT_CRITERIA
 from keras_layer_entropy.recording.layers import choose
@@ -61,11 +63,30 @@ _CRITERION = flags.DEFINE_string(
     f"Which goes first: {', '.join(CRITERIA)} (default: {_DEFAULTS.criterion}); of units "
     f"{', '.join((GREEDY, *UNIT_CRITERIA))} (default: {GREEDY}); of blocks output_change.",
 )
-_MAX_ACCURACY_DROP = flags.DEFINE_float(
-    "max_accuracy_drop",
+_QUALITY = flags.DEFINE_string(
+    "quality",
     None,
-    "How far validation accuracy may fall below the original's; 0.01 is one point (default: "
-    f"{_DEFAULTS.max_accuracy_drop}, and with a target no limit).",
+    "What has to stay, on the validation data: accuracy, loss, fidelity (to the original), or the "
+    "name of a compiled metric (default: accuracy of a classifier, else loss).",
+)
+_MODE = flags.DEFINE_enum(
+    "mode", _DEFAULTS.mode, MODES, "Whether more of a metric is better (max) or less (min)."
+)
+_MAX_DROP = flags.DEFINE_float(
+    "max_drop",
+    None,
+    "How much worse it may become than the original's; of accuracy 0.01 is one point (default: "
+    "0.01 for accuracy and agreement with the original, 0.05 for the relative error to it; with a "
+    "target no limit).",
+)
+_MAX_RELATIVE_DROP = flags.DEFINE_float(
+    "max_relative_drop",
+    None,
+    "The same as a share of the original's (default: 0.05 for loss and metrics; with a target no "
+    "limit).",
+)
+_DISTILL = flags.DEFINE_boolean(
+    "distill", _DEFAULTS.distill, "Train for what the original gives, and not for the labels."
 )
 _TARGETS = {
     key: flags.DEFINE_float(
@@ -137,7 +158,7 @@ def run():
 
 def _dry_run(options, model_path):
     console, model = command_line.console(), _compiled(command_line.opened(model_path))
-    parts = _parts(console, model, options.seed)
+    parts, _ = _parts(console, model, options)
     found = plan(model, *_searched(parts, options), options)
     _print_plan(console, found)
     met = options.target is None or (found.costs and is_met(options.target, *found.costs))
@@ -204,12 +225,12 @@ def _searched(parts, options):
 
 def _prune(options, model_path, output):
     console, model = command_line.console(), _compiled(command_line.opened(model_path))
-    parts = _parts(console, model, options.seed)
+    parts, quality = _parts(console, model, options)
     settings = _settings(options, parts)
     checkpoint = Checkpoint(output.unfinished, settings)
     resume = _resumed(console, checkpoint, output)
     steps = [] if resume is None else list(resume[1])
-    with _Progress(console, options, len(steps)) as progress:
+    with _Progress(console, options, quality, len(steps)) as progress:
 
         def on_step(current, step):
             steps.append(step)
@@ -232,7 +253,11 @@ def _options():
     return PruningOptions(
         criterion=_CRITERION.value,
         tolerance=FLAGS.tolerance,
-        max_accuracy_drop=_MAX_ACCURACY_DROP.value,
+        quality=_QUALITY.value,
+        mode=_MODE.value,
+        max_drop=_MAX_DROP.value,
+        max_relative_drop=_MAX_RELATIVE_DROP.value,
+        distill=_DISTILL.value,
         epochs=_EPOCHS.value,
         learning_rate=_LEARNING_RATE.value,
         batch_size=FLAGS.batch_size,
@@ -259,16 +284,19 @@ def _stand_in(given):
     return int(given) if given.isdecimal() else given
 
 
-def _parts(console, model, seed):
+def _parts(console, model, options):
+    """The data, and the `Quality` that decides; both are said."""
     # What is recorded beside the model is the part that it was measured on.
     spec = dataclasses.replace(command_line.dataset_spec(model), split=FLAGS.split)
-    parts = load_parts(spec, seed)
+    parts = load_parts(spec, options.seed)
+    quality = choose_quality(model, parts.validation.batches(options.batch_size), options)
+    console.print(quality.said(), highlight=False)
     for name in ("train", "validation", "test"):
         described = command_line.described(getattr(parts, name).spec)
         console.print(f"{name}: {described}", highlight=False)
     for note in parts.notes:
         console.print(f"note: {note}", highlight=False)
-    return parts
+    return parts, quality
 
 
 def _settings(options, parts):
@@ -392,7 +420,7 @@ def _finish(console, model, result, parts, output, settings):
     search = compared(model, result, validation, test, FLAGS.batch_size)
     output.write(search, settings, parts.test.spec)
     console.print(f"\n{search.summary()}\nWrote {output.path}", highlight=False)
-    console.print(report.comparison(*search.costs, **search.accuracies))
+    console.print(report.comparison(*search.costs, result.quality, **search.qualities))
     if FLAGS.report is not None:
         _write_report(search, model, validation)
         console.print(f"wrote {command_line.path_of('report')}", highlight=False)
@@ -407,7 +435,7 @@ def _write_report(search, model, validation):
         profile = analyze_model(
             network, validation, measures=_SHOWN, batch_size=FLAGS.batch_size,
             layers=list(known.layers) if search.of_units else FLAGS.layers, baseline=True,
-            seed=FLAGS.seed, verbose=0,
+            num_classes=1 if len(known.classes) == 1 else None, seed=FLAGS.seed, verbose=0,
         )  # fmt: skip
         profile = profile.with_classes(known.classes)
         settings = {**profile.settings, **known.settings}
@@ -450,9 +478,9 @@ def _named(profile, parts):
 class _Progress(keras.callbacks.Callback):
     """Says which step and epoch is running and how long it may take; a line for each step."""
 
-    def __init__(self, console, options, done):
+    def __init__(self, console, options, quality, done):
         super().__init__()
-        self._epochs = options.epochs
+        self._epochs, self._quality = options.epochs, quality
         self._step = done + 1
         self._bar = rich.progress.Progress(
             rich.progress.TextColumn("{task.description}"),
@@ -487,11 +515,14 @@ class _Progress(keras.callbacks.Callback):
     def finish_step(self, step):
         """Prints what came of a step."""
         verdict = "removed" if step.accepted else "kept"
-        retrained = f", retrained {step.accuracy_retrained:.4f}" if self._epochs else ""
+        text = self._quality.text
+        retrained = f", retrained {text(step.quality_retrained)}" if self._epochs else ""
+        error = step.standard_error
+        known = "" if error is None else f" (± {text(error)} of what was lost)"
         self._bar.console.print(
-            f"step {self._step}: {verdict} {step.part}: {step.reason}; validation accuracy "
-            f"{step.accuracy_before:.4f}, right after {step.accuracy_removed:.4f}{retrained} "
-            f"({step.seconds:.1f} s)",
+            f"step {self._step}: {verdict} {step.part}: {step.reason}; validation "
+            f"{self._quality.words} {text(step.quality_before)}, right after "
+            f"{text(step.quality_removed)}{retrained}{known} ({step.seconds:.1f} s)",
             highlight=False,
         )
         self._step += 1

@@ -21,7 +21,7 @@ from keras_layer_entropy import EntropyProfile, load_model, save_model
 from keras_layer_entropy.datasets import DatasetSpec, load_dataset
 
 pytestmark = pytest.mark.tensorflow
-QUICK = ("--criterion=last", "--epochs=1", "--max_accuracy_drop=1", "--max_removals=2")
+QUICK = ("--criterion=last", "--epochs=1", "--max_drop=1", "--max_removals=2")
 
 
 def trained():
@@ -92,18 +92,21 @@ def test_the_model_alone_is_enough(saved, tmp_path):
     # the table is true when another process measures the saved files
     first, second = measured(saved, output)
     for i, name in enumerate(("validation", "test")):
-        assert record["accuracy"][name] == pytest.approx([first[i], second[i]], abs=1e-6)
+        assert record["quality"][name] == pytest.approx([first[i], second[i]], abs=1e-6)
         row = next(line for line in out.splitlines() if line.startswith(f"{name} accuracy"))
         assert row.split()[2:4] == [f"{first[i]:.4f}", f"{second[i]:.4f}"]
     row = next(line for line in out.splitlines() if line.startswith("parameters"))
     assert row.split()[1:3] == [f"{first[2]:,.0f}", f"{second[2]:,.0f}"]
     assert second[0] >= first[0] - 0.01
     step = record["steps"][0]
-    assert {"reason", "entropy", "accuracy_before", "accuracy_removed", "seconds"} <= set(step)
+    assert {"reason", "entropy", "quality_before", "quality_removed", "seconds"} <= set(step)
     profiles = [EntropyProfile.load(output / f"{name}.json") for name in ("before", "after")]
     assert profiles[0].layers == ("h32", "h24", "h16", "out")
     assert profiles[1].layers == tuple(x.name for x in model.layers)
     assert (output / "pruning.png").read_bytes().startswith(b"\x89PNG")
+    assert (record["quality"]["name"], record["quality"]["mode"]) == ("accuracy", "max")
+    first_line = "Quality: validation accuracy, at most 0.01 below the original's."
+    assert out.splitlines()[0] == first_line
     for word in ("train: digits, split train", "step 1: ", "out stays: it is an output"):
         assert word in out
 
@@ -113,6 +116,34 @@ def test_the_model_alone_is_enough(saved, tmp_path):
     assert "1. h" in out
     assert "Dry run: nothing was written." in out
     assert sorted(os.listdir(tmp_path)) == ["saved_model", "saved_model_pruned"]
+
+
+def test_a_regression_is_held_to_its_loss(tmp_path, random):
+    x = random.normal(size=(200, 6)).astype("float32")
+    y = x[:, :2] * x[:, 2:4]
+    np.savez(tmp_path / "data.npz", x=x, y=y)
+    model = keras.Sequential([keras.Input((6,))])
+    for name in ("a", "b", "c"):
+        model.add(keras.layers.Dense(8, "relu", name=name))
+    model.add(keras.layers.Dense(2, name="out"))
+    model.compile("adam", "mse", metrics=["mae"])
+    path = save_model(model, tmp_path / "model.keras")
+    common = ("prune", "--model", path, "--dataset", tmp_path / "data.npz", *QUICK[:2])
+    code, out, err = call(*common, "--max_removals=1", "--report", tmp_path / "r.html")
+    assert code == 0, err
+    words = "Quality: validation loss, at most 5% above the original's."
+    assert out.splitlines()[0] == words
+    record = json.loads((tmp_path / "model_pruned.pruning.json").read_text())
+    assert record["quality"]["name"] == "loss"
+    assert "validation loss" in (tmp_path / "r.html").read_text()
+    assert f"validation loss {record['steps'][0]['quality_before']:.4f}, right after" in out
+    distilled = ("--quality=mae", "--max_relative_drop=0.5", "--distill", "--overwrite")
+    code, out, err = call(*common, *distilled, "--max_removals=1")
+    assert code == 0, err
+    assert out.startswith("Quality: validation mae, at most 50% above the original's.")
+    code, _, err = call(*common, "--quality=accuracy", "--overwrite")
+    assert code == 2
+    assert 'quality="loss" does' in err
 
 
 @pytest.mark.parametrize("suffix", [".keras", ".h5"])
@@ -237,7 +268,7 @@ BAD = {
     "in a file": (["--model=good", "--output=file/x", *QUICK], "file"),
     "target": (["--model=good", "--remove=units", "--target_flops=50"], "between 0 and 1"),
     "target that is no number": (["--model=good", "--target_flops=x"], "--target_flops=x"),
-    "what goes": (["--model=good", "--remove=blocks"], "should be one of <layers|units>"),
+    "what goes": (["--model=good", "--remove=all"], "should be one of <layers|units|blocks>"),
     "criterion of layers": (
         ["--model=good", "--remove=units", "--criterion=linearity"],
         "criterion='linearity'; expected one of ('reconstruction', ",
@@ -373,7 +404,7 @@ def test_the_page_shows_the_widths(thinned):
         shown = f" {name} {before} {after} " in text[start:]
         assert shown == (before > after), name
     for step in record["steps"]:
-        assert f"{step['part']} removed {step['accuracy_before']:.4f}" in text
+        assert f"{step['part']} removed {step['quality_before']:.4f}" in text
     assert "no unit was taken out" not in text
 
 
@@ -615,7 +646,7 @@ def test_a_run_goes_on_with_the_same_model_and_data_alone(original, tmp_path, mo
 def test_one_run_at_a_time(saved, tmp_path):
     """Whether it begins, begins anew or goes on, and for reports, too; a kill ends the claim."""
     output, page = tmp_path / "small", tmp_path / "report.html"
-    flags = ("--model", saved, *QUICK[:2], "--max_accuracy_drop=1", "--output")
+    flags = ("--model", saved, *QUICK[:2], "--max_drop=1", "--output")
     first = start("prune", *flags, output, "--report", page, "--epochs=300")
     while not list(tmp_path.glob("small.partial/step-001")) and first.poll() is None:
         time.sleep(0.01)
@@ -682,8 +713,8 @@ def test_report_shows_every_step(saved, tmp_path):
     page = html.unescape(path.read_text())
     record = json.loads((output / "pruning.json").read_text())
     for step in record["steps"]:
-        assert f"{step['accuracy_removed']:.4f}" in page
-        assert f"{step['accuracy_retrained']:.4f}" in page
+        assert f"{step['quality_removed']:.4f}" in page
+        assert f"{step['quality_retrained']:.4f}" in page
     assert "2 of 4 Dense layers went (h16 and h24)" in page
     assert "python -m keras_layer_entropy.prune --model" in page
     # The patterns of both networks, measured for the page.
@@ -704,7 +735,7 @@ def test_help_says_which_criterion_to_use():
     assert code != 2
     for word in (
         "--criterion",
-        "--max_accuracy_drop",
+        "--max_drop",
         "--[no]resume",
         "--model",
         "linearity takes",

@@ -165,20 +165,22 @@ def heatmap(
 def pruning_curves(
     before: Profile,
     after: Profile,
-    accuracies: Sequence[tuple[float, float, str]],
+    qualities: Sequence[tuple[float, float, str]],
     limit: float,
     what: str = "layers",
+    quality: str = "accuracy",
 ) -> Figure:
-    """What pruning did: entropy against depth before and after; accuracy as layers went.
+    """What pruning did: entropy against depth before and after; quality as layers went.
 
     Args:
         before, after: `EntropyProfile`s of the original and of the smaller network; layers that
             only the second has stand before what comes behind them. Their untrained twins are drawn
             faintly.
-        accuracies: list of `(layers removed, accuracy, kind)`, kind being `"original"`,
+        qualities: list of `(layers removed, quality, kind)`, kind being `"original"`,
             `"right after removal"`, `"after retraining"` or `"rolled back"`.
-        limit: the lowest accuracy that was accepted; one of 0 or less is no limit, and not drawn.
+        limit: the worst quality that was accepted; an infinite one is not drawn.
         what: what went, `"layers"` or `"blocks"`.
+        quality: what it is called.
 
     Returns:
         `matplotlib.figure.Figure`.
@@ -214,12 +216,12 @@ def pruning_curves(
     left.set_ylabel(axis_label(before, "activation_entropy"))
     set_limits(left, before, "activation_entropy")
     left.set_title("Activation entropy against depth", loc="left")
-    _accuracies(right, accuracies, limit)
-    most = max(int(n) for n, _, _ in accuracies)
+    _qualities(right, qualities, limit, quality)
+    most = max(int(n) for n, _, _ in qualities)
     right.set_xticks(range(0, most + 1, max(1, most // 10)))
     right.set_xlim(-0.5, most + 0.5)
     right.set_xlabel(f"{what} removed")
-    right.set_title(f"Accuracy as {what} went", loc="left")
+    right.set_title(f"{plain(_capital(quality))} as {what} went", loc="left")
     for axes in (left, right):
         bare(axes)
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.3 if axes is left else -0.18),
@@ -247,18 +249,20 @@ def _widths_of_both(before: Profile, after: Profile) -> dict[str, int]:
 
 def thinning_curves(
     widths: Mapping[str, tuple[int, int]],
-    accuracies: Sequence[tuple[float, float, str]],
+    qualities: Sequence[tuple[float, float, str]],
     limit: float,
     cost: str = "FLOPs",
+    quality: str = "accuracy",
 ) -> Figure:
-    """What pruning of units did: how many each layer has left; accuracy as they went.
+    """What pruning of units did: how many each layer has left; quality as they went.
 
     Args:
         widths: path of a layer -> number of its units in the original and in the smaller network.
-        accuracies: list of `(share of the cost that is left, accuracy, kind)`, kind as for
+        qualities: list of `(share of the cost that is left, quality, kind)`, kind as for
             `pruning_curves`.
-        limit: the lowest accuracy that was accepted; one of 0 or less is no limit, and not drawn.
+        limit: the worst quality that was accepted; an infinite one is not drawn.
         cost: what the shares are of.
+        quality: what the quality is called.
 
     Returns:
         `matplotlib.figure.Figure`.
@@ -282,10 +286,11 @@ def thinning_curves(
     layer_ticks(left, labels)
     left.set_ylabel("units")
     left.set_title("Units of each layer", loc="left")
-    _accuracies(right, [(100 * share, value, kind) for share, value, kind in accuracies], limit)
+    points = [(100 * share, value, kind) for share, value, kind in qualities]
+    _qualities(right, points, limit, quality)
     right.invert_xaxis()  # as the search went
     right.set_xlabel(f"{cost} left (per cent)")
-    right.set_title("Accuracy as units went", loc="left")
+    right.set_title(f"{plain(_capital(quality))} as units went", loc="left")
     for axes in (left, right):
         bare(axes)
     left.legend(loc="upper right", bbox_to_anchor=(1.0, 1.12), ncols=2, frameon=False)
@@ -293,8 +298,14 @@ def thinning_curves(
     return figure
 
 
-def _accuracies(axes: Axes, points: Sequence[tuple[float, float, str]], limit: float) -> None:
-    """Validation accuracies of the steps of a search, and the lowest that was accepted."""
+def _capital(words: str) -> str:
+    return words[:1].upper() + words[1:]
+
+
+def _qualities(
+    axes: Axes, points: Sequence[tuple[float, float, str]], limit: float, quality: str
+) -> None:
+    """What the validation data said of the steps of a search, and the worst that was accepted."""
     styles = {
         "original": dict(marker="D", color="black"),
         "right after removal": dict(marker="v", color=VERMILION),
@@ -305,9 +316,9 @@ def _accuracies(axes: Axes, points: Sequence[tuple[float, float, str]], limit: f
         found = [(n, value) for n, value, of in points if of == kind]
         if found:
             axes.plot(*zip(*found, strict=True), linestyle="none", label=kind, **style)
-    if limit > 0:
+    if np.isfinite(limit):
         axes.axhline(limit, color="0.45", linestyle="--", linewidth=1.0, label="limit")
-    axes.set_ylabel("validation accuracy")
+    axes.set_ylabel(f"validation {plain(quality)}")
 
 
 def compared_curves(

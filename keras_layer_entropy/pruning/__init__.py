@@ -7,6 +7,7 @@ from keras_layer_entropy.pruning.criteria import CRITERIA, rank_units
 from keras_layer_entropy.pruning.flops import Flops, count_flops
 from keras_layer_entropy.pruning.options import PruningOptions
 from keras_layer_entropy.pruning.parts import Part, Plan, Prediction
+from keras_layer_entropy.pruning.qualities import Quality, choose_quality
 from keras_layer_entropy.pruning.search import PruningResult, plan, prune_model, score
 from keras_layer_entropy.pruning.simplify import simplify_model
 from keras_layer_entropy.pruning.standing import PruningStep
@@ -26,7 +27,9 @@ __all__ = [
     "PruningOptions",
     "PruningResult",
     "PruningStep",
+    "Quality",
     "choose_blocks",
+    "choose_quality",
     "choose_units",
     "compare_costs",
     "count_flops",

@@ -1,7 +1,6 @@
 """Which accuracy a model has: its metrics, losses and targets tell, never what they are called.
 
-It is one of the things by which a search could decide; another one would be another function that,
-like `accuracy_metrics`, gives what to compile a model with.
+It is one of the qualities by which a search decides (`qualities.py`).
 """
 
 import dataclasses
@@ -49,6 +48,10 @@ _LOSSES = {
 }
 
 
+class NoAccuracyError(ValueError):
+    """A model has no accuracy: other qualities may tell how good it is."""
+
+
 def accuracy_metrics(model, data, batch_size=256, steps=None):
     """What to compile a model with so that it tells its accuracy, and nothing else, as `NAME`.
 
@@ -72,8 +75,9 @@ def accuracy_metrics(model, data, batch_size=256, steps=None):
         each output that counts one accuracy. For `evaluation.compiled_with`.
 
     Raises:
-        ValueError: a model that is not compiled, targets that are no classes (of a regression or an
-            autoencoder, or out of range), or nothing that tells which accuracy is meant.
+        NoAccuracyError: targets that are no classes (of a regression or an autoencoder), or nothing
+            that tells which accuracy is meant.
+        ValueError: a model that is not compiled, data without targets, classes out of range.
 
     Example:
 
@@ -85,16 +89,12 @@ def accuracy_metrics(model, data, batch_size=256, steps=None):
     >>> type(metric).__name__, metric.threshold
     ('BinaryAccuracy', 0.0)
     """
-    if not model.compiled:
-        raise ValueError(
-            f"{model.name!r} is not compiled, so that it cannot be trained again: compile it with "
-            'its optimizer and loss and metrics=["accuracy"], and save it so.'
-        )
+    check_compiled(model)
     copy, _ = without(model, None)
-    outputs = _outputs(copy, Source(data, batch_size, steps).first())
+    outputs = compiled_outputs(copy, Source(data, batch_size, steps).first())
     counted = [output for output in outputs if output.accuracies]
     if not counted and len(outputs) > 1:
-        raise ValueError(
+        raise NoAccuracyError(
             f"{model.name!r} has {len(outputs)} outputs and no accuracy metric: compile it with "
             "one for each output that has classes."
         )
@@ -112,6 +112,32 @@ def accuracy_metrics(model, data, batch_size=256, steps=None):
     }
 
 
+def check_compiled(model):
+    """Raises for a model that is not compiled."""
+    if not model.compiled:
+        raise ValueError(
+            f"{model.name!r} is not compiled, so that it cannot be trained again: compile it with "
+            'its optimizer and loss and metrics=["accuracy"], and save it so.'
+        )
+
+
+def compiled_metrics(model, data, batch_size=256, steps=None):
+    """The metrics that a model was compiled with, by the names that `evaluate` gives them.
+
+    Args:
+        model, data, batch_size, steps: as for `accuracy_metrics`.
+
+    Returns:
+        Dict of `keras.metrics.Metric`.
+    """
+    copy, _ = without(model, None)
+    outputs = compiled_outputs(copy, Source(data, batch_size, steps).first())
+    found = [metric for output in outputs for metric in output.metrics]
+    found += [metric for output in outputs for metric in output.weighted_metrics]
+    compiled = copy._compile_metrics
+    return {} if compiled is None else dict(zip(compiled.result(), found, strict=True))
+
+
 @dataclasses.dataclass(frozen=True)
 class _Output:
     """An output as it was compiled: its losses and metrics as Keras resolves them."""
@@ -119,6 +145,7 @@ class _Output:
     name: str
     key: Any  # under which the metrics of this output are given
     losses: list
+    loss_weights: list
     metrics: list
     weighted_metrics: list
 
@@ -139,10 +166,10 @@ class _Output:
         return next((value for value in options if value is not None), None)
 
 
-def _outputs(model, batch):
+def compiled_outputs(model, batch):
     """The `_Output`s of a compiled model, in the order in which Keras keeps their metrics."""
     if batch[1] is None:
-        raise ValueError("The data hold no targets: accuracy needs (x, y).")
+        raise ValueError("The data hold no targets: expected (x, y).")
     model._symbolic_build(data_batch=batch)
     structure = getattr(model, "_outputs_struct", None)
     paths = [(0,)] if structure is None else [p for p, _ in tree.flatten_with_path(structure)]
@@ -159,16 +186,12 @@ def _outputs(model, batch):
         [[] if found is None else list(found.metrics) for found in kind] for kind in flat.values()
     )
     found = [] if model._compile_loss is None else model._compile_loss._flat_losses
-    return [
-        _Output(
-            name=name,
-            key=path,
-            losses=[x.loss for x in found if len(paths) == 1 or x.path in (path, (name,))],
-            metrics=metrics[i],
-            weighted_metrics=weighted[i],
-        )
-        for i, (name, path) in enumerate(zip(names, paths, strict=True))
-    ]
+    outputs = []
+    for i, (name, path) in enumerate(zip(names, paths, strict=True)):
+        own = [x for x in found if len(paths) == 1 or x.path in (path, (name,))]
+        losses, weights = [x.loss for x in own], [x.loss_weights for x in own]
+        outputs.append(_Output(name, path, losses, weights, metrics[i], weighted[i]))
+    return outputs
 
 
 def _packed(model, outputs, values):
@@ -297,7 +320,7 @@ def _choose(output, facts):
                 )
                 return metric, weighted
             return metric, False
-    raise ValueError(_question(output, facts))
+    raise _question(output, facts)
 
 
 def _fits(metric, output, facts):
@@ -400,12 +423,11 @@ def _words(metric):
 
 
 def _question(output, facts):
-    """Why no accuracy is known, and what to do about it."""
+    """The error that says why no accuracy is known, and what to do about it."""
     k, kind = facts["classes"], output.loss_kind
     no_classes = (
-        "are no classes, but what a regression or an autoencoder comes close to: a search "
-        "decides by accuracy, which says nothing about them. remove_layer takes layers out of "
-        "such a model and refits the others"
+        "are no classes, but what a regression or an autoencoder comes close to: accuracy says "
+        'nothing about them. quality="loss" does, or the name of a compiled metric'
     )
     names = ", ".join(
         getattr(getattr(loss, "fn", None), "__name__", type(loss).__name__)
@@ -413,14 +435,14 @@ def _question(output, facts):
     )
     where = f"of the output {output.name!r} (loss: {names or 'none'})"
     if facts["fractional"] or (facts["dense"] and facts["not_0_1"] and facts["not_signs"]):
-        return f"The targets {where} {no_classes}."
+        return NoAccuracyError(f"The targets {where} {no_classes}.")
     if kind == _SPARSE and not facts["dense"]:
-        return f"Some labels are no class 0..{k - 1}: those {where} have to be."
+        return ValueError(f"Some labels are no class 0..{k - 1}: those {where} have to be.")
     if not facts["dense"] and facts["not_0_1"] and facts["not_signs"] and k == 1:
-        return f"The targets {where} {no_classes}; classes would be 0 and 1."
+        return NoAccuracyError(f"The targets {where} {no_classes}; classes would be 0 and 1.")
     if not facts["dense"] and facts["out_of_range"] and k > 1:
-        return f"Some labels are no class 0..{k - 1}, {where}. If they {no_classes}."
-    return (
+        return ValueError(f"Some labels are no class 0..{k - 1}, {where}. If they {no_classes}.")
+    return NoAccuracyError(
         f"Nothing tells which accuracy is meant {where}: compile the model with the metric, "
         "keras.metrics.SparseCategoricalAccuracy() for class ids, CategoricalAccuracy() for "
         "one-hot rows, BinaryAccuracy(threshold=0.5) for probabilities of 0/1 or BinaryAccuracy("

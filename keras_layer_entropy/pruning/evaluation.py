@@ -13,7 +13,7 @@ from keras_layer_entropy.recording.passes import Source
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """`loss`, and `accuracy`: the mean over the outputs that have one."""
+    """`loss`, without penalties on weights, and `accuracy`: the mean over outputs that have one."""
 
     loss: float
     accuracy: float
@@ -62,10 +62,24 @@ def evaluate(model, data, batch_size=256, steps=None):
     >>> round(scores.accuracy, 4)
     0.3333
     """
-    logs = model.evaluate(
+    logs = logs_of(model, data, batch_size, steps)
+    return Scores(loss_on_data(logs, model), accuracy(logs))
+
+
+def loss_on_data(logs, model):
+    """The loss in the logs of a model, without the penalties on its weights.
+
+    A smaller model has fewer of these, and would look better than it is.
+    """
+    weights = [v for v in model.trainable_variables if v.regularizer is not None]
+    return float(logs["loss"]) - sum(float(v.regularizer(v)) for v in weights)
+
+
+def logs_of(model, data, batch_size=256, steps=None):
+    """What `model.evaluate` tells of these data, by name. Args: as for `evaluate`."""
+    return model.evaluate(
         return_dict=True, verbose=0, steps=steps, **Source(data, batch_size, steps).keywords
     )
-    return Scores(float(logs["loss"]), accuracy(logs))
 
 
 def accuracy(logs):

@@ -14,6 +14,7 @@ from keras_layer_entropy.pruning.unit_criteria import GREEDY, UNIT_CRITERIA
 from keras_layer_entropy.recording.labels import ClassChoice
 from keras_layer_entropy.recording.layers import LayerChoice
 
+MODES = ("auto", "max", "min")
 _CRITERIA = {
     "layers": tuple(CRITERIA),
     "units": (GREEDY, *UNIT_CRITERIA),
@@ -31,10 +32,22 @@ class PruningOptions:
             `"output_change"`; None for `"entropy_gradient"` and the first of these others.
         remove: what goes, `"layers"` (Dense layers), `"units"` or `"blocks"`.
         target: `"flops"`, `"parameters"` -> share of the original's that may remain: the search
-            ends when all are reached. None to go on while accuracy stays.
+            ends when all are reached. None to go on while the quality stays.
         tolerance: entropy_gradient takes out layers over which entropy falls by less.
-        max_accuracy_drop: how much validation accuracy may fall below that of the original, 0.01
-            is one point. None for 0.01, and with a target for no limit.
+        quality: what is held on to, on the validation data: `"accuracy"`, `"loss"`, `"fidelity"`
+            to the original (`fidelity.Fidelity`, which needs no labels), or the name that
+            `evaluate` gives a compiled metric. None for accuracy where a classifier has one, else
+            the loss; without labels, fidelity. The loss is that without penalties on weights.
+        mode: whether more of a metric is better, `"max"`, or less, `"min"`; `"auto"` for what Keras
+            says of it.
+        max_drop: how much worse the quality may become than that of the original; of accuracy 0.01
+            is one point.
+        max_relative_drop: the same as a share of that of the original. Where both are None,
+            `max_drop=0.01` for accuracy and the share of samples that agree with the original,
+            `max_drop=0.05` for the relative error to it, `max_relative_drop=0.05` for the loss
+            and metrics; with a target, no limit.
+        distill: train for what the original gives (`Fidelity.distilled`) in place of the labels.
+            Data without labels are always trained for so.
         epochs: epochs of training after each removal; the best of them is kept. 0 for none.
         learning_rate: learning rate of that training; None for the optimizer's own.
         batch_size: batch size for arrays.
@@ -43,7 +56,7 @@ class PruningOptions:
             or every layer that makes units. Of blocks, names of these or of layers inside.
         keep: names or paths of layers that must stay as they are, or of blocks.
         step_share: where units go, the share of what the model still costs that goes with one
-            batch; half as much after a batch without which accuracy fell too far.
+            batch; half as much after a batch without which the quality fell too far.
         multiple_of: as for `choose_units`.
         calibration_samples: training samples that units or blocks are chosen and layers refitted
             on where these go.
@@ -67,7 +80,11 @@ class PruningOptions:
     remove: str = "layers"
     target: Mapping[str, float] | None = None
     tolerance: float = FLAT_TOLERANCE
-    max_accuracy_drop: float | None = None
+    quality: str | None = None
+    mode: str = "auto"
+    max_drop: float | None = None
+    max_relative_drop: float | None = None
+    distill: bool = False
     epochs: int = 3
     learning_rate: float | None = None
     batch_size: int = 128
@@ -93,8 +110,8 @@ class PruningOptions:
         criteria = _CRITERIA[self.remove]
         if self.criterion is None:
             object.__setattr__(self, "criterion", criteria[0])
-        if self.max_accuracy_drop is None:
-            object.__setattr__(self, "max_accuracy_drop", 0.01 if self.target is None else 1.0)
+        if None not in (self.max_drop, self.max_relative_drop):
+            raise ValueError("max_drop and max_relative_drop say the same: give one of them.")
         if self.target is not None:
             check_target(self.target)
             object.__setattr__(self, "target", dict(self.target))
@@ -109,7 +126,9 @@ class PruningOptions:
             "multiple_of": (_is_count(self.multiple_of), "at least 1"),
             "calibration_samples": (_is_count(self.calibration_samples), "at least 1"),
             "tolerance": (math.isfinite(self.tolerance), "a number"),
-            "max_accuracy_drop": (0 <= float(self.max_accuracy_drop or 0) <= 1, "a number in 0..1"),
+            "mode": (self.mode in MODES, f"one of {MODES}"),
+            "max_drop": (_is_drop(self.max_drop), "0 or more, or None"),
+            "max_relative_drop": (_is_drop(self.max_relative_drop), "0 or more, or None"),
             "epochs": (_is_count(self.epochs, 0), "a number of epochs, 0 for none"),
             "learning_rate": (
                 self.learning_rate is None or 0 < self.learning_rate < math.inf,
@@ -123,6 +142,10 @@ class PruningOptions:
         for name, (good, expected) in checks.items():
             if not good:
                 raise ValueError(f"{name}={getattr(self, name)!r}; expected {expected}.")
+
+
+def _is_drop(value: float | None) -> bool:
+    return value is None or 0 <= float(value) < math.inf
 
 
 def _is_count(value: Any, least: int = 1) -> bool:

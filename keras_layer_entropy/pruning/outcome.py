@@ -12,11 +12,10 @@ import numpy as np
 from keras_layer_entropy.backend import Data
 from keras_layer_entropy.files import replacing
 from keras_layer_entropy.model_files import model_parts, save_model
-from keras_layer_entropy.pruning.accuracies import accuracy_metrics
 from keras_layer_entropy.pruning.channels import find_channels
 from keras_layer_entropy.pruning.checkpoint import FORMAT_VERSION, RECORD
 from keras_layer_entropy.pruning.cost import compare_costs
-from keras_layer_entropy.pruning.search import PruningResult, score
+from keras_layer_entropy.pruning.search import PruningResult
 from keras_layer_entropy.recording.passes import Source
 from keras_layer_entropy.report import Pruning, Thinning
 
@@ -47,21 +46,20 @@ def compared(
     >>> model = keras.Sequential([keras.Input((4,)), dense(8, name="a"), dense(8, name="b"),
     ...                           dense(2, "softmax", name="out")])
     >>> model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
-    >>> options = PruningOptions(criterion="last", max_removals=1, epochs=0, max_accuracy_drop=1.0)
+    >>> options = PruningOptions(criterion="last", max_removals=1, epochs=0, max_drop=1.0)
     >>> result = prune_model(model, data, data, options)
     >>> search = compared(model, result, data, test)
-    >>> [cost.parameters for cost in search.costs], sorted(search.accuracies)
+    >>> [cost.parameters for cost in search.costs], sorted(search.qualities)
     ([130, 58], ['test', 'validation'])
     """
     models = [model, result.model]
-    metrics = accuracy_metrics(model, validation, batch_size)
-    accuracies = {
-        name: [score(each, data, batch_size, metrics).accuracy for each in models]
+    qualities = {
+        name: [result.quality.of(each, data, batch_size) for each in models]
         for name, data in (("validation", validation), ("test", test))
     }
     costs = compare_costs(models, Source(validation, batch_size).first()[0])
     widths = _widths(model, result) if result.options.remove == "units" else {}
-    return Pruning(result, costs, accuracies, widths=widths)
+    return Pruning(result, costs, qualities, widths=widths)
 
 
 def _widths(model: keras.Model, result: PruningResult) -> dict[str, Thinning]:
@@ -157,7 +155,11 @@ class Output:
             "cost": dict(
                 zip(("before", "after"), map(dataclasses.asdict, search.costs), strict=True)
             ),
-            "accuracy": search.accuracies,
+            "quality": {
+                "name": result.quality.name,
+                "mode": "max" if result.quality.higher else "min",
+                **search.qualities,
+            },
         }
         if self.is_file:
             save_model(result.model, self.path, dataset=dataset, overwrite=True)

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,8 @@ from keras_layer_entropy.pruning.block_moves import block_moves
 from keras_layer_entropy.pruning.block_parts import chosen_blocks
 from keras_layer_entropy.pruning.channels import find_channels
 from keras_layer_entropy.pruning.cost import Cost, cost_of, is_met
-from keras_layer_entropy.pruning.evaluation import Scores, compiled_with, evaluate
+from keras_layer_entropy.pruning.evaluation import Scores, compiled_with, evaluate, logs_of
+from keras_layer_entropy.pruning.fidelity import Fidelity
 from keras_layer_entropy.pruning.graph import flat_graph
 from keras_layer_entropy.pruning.layer_moves import layer_moves
 from keras_layer_entropy.pruning.optimizer_state import (
@@ -29,11 +31,13 @@ from keras_layer_entropy.pruning.optimizer_state import (
 )
 from keras_layer_entropy.pruning.options import PruningOptions
 from keras_layer_entropy.pruning.parts import Plan
+from keras_layer_entropy.pruning.qualities import Quality, choose_quality
 from keras_layer_entropy.pruning.rewrite import without
 from keras_layer_entropy.pruning.simplify import simplify_model
 from keras_layer_entropy.pruning.standing import Moves, PruningStep, Standing, units_gone
 from keras_layer_entropy.pruning.training import KeepBest, arguments, check_data, reseed
 from keras_layer_entropy.pruning.unit_moves import unit_moves
+from keras_layer_entropy.recording.labels import ClassChoice
 from keras_layer_entropy.recording.layers import choose_layers
 from keras_layer_entropy.recording.passes import Source
 
@@ -52,6 +56,7 @@ class PruningResult:
             layers, of the layers that make units.
         reasons: path of each layer that stayed as it was -> why.
         options: `PruningOptions`.
+        quality: `Quality`, what was held on to.
         target_met: whether no more is left than `target` says; None without a target.
     """
 
@@ -61,6 +66,7 @@ class PruningResult:
     after: EntropyProfile
     reasons: dict[str, str]
     options: PruningOptions
+    quality: Quality
     target_met: bool | None = None
 
     @property
@@ -85,19 +91,21 @@ def prune_model(
     callbacks: Iterable[keras.callbacks.Callback] = (),
     **settings: Any,
 ) -> PruningResult:
-    """Takes out Dense layers, blocks, or units of any layers, while validation accuracy stays.
+    """Takes out Dense layers, blocks, or units of any layers, while the quality of the model stays.
 
     In each step the criterion chooses a layer, a block, or a batch of units; it goes, the layers
     behind it are refitted in closed form on the training data, the model is trained for some
-    epochs, and it is kept if its validation accuracy is at most `max_accuracy_drop` below the
-    original's. A layer without which accuracy falls by more stays, and the next one is tried; after
-    a batch of units, one half as large, and after three of these the search ends. What can go is
-    asked anew of each smaller model. Accuracy is that of `accuracies.accuracy_metrics`; of several
-    outputs it is the mean.
+    epochs, and it is kept if its quality on the validation data has fallen by no more than
+    `max_drop`. A layer without which it falls by more stays, and the next one is tried; after a
+    batch of units, one half as large, and after three of these the search ends. What can go is
+    asked anew of each smaller model. The quality is accuracy, that of `accuracies.accuracy_metrics`
+    (of several outputs the mean), or what `PruningOptions.quality` says.
 
     Args:
         model: a built and compiled Sequential or functional model; it is not changed.
-        train_data, validation_data: `(x, y)` arrays, `tf.data.Dataset` or `PyDataset`. Arrays are
+        train_data, validation_data: `(x, y)` arrays, `tf.data.Dataset` or `PyDataset`, or the same
+            of inputs alone: then the model is held to, and trained for, what the original
+            gives (`PruningOptions.quality`, `.distill`). Arrays are
             shuffled anew in every epoch; a dataset should shuffle itself for training. `train_data`
             may be a function of a seed, called in each step, that returns a dataset shuffled by
             that seed, so that a search that goes on sees the orders that it would have seen.
@@ -113,8 +121,8 @@ def prune_model(
 
     Raises:
         ValueError: options or layers that do not exist, a model that is subclassed, not compiled or
-            has weights that are not finite, data with one class, labels that do not fit or targets
-            that are no classes, data without an end and no number of steps.
+            has weights that are not finite, data with one class, labels that do not fit, a quality
+            that there is not, data without an end and no number of steps.
 
     Example:
 
@@ -126,7 +134,7 @@ def prune_model(
     ...                           dense(8, name="b"), dense(2, "softmax", name="out")])
     >>> model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
     >>> result = prune_model(model, (x, y), (x, y), PruningOptions(
-    ...     criterion="last", max_removals=1, epochs=1, max_accuracy_drop=1.0))
+    ...     criterion="last", max_removals=1, epochs=1, max_drop=1.0))
     >>> result.removed, [layer.name for layer in result.model.layers]
     (('b',), ['a', 'out'])
     """
@@ -204,10 +212,16 @@ class _Search:
         flat_graph(model)  # errors where the model is code
         _check_names(model, options)
         _check_weights(model)
-        self._metrics = accuracy_metrics(model, *self._evaluated)
+        self._quality = choose_quality(model, validation_data, options)
+        first, targets, _ = Source(*self._evaluated).first()
+        self._labelled = targets is not None
+        self._sample = tree.map_structure(lambda part: part[:1], first)
+        self._distilled = self._distillation()
         self._analyzed = _analyzed(model, options)
+        self._num_classes = self._classes()
         self.before = self._analyze(model, baseline=True)
-        if len(self.before.classes) > 1 and int((self.before.count > 0).sum()) < 2:
+        one_class = len(self.before.classes) > 1 and int((self.before.count > 0).sum()) < 2
+        if one_class and self._quality.name == "accuracy":
             raise ValueError(
                 "The validation data hold one class only: accuracy says nothing about them."
             )
@@ -220,8 +234,6 @@ class _Search:
         self._profile = self.before if resume is None else self._analyze(self.model)
         self._base = self._scored(self._first)
         self._now = self._base if resume is None else self._scored(self.model)
-        first = Source(*self._evaluated).first()[0]
-        self._sample = tree.map_structure(lambda part: part[:1], first)
         self._costs = self._cost(self._first), self._cost(self.model)
         self._moves: Moves | None = None
 
@@ -239,10 +251,10 @@ class _Search:
         if move is None:
             return None
         smaller, residuals = move.make()
-        with compiled_with(smaller, self._metrics):
-            removed = evaluate(smaller, *self._evaluated).accuracy
+        with self._quality.compiled(smaller):
+            removed = self._quality.measure(smaller, *self._evaluated)
             retrained = self._retrain(smaller, removed, callbacks)
-        accepted, cost = bool(retrained >= self._limit), self._cost(smaller)
+        accepted, cost = self._quality.accepts(retrained, self._limit), self._cost(smaller)
         step = PruningStep(
             part=move.part,
             members=move.members,
@@ -250,15 +262,16 @@ class _Search:
             score=move.score,
             reason=move.reason,
             accepted=accepted,
-            accuracy_before=self._now,
-            accuracy_removed=removed,
-            accuracy_retrained=retrained,
+            quality_before=self._now,
+            quality_removed=removed,
+            quality_retrained=retrained,
             residual=float(np.mean(list(residuals.values()))) if residuals else None,
             parameters=cost.parameters,
             entropy=dict(zip(self._profile.layers, map(float, self._profile.mean), strict=True)),
             seconds=time.perf_counter() - started,
             units=move.units,
             flops=cost.flops,
+            standard_error=self._quality.standard_error(smaller, self._first, *self._evaluated),
         )
         self._steps.append(step)
         self._moves = None
@@ -285,6 +298,7 @@ class _Search:
             after=after,
             reasons=self.moves().plan.reasons,
             options=self._options,
+            quality=self._quality,
             target_met=None if target is None else is_met(target, *self._costs),
         )
 
@@ -301,6 +315,7 @@ class _Search:
             validation_data=self._validation,
             sample=self._sample,
             seed=self._seed,
+            quality=self._quality,
             limit=self._limit,
         )
 
@@ -309,8 +324,8 @@ class _Search:
 
     @property
     def _limit(self) -> float:
-        """The lowest validation accuracy that is accepted."""
-        return self._base - float(self._options.max_accuracy_drop or 0.0)
+        """The worst quality that is accepted."""
+        return self._quality.limit(self._base)
 
     @property
     def _seed(self) -> int:
@@ -323,7 +338,7 @@ class _Search:
             self._validation,
             layers=self._analyzed,
             measures=MEASURES,
-            num_classes=self._options.num_classes,
+            num_classes=self._num_classes,
             batch_size=self._options.batch_size,
             steps=self._options.validation_steps,
             baseline=baseline,
@@ -338,39 +353,81 @@ class _Search:
         return copy
 
     def _scored(self, model: keras.Model) -> float:
-        """Validation accuracy of a model that is to be gone on from."""
-        with compiled_with(model, self._metrics):
-            scores = evaluate(model, *self._evaluated)
-        if math.isnan(scores.loss):
-            raise ValueError(
-                f"The loss of {model.name!r} is NaN on the validation data: look for labels that "
-                "are no class of its, for inputs that are not finite, and at its weights."
-            )
-        return scores.accuracy
+        """The quality of a model that is to be gone on from."""
+        quality = self._quality
+        with quality.compiled(model):
+            if quality.reference is not None:
+                found = {quality.words: quality.measure(model, *self._evaluated)}
+            else:
+                logs = logs_of(model, *self._evaluated)
+                found = {"loss": float(logs["loss"]), quality.words: quality.read(logs, model)}
+        for name, value in found.items():
+            if math.isnan(value):
+                raise ValueError(
+                    f"The {name} of {model.name!r} is NaN on the validation data: look for labels "
+                    "that are no class of its, for inputs that are not finite, and at its weights."
+                )
+        return found[quality.words]
 
     def _retrain(
         self, model: keras.Model, removed: float, callbacks: Iterable[keras.callbacks.Callback]
     ) -> float:
-        """Trains a model and leaves it at its best epoch; validation accuracy."""
+        """Trains a model and leaves it at its best epoch; its quality."""
         options = self._options
         if not options.epochs:
             return removed
         reseed(model, self._seed)
-        best = KeepBest(model, removed)
+        quality, distilled = self._quality, self._distilled
+        told = distilled is None and quality.reference is None
+
+        def measured(logs: dict[str, Any]) -> float:
+            if told:
+                return quality.read(logs, model)
+            return quality.measure(model, *self._evaluated)
+
+        best = KeepBest(model, quality, removed, measured)
         validation = Source(*self._evaluated).keywords
         if "batch_size" in validation:  # arrays
             validation = {"x": tuple(validation[k] for k in ("x", "y", "sample_weight"))}
-        model.fit(
+        (model if distilled is None else distilled(model)).fit(
             **arguments(self._train_data(self._seed), options, self._seed),
             epochs=options.epochs,
             steps_per_epoch=options.steps_per_epoch,
-            validation_data=validation["x"],
+            # What is trained for labels cannot be validated without.
+            validation_data=None if distilled is None and not self._labelled else validation["x"],
             validation_steps=options.validation_steps,
             verbose=0,
             callbacks=[best, *callbacks],
         )
         best.on_train_end()  # a callback may have put back weights of its own choice
-        return evaluate(model, *self._evaluated).accuracy
+        return quality.measure(model, *self._evaluated)
+
+    def _distillation(self) -> Callable[[keras.Model], keras.Model] | None:
+        """What makes of a model one that trains it for what the original gives; None for labels."""
+        options = self._options
+        data = self._train_data(options.seed)
+        x, y, _ = Source(data, options.batch_size, options.steps_per_epoch).first()
+        for criterion, name, labelled in (
+            ("loss_gap", "validation", self._labelled),
+            ("mutual_information", "training", y is not None),
+        ):
+            if options.criterion == criterion and not labelled:
+                raise ValueError(f"criterion={criterion!r} needs labels of the {name} data.")
+        if not options.epochs or (y is not None and not options.distill):
+            return None
+        return (self._quality.reference or Fidelity.of(self._original, x)).distilled
+
+    def _classes(self) -> ClassChoice:
+        """Whose labels tell the classes apart: all samples are one where a model has none."""
+        if self._options.num_classes is not None or self._quality.name == "accuracy":
+            return self._options.num_classes
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what it would decide by
+                accuracy_metrics(self._original, *self._evaluated)
+        except ValueError:
+            return 1
+        return None
 
 
 _MOVES: dict[str, Callable[[Standing], Moves]] = {

@@ -13,6 +13,7 @@ from keras_layer_entropy.backend import Data
 from keras_layer_entropy.pruning.cost import Cost, is_met
 from keras_layer_entropy.pruning.options import PruningOptions
 from keras_layer_entropy.pruning.parts import Plan
+from keras_layer_entropy.pruning.qualities import Quality
 from keras_layer_entropy.recording.passes import Source
 
 
@@ -26,8 +27,8 @@ class PruningStep:
         members: paths of what went with it; of the layers that lost units.
         criterion, score, reason: why it.
         accepted: whether the model without it was.
-        accuracy_before, accuracy_removed, accuracy_retrained: validation accuracy with it, right
-            after its removal and refit, and after retraining.
+        quality_before, quality_removed, quality_retrained: the quality on the validation data with
+            it, right after its removal and refit, and after retraining.
         residual: relative residual of the refit, the mean over the layers behind; None without.
         parameters: number of parameters of the model without it.
         entropy: path -> mean normalised activation entropy of each layer, with it.
@@ -35,6 +36,8 @@ class PruningStep:
         units: path of a layer -> indices of the units that went, as the original counts them; of
             layers that are tied to one another, of the first.
         flops: floating-point operations of the model without it, as `Cost` has them.
+        standard_error: of how far `quality_retrained` is from the original's, from what single
+            samples lost; None where the quality is no mean over samples.
     """
 
     part: str
@@ -43,15 +46,16 @@ class PruningStep:
     score: float
     reason: str
     accepted: bool
-    accuracy_before: float
-    accuracy_removed: float
-    accuracy_retrained: float
+    quality_before: float
+    quality_removed: float
+    quality_retrained: float
     residual: float | None
     parameters: int
     entropy: dict[str, float]
     seconds: float
     units: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     flops: int | None = None
+    standard_error: float | None = None
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "PruningStep":
@@ -85,7 +89,8 @@ class Standing:
         validation_data: data.
         sample: inputs of one sample.
         seed: the seed of the step that comes next.
-        limit: the lowest validation accuracy that is accepted.
+        quality: `Quality`, what is held on to.
+        limit: the worst of it that is accepted.
     """
 
     original: keras.Model
@@ -99,6 +104,7 @@ class Standing:
     validation_data: Data
     sample: Any
     seed: int
+    quality: Quality
     limit: float
 
     @property
@@ -139,9 +145,11 @@ class Standing:
         return tree.map_structure(lambda part: np.asarray(part)[np.sort(rows)], tuple(parts)), None
 
     def below(self, step: PruningStep) -> str:
-        """That accuracy fell too far in a step."""
+        """That the quality fell too far in a step."""
+        found, limit = map(self.quality.text, (step.quality_retrained, self.limit))
+        side = "below" if self.quality.higher else "above"
         return (
-            f"without it accuracy is {step.accuracy_retrained:.4f}, below {self.limit:.4f} "
+            f"without it {self.quality.words} is {found}, {side} {limit} "
             f"(step {self.steps.index(step) + 1})"
         )
 

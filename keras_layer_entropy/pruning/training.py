@@ -1,6 +1,6 @@
 """Training within a search: the same each time, and left at its best epoch."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -8,8 +8,8 @@ import numpy as np
 from keras import ops, tree
 
 from keras_layer_entropy.backend import Data
-from keras_layer_entropy.pruning.evaluation import accuracy
 from keras_layer_entropy.pruning.options import PruningOptions
+from keras_layer_entropy.pruning.qualities import Quality
 from keras_layer_entropy.pruning.shuffling import Shuffled
 from keras_layer_entropy.recording.passes import Source
 
@@ -36,19 +36,33 @@ def reseed(model: keras.Model, seed: int) -> None:
 
 
 class KeepBest(keras.callbacks.Callback):
-    """Leaves model and optimizer as they were after the epoch with the best validation accuracy."""
+    """Leaves model and optimizer as they were after the epoch with the best quality.
 
-    def __init__(self, model: keras.Model, accuracy_at_start: float) -> None:
+    Args:
+        model: what is trained.
+        quality: `Quality`.
+        at_start: its value before the training.
+        measure: a function that gives its value, given the logs of the validation.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        quality: Quality,
+        at_start: float,
+        measure: Callable[[dict[str, Any]], float],
+    ) -> None:
         super().__init__()
         if not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)
         self._trained = model
-        self._best, self._state = accuracy_at_start, self._copied()
+        self._quality, self._measure = quality, measure
+        self._best, self._state = at_start, self._copied()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        validation = {k[4:]: v for k, v in logs.items() if k.startswith("val_")}
-        if accuracy(validation) > self._best:
-            self._best, self._state = accuracy(validation), self._copied()
+        value = self._measure({k[4:]: v for k, v in logs.items() if k.startswith("val_")})
+        if self._quality.better(value, self._best):
+            self._best, self._state = value, self._copied()
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
         for variable, value in zip(self._variables(), self._state, strict=True):

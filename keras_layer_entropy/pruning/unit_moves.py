@@ -15,7 +15,7 @@ from keras_layer_entropy.pruning.unit_plan import choose_units, groups_of
 from keras_layer_entropy.pruning.units import take_out_units
 from keras_layer_entropy.recording.layers import choose_layers
 
-_TRIES = 3  # batches without which accuracy fell too far, each half as large as the one before
+_TRIES = 3  # batches without which quality fell too far, each half as large as the one before
 
 
 def unit_moves(standing: Standing) -> Moves:

@@ -195,7 +195,9 @@ def rehearsal(model):
     What is assigned to Keras variables inside is forgotten, and new ones start as they would
     without it.
     """
-    with strategy_scope(model), keras.StatelessScope():
+    # Keras takes penalties of what such a scope knows alone.
+    known = [(v, v.value) for v in model.trainable_variables if v.regularizer is not None]
+    with strategy_scope(model), keras.StatelessScope(state_mapping=known):
         yield
 
 

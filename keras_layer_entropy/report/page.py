@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import functools
 import importlib.resources
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -293,20 +294,22 @@ def _patterns(profile: Profile) -> dict[str, Any] | None:
 
 def _pruning(pruning: Pruning) -> dict[str, Any]:
     result, options, units = pruning.result, pruning.result.options, pruning.of_units
-    accuracies = ["accuracy before", "right after", "retrained"]
+    before, after = pruning.costs
+    qualities = [f"{pruning.words} before", "right after", "retrained"]
     return {
         "summary": pruning.summary(),
-        "comparison": comparison_rows(*pruning.costs, **pruning.accuracies),
+        "comparison": comparison_rows(before, after, result.quality, **pruning.qualities),
         "figure": plots.svg(pruning.figure),
         "figure_label": (
             f"{'Units of each layer' if units else 'Entropy against depth'} before and after, and "
-            f"validation accuracy as {'units' if units else 'layers'} went"
+            f"validation {pruning.words} as {'units' if units else 'layers'} went"
         ),
         "thinned": pruning.thinned,
         "steps": result.steps,
         "part": "units" if units else "layer",
         "why": "why these units" if units else "why this layer",
-        "accuracies": accuracies if options.epochs else accuracies[:2],
+        "qualities": qualities if options.epochs else qualities[:2],
+        "text": result.quality.text,
         "note": _pruning_note(pruning),
         "stayed": f"Why the other layers {'kept all of their units' if units else 'stayed'}",
         "reasons": result.reasons,
@@ -316,12 +319,13 @@ def _pruning(pruning: Pruning) -> dict[str, Any]:
 
 def _pruning_note(pruning: Pruning) -> str:
     """How the search went about it, in words."""
-    options = pruning.result.options
+    options, quality = pruning.result.options, pruning.result.quality
     after = ", after retraining," if options.epochs else ""
     accepted = (
-        f"A removal was accepted where validation accuracy{after} was at least {pruning.limit:.4f}."
-        if pruning.limit > 0
-        else "Every removal was accepted: accuracy had no limit."
+        f"A removal was accepted where validation {quality.words}{after} was at "
+        f"{'least' if quality.higher else 'most'} {quality.text(pruning.limit)}."
+        if math.isfinite(pruning.limit)
+        else f"Every removal was accepted: {quality.words} had no limit."
     )
     refitted = "refitted in closed form" if options.refit else "not refitted"
     trained = (
@@ -334,6 +338,12 @@ def _pruning_note(pruning: Pruning) -> str:
         if pruning.of_units
         else ("The layers behind a removed one")
     )
+    if any(step.standard_error is None for step in pruning.result.steps):
+        known = f"No standard error is known, as {quality.words} is no mean over samples here."
+    else:
+        known = "± is the standard error of what was lost of the original's, sample by sample."
     return (
-        f"{accepted} {behind} were {refitted}; {trained}. The test data were used once, at the end."
+        f"{accepted} {behind} were {refitted}; {trained}. {known} The search looked at the "
+        f"validation data {pruning.looks} times, and the more often, the more its choices suit "
+        "just these. The test data were used once, at the end."
     )

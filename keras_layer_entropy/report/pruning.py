@@ -45,7 +45,8 @@ class Pruning:
     Attributes:
         result: `pruning.PruningResult`.
         costs: `pruning.Cost` of the original and of the smaller model.
-        accuracies: `"validation"` and `"test"` -> accuracies of the two.
+        qualities: `"validation"` and `"test"` -> the quality of the two, of which `result.quality`
+            says what it is.
         units: of the smaller model's convolutions, if there are any: pairs of a unit's name and the
             `pruning.Prediction` of it, as `pruning.rank_units` ranks them.
         widths: path of each layer that makes units -> `Thinning`, of a search that took out units.
@@ -53,7 +54,7 @@ class Pruning:
 
     result: Any
     costs: Sequence[Any]
-    accuracies: Mapping[str, Sequence[float]]
+    qualities: Mapping[str, Sequence[float]]
     units: Sequence[tuple[str, Any]] = ()
     widths: Mapping[str, Thinning] = dataclasses.field(default_factory=dict)
 
@@ -69,8 +70,8 @@ class Pruning:
 
     @property
     def limit(self) -> float:
-        """The lowest validation accuracy that was accepted; 0 or less is no limit."""
-        return self.accuracies["validation"][0] - self.result.options.max_accuracy_drop
+        """The worst validation quality that was accepted; infinite for no limit."""
+        return float(self.result.quality.limit(self.qualities["validation"][0]))
 
     @property
     def cost(self) -> str:
@@ -80,32 +81,49 @@ class Pruning:
 
     @property
     def points(self) -> list[tuple[float, float, str]]:
-        """The validation accuracies as layers or units went.
+        """The quality on the validation data as layers or units went.
 
         As `plots.pruning_curves` and `plots.thinning_curves` take them: by the number of layers
         removed, or by the share of `cost` that is left.
         """
         original = 1.0 if self.of_units else 0
-        points, removed = [(original, self.accuracies["validation"][0], "original")], 0
+        points, removed = [(original, self.qualities["validation"][0], "original")], 0
         for step in self.result.steps:
             removed += step.accepted
             place = self._left(step) if self.of_units else removed + (not step.accepted)
             if step.accepted:
-                points.append((place, step.accuracy_removed, "right after removal"))
+                points.append((place, step.quality_removed, "right after removal"))
             if step.accepted and self.result.options.epochs:
-                points.append((place, step.accuracy_retrained, "after retraining"))
+                points.append((place, step.quality_retrained, "after retraining"))
             if not step.accepted:
-                points.append((place, step.accuracy_retrained, "rolled back"))
+                points.append((place, step.quality_retrained, "rolled back"))
         return points
 
     def figure(self) -> Figure:
         """`plots.pruning_curves` of it, or `plots.thinning_curves`."""
         if self.of_units and self.widths:
             widths = {path: (found.before, found.after) for path, found in self.widths.items()}
-            return plots.thinning_curves(widths, self.points, self.limit, _COSTS[self.cost])
+            cost = _COSTS[self.cost]
+            return plots.thinning_curves(widths, self.points, self.limit, cost, self.words)
         before, after = self.result.before, self.result.after
         what = self.result.options.remove
-        return plots.pruning_curves(before, after, self.points, self.limit, what)
+        return plots.pruning_curves(before, after, self.points, self.limit, what, self.words)
+
+    @property
+    def looks(self) -> int:
+        """How often the search measured the quality on the validation data."""
+        return 1 + len(self.result.steps) * (1 + self.result.options.epochs)
+
+    @property
+    def standard_error(self) -> float | None:
+        """That of the difference in quality on the validation data; None where it is not known."""
+        kept = [step.standard_error for step in self.result.steps if step.accepted]
+        return kept[-1] if kept else None
+
+    @property
+    def words(self) -> str:
+        """What the quality is called."""
+        return str(self.result.quality.words)
 
     def _left(self, step: Any) -> float:
         return float(getattr(step, self.cost) / getattr(self.costs[0], self.cost))
@@ -115,14 +133,19 @@ class Pruning:
         what = self._units_gone() if self.of_units else self._layers_gone()
         if not what:
             return " ".join([self._nothing_gone(), *self._target_words()])
-        validation, test = self.accuracies["validation"], self.accuracies["test"]
-        accuracies = (
-            f"Validation accuracy {validation[0]:.4f} before, {validation[1]:.4f} after; test "
-            f"accuracy {test[0]:.4f} and {test[1]:.4f}."
+        validation, test = (
+            [self.result.quality.text(value) for value in self.qualities[name]]
+            for name in ("validation", "test")
+        )
+        error = self.standard_error
+        known = "" if error is None else f" (± {self.result.quality.text(error)} of the difference)"
+        qualities = (
+            f"Validation {self.words} {validation[0]} before, {validation[1]} after{known}; test "
+            f"{self.words} {test[0]} and {test[1]}."
         )
         rejected = sum(not step.accepted for step in self.result.steps) if self.of_units else 0
         back = [f"Batches of units that were rolled back: {rejected}."] if rejected else []
-        return " ".join([f"{what}. {accuracies}", *self._target_words(), *back, *self._uncounted()])
+        return " ".join([f"{what}. {qualities}", *self._target_words(), *back, *self._uncounted()])
 
     def _layers_gone(self) -> str:
         removed, whole = self.result.removed, self.costs[0].dense_layers
@@ -149,7 +172,8 @@ class Pruning:
 
     def _nothing_gone(self) -> str:
         if self.of_units:
-            tried = "accuracy falls too far without every batch that was tried."
+            how = "falls" if self.result.quality.higher else "rises"
+            tried = f"{self.words} {how} too far without every batch that was tried."
             none = "there is none that may go."
         else:
             tried, none = "every one that was tried is needed.", "the criterion chose none."

@@ -82,25 +82,26 @@ def _layer_value_table(profile: Profile, name: str) -> rich.table.Table:
 
 
 def comparison(
-    before: Any, after: Any, validation: Sequence[float], test: Sequence[float]
+    before: Any, after: Any, quality: Any, validation: Sequence[float], test: Sequence[float]
 ) -> rich.table.Table:
-    """What a smaller model saves and what it costs in accuracy, a `rich.table.Table`.
+    """What a smaller model saves and what it costs in quality, a `rich.table.Table`.
 
     Args:
         before, after: `pruning.Cost`s.
-        validation, test: pairs of accuracies, before and after.
+        quality: `pruning.Quality`, what the numbers are of.
+        validation, test: pairs of it, before and after.
     """
     result = rich.table.Table(box=rich.box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     result.add_column("")
     for name in ("before", "after", "after / before"):
         result.add_column(name, justify="right")
-    for row in comparison_rows(before, after, validation, test):
+    for row in comparison_rows(before, after, quality, validation, test):
         result.add_row(*row)
     return result
 
 
 def comparison_rows(
-    before: Any, after: Any, validation: Sequence[float], test: Sequence[float]
+    before: Any, after: Any, quality: Any, validation: Sequence[float], test: Sequence[float]
 ) -> list[tuple[str, str, str, str]]:
     """The rows of `comparison`, as text: name, before, after, ratio or difference."""
     rows: list[tuple[str, Any, Any, str]] = [
@@ -117,9 +118,12 @@ def comparison_rows(
         (name, _text(a, form), _text(b, form), f"{b / a:.2f}" if a and b is not None else "-")
         for name, a, b, form in rows
     ]
-    pairs = (("validation", validation), ("test", test))
-    accuracies = [(f"{n} accuracy", f"{a:.4f}", f"{b:.4f}", f"{b - a:+.4f}") for n, (a, b) in pairs]
-    return ratios + accuracies
+    text = quality.text
+    qualities = [
+        (f"{part} {quality.words}", text(a), text(b), f"{'-' if b < a else '+'}{text(abs(b - a))}")
+        for part, (a, b) in (("validation", validation), ("test", test))
+    ]
+    return ratios + qualities
 
 
 def _text(number: float | None, form: str) -> str:

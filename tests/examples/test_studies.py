@@ -51,7 +51,7 @@ def test_prune(tmp_path):
     assert smaller.count_params() == result.model.count_params()
     page = (tmp_path / "report.html").read_text()
     assert "What pruning did" in page
-    assert all(f"{step.accuracy_retrained:.4f}" in page for step in result.steps)
+    assert all(f"{step.quality_retrained:.4f}" in page for step in result.steps)
 
 
 def test_depth_study(tmp_path):

@@ -211,7 +211,7 @@ def test_command_lines(tmp_path):
     profile = EntropyProfile.load(tmp_path / "profile" / "profile.json")
     assert np.isfinite(profile.entropy).all()
 
-    quick = ("--criterion=last", "--epochs=1", "--max_accuracy_drop=1", "--max_removals=1")
+    quick = ("--criterion=last", "--epochs=1", "--max_drop=1", "--max_removals=1")
     code, out, err = call("prune", *flags, *quick)
     assert code == 0, err
     pruned = load_model(tmp_path / "saved_model_pruned")

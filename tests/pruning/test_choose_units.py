@@ -261,7 +261,7 @@ def test_a_search_takes_units_out_until_the_target(epochs):
     flops = [step.flops for step in result.steps]
     assert flops == sorted(flops, reverse=True)
     assert flops[-1] <= 0.4 * count_flops(model).total < flops[-2]
-    assert all(step.accepted and step.accuracy_retrained > 0.6 for step in result.steps)
+    assert all(step.accepted and step.quality_retrained > 0.6 for step in result.steps)
     for path, gone in result.units.items():
         assert len(set(gone)) == len(gone)
         assert result.model.get_layer(path).units == model.get_layer(path).units - len(gone)
@@ -280,7 +280,7 @@ def test_a_batch_that_costs_too_much_is_halved():
     model, data = perceptron(units=(6,)), numbers(600)
     result = prune_model(
         model, data, numbers(300, seed=1), remove="units", epochs=0, step_share=0.9,
-        max_accuracy_drop=0.0, calibration_samples=200,
+        max_drop=0.0, calibration_samples=200,
     )  # fmt: skip
     rejected = [step for step in result.steps if not step.accepted]
     assert len(rejected) == 3
@@ -326,7 +326,7 @@ def test_a_layer_that_is_tied_to_several():
         warnings.simplefilter("ignore")  # half-trained: whatever its accuracy is
         result = prune_model(
             model, data, data, remove="units", target={"flops": 0.3}, epochs=0, step_share=0.4,
-            max_accuracy_drop=1.0,
+            max_drop=1.0,
         )  # fmt: skip
     search = compared(model, result, data, data)
     found = search.widths
@@ -418,7 +418,7 @@ def test_layers_go_until_a_target():
         )
     assert len(result.removed) == 2
     assert result.target_met
-    assert result.options.max_accuracy_drop == 1.0
+    assert result.options.max_drop == 1.0
     assert result.reasons["hidden_1"] == "the target is reached"
 
 

@@ -87,7 +87,7 @@ def test_layers_go_and_accuracy_stays(trained):
         trained,
         criterion="linearity",
         epochs=2,
-        max_accuracy_drop=0.02,
+        max_drop=0.02,
         on_step=lambda model, step: seen.append((model.count_params(), step)),
     )
     assert result.removed
@@ -103,12 +103,12 @@ def test_layers_go_and_accuracy_stays(trained):
         seen, [(0, step) for step in result.steps], strict=True
     ):
         assert step is same
-        assert step.accuracy_before == pytest.approx(before, abs=1e-6)
-        assert step.accepted == (step.accuracy_retrained >= limit - 1e-9)
+        assert step.quality_before == pytest.approx(before, abs=1e-6)
+        assert step.accepted == (step.quality_retrained >= limit - 1e-9)
         # the best epoch is kept, and none at all is one of them
-        assert step.accuracy_retrained >= step.accuracy_removed - 1e-9
+        assert step.quality_retrained >= step.quality_removed - 1e-9
         if step.accepted:
-            before = step.accuracy_retrained
+            before = step.quality_retrained
             assert parameters == step.parameters
     assert accuracy(result.model, digits("validation")) == pytest.approx(before, abs=1e-6)
     assert set(result.reasons) == {"out", *names} - {"input_layer"}
@@ -121,7 +121,7 @@ def test_layers_go_and_accuracy_stays(trained):
 
 def test_what_costs_too_much_is_rolled_back(trained):
     with pytest.warns(UserWarning, match="start anew"):
-        result = prune(trained, criterion="last", epochs=0, refit=False, max_accuracy_drop=0.01)
+        result = prune(trained, criterion="last", epochs=0, refit=False, max_drop=0.01)
     assert result.removed == ()
     assert [step.part for step in result.steps] == ["h24", "h32", "h40", "h48"]
     assert all(step.residual is None for step in result.steps)
@@ -134,18 +134,16 @@ def test_what_costs_too_much_is_rolled_back(trained):
 
 
 def test_limits_on_what_may_go(trained):
-    result = prune(
-        trained, criterion="last", epochs=0, max_accuracy_drop=1.0, max_removals=1, keep=["h24"]
-    )
+    result = prune(trained, criterion="last", epochs=0, max_drop=1.0, max_removals=1, keep=["h24"])
     assert result.removed == ("h32",)
     assert result.reasons["h24"] == "it is to be kept"
     assert result.reasons["h48"] == "max_removals=1 is reached"
-    result = prune(trained, criterion="last", epochs=0, max_accuracy_drop=1.0, layers="h40")
+    result = prune(trained, criterion="last", epochs=0, max_drop=1.0, layers="h40")
     assert result.removed == ("h40",)
 
 
 def test_a_search_goes_on_where_it_was_interrupted(trained):
-    options = dict(criterion="linearity", epochs=1, max_accuracy_drop=1.0, max_removals=2)
+    options = dict(criterion="linearity", epochs=1, max_drop=1.0, max_removals=2)
     whole = prune(trained, **options)
     left = []
 
@@ -282,7 +280,7 @@ def test_random_is_reproducible_and_last_is_deepest(trained):
 
 
 def test_a_search_prints_nothing(trained, capsys):
-    prune(trained, criterion="last", epochs=1, max_removals=1, max_accuracy_drop=1.0)
+    prune(trained, criterion="last", epochs=1, max_removals=1, max_drop=1.0)
     assert capsys.readouterr().out == ""
 
 
@@ -296,7 +294,7 @@ def test_what_loss_gap_has_made_is_not_made_again(trained):
     again, same = now.without(part)
     assert residuals == same
     assert_same_weights(model, again)
-    step = prune(trained, criterion="loss_gap", epochs=0, max_removals=1, max_accuracy_drop=1.0)
+    step = prune(trained, criterion="loss_gap", epochs=0, max_removals=1, max_drop=1.0)
     assert step.removed == (part.path,)
     assert_same_weights(step.model, model)
 
@@ -337,8 +335,8 @@ def test_no_parts_no_ranking(trained):
 def test_a_model_without_accuracy_gets_one_for_the_search_only(trained):
     model = network(metrics=())
     model.set_weights(trained.get_weights())
-    result = prune(model, criterion="last", epochs=1, max_removals=1, max_accuracy_drop=1.0)
-    assert result.steps[0].accuracy_before == pytest.approx(
+    result = prune(model, criterion="last", epochs=1, max_removals=1, max_drop=1.0)
+    assert result.steps[0].quality_before == pytest.approx(
         accuracy(trained, digits("validation")), abs=1e-6
     )
     logs = result.model.evaluate(*digits("validation"), verbose=0, return_dict=True)
@@ -354,7 +352,7 @@ def test_the_learning_rate_replaces_a_schedule():
         def on_epoch_end(self, epoch, logs=None):
             rates.append(float(self.model.optimizer.learning_rate))
 
-    options = dict(criterion="last", epochs=1, max_removals=1, max_accuracy_drop=1.0)
+    options = dict(criterion="last", epochs=1, max_removals=1, max_drop=1.0)
     result = prune(model, learning_rate=1e-4, callbacks=[Spy()], **options)
     assert rates == [pytest.approx(1e-4)]
     assert (
@@ -403,7 +401,7 @@ def uncompiled():
         (network, dict(steps_per_epoch=0), "steps_per_epoch=0; expected at least 1"),
         (network, dict(validation_steps=2.5), "validation_steps=2.5; expected at least 1"),
         (network, dict(keep="h99"), "no layer 'h99'"),
-        (network, dict(max_accuracy_drop=2.0), "max_accuracy_drop=2.0"),
+        (network, dict(max_drop=2.0), "max_drop=2.0"),
         (network, dict(learning_rate=0.0), "learning_rate=0.0; expected a positive"),
         (network, dict(max_removals=0), "max_removals=0"),
         (network, dict(tolerance=float("nan")), "tolerance=nan"),
@@ -458,7 +456,7 @@ def test_inputs_of_every_structure(random):
         ([first, second], y, weight),
         ({"a": first, "b": second}, y),
     ):
-        options = dict(criterion="last", epochs=1, max_removals=1, max_accuracy_drop=1.0)
+        options = dict(criterion="last", epochs=1, max_removals=1, max_drop=1.0)
         result = prune_model(model, data, data, PruningOptions(**options))
         assert result.removed == ("h2",)
 
@@ -482,7 +480,7 @@ def test_equal_searches_give_equal_models_with_or_without_a_break(seed, tmp_path
     """Also over a rejected step, fresh kernels, and a model that comes back from a file."""
     model = noisy_network(seed)
     states = [np.array(v) for v in model.variables]
-    options = dict(criterion="random", epochs=2, max_accuracy_drop=0.05, refit=False)
+    options = dict(criterion="random", epochs=2, max_drop=0.05, refit=False)
     checkpoint, left = Checkpoint(tmp_path / "run.partial", {}), []
 
     def save_first(current, step):
@@ -524,7 +522,7 @@ def test_what_can_go_only_after_another_is_tried():
     parts, reasons = removable_layers(model)
     assert list(parts) == ["a"]
     assert "feeds sum together with another tensor" in reasons["b"]
-    options = dict(criterion="last", epochs=0, max_accuracy_drop=1.0)
+    options = dict(criterion="last", epochs=0, max_drop=1.0)
     assert prune(model, **options).removed == ("a", "b")
     result = prune(model, layers=["a"], **options)
     assert result.removed == ("a",)
@@ -538,7 +536,7 @@ def test_what_can_go_only_after_another_is_tried():
 
 def test_the_optimizer_goes_back_with_the_weights(trained):
     """Training that only does harm leaves nothing behind, in whatever order callbacks meddle."""
-    options = dict(criterion="last", max_removals=1, max_accuracy_drop=1.0)
+    options = dict(criterion="last", max_removals=1, max_drop=1.0)
     trained.fit(*digits("train"), epochs=1, verbose=0)
     untouched = prune(trained, epochs=0, **options).model
 
@@ -588,7 +586,7 @@ def test_data_without_an_end(trained, make):
         def on_epoch_end(self, epoch, logs=None):
             seen.append(self.params["steps"])
 
-    options = dict(criterion="linearity", epochs=2, max_removals=1, max_accuracy_drop=1.0)
+    options = dict(criterion="linearity", epochs=2, max_removals=1, max_drop=1.0)
     result = prune_model(
         trained,
         train,
@@ -599,7 +597,7 @@ def test_data_without_an_end(trained, make):
     assert seen == [5, 5]
     x, y = (part[: 3 * 64] for part in finite)
     assert result.before.count.sum() == 3 * 64
-    assert result.steps[0].accuracy_before == pytest.approx(accuracy(trained, (x, y)), abs=1e-6)
+    assert result.steps[0].quality_before == pytest.approx(accuracy(trained, (x, y)), abs=1e-6)
     # The regression, too, is one over five batches.
     x, _ = digits("train")
     smaller, residuals = take_out(trained, trained, list(result.removed), x[: 5 * 64])
@@ -613,21 +611,26 @@ def test_training_data_of_a_function_of_the_seed(trained):
         seeds.append(seed)
         return batched("train").shuffle(50, seed=seed)
 
-    options = dict(criterion="last", epochs=1, max_removals=2, max_accuracy_drop=1.0, seed=4)
+    options = dict(criterion="last", epochs=1, max_removals=2, max_drop=1.0, seed=4)
     first = prune_model(trained, shuffled, digits("validation"), PruningOptions(**options))
     assert set(seeds) == {4, 5}
     second = prune_model(trained, shuffled, digits("validation"), PruningOptions(**options))
     assert_same_weights(first.model, second.model)
 
 
-def test_a_network_of_other_targets_is_no_classifier():
+def test_an_autoencoder_is_held_to_its_loss_unless_accuracy_is_asked_for():
     x, _ = digits("train")
     model = keras.Sequential([keras.Input((64,))])
     for units in (16, 8, 64):
         model.add(keras.layers.Dense(units))
     model.compile("adam", "mse", metrics=["accuracy"])
-    with pytest.raises(ValueError, match=r"autoencoder.*remove_layer"):
-        prune_model(model, (x, x), (x, x))
+    with pytest.raises(ValueError, match=r"autoencoder.*quality=\"loss\""):
+        prune_model(model, (x, x), (x, x), quality="accuracy")
+    result = prune_model(model, (x, x), (x, x), criterion="last", max_removals=1, epochs=0)
+    assert result.quality.name == "loss"
+    assert result.steps[0].quality_before == pytest.approx(
+        np.mean((model.predict(x, verbose=0) - x) ** 2), rel=1e-5
+    )
 
 
 def test_several_labels_for_a_sample(random):
@@ -641,7 +644,7 @@ def test_several_labels_for_a_sample(random):
         warnings.simplefilter("ignore")
         result = prune_model(model, (x, y), (x, y), PruningOptions("last", epochs=1, num_classes=1))
     right = (model.predict(x, verbose=0) > 0.5) == (y > 0)
-    assert result.steps[0].accuracy_before == pytest.approx(right.mean(), abs=1e-6)
+    assert result.steps[0].quality_before == pytest.approx(right.mean(), abs=1e-6)
 
 
 def test_a_layer_without_which_no_model_can_be_made_stays():

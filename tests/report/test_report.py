@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import math
 import os
 import re
 
@@ -11,7 +12,13 @@ import rich.console
 from profiles import make
 
 from keras_layer_entropy import EntropyProfile, report
-from keras_layer_entropy.pruning import Cost, PruningOptions, PruningResult, PruningStep
+from keras_layer_entropy.pruning import (
+    Cost,
+    PruningOptions,
+    PruningResult,
+    PruningStep,
+    Quality,
+)
 from keras_layer_entropy.report.tables import comparison_rows
 
 pytestmark = pytest.mark.tensorflow  # no backend in it
@@ -129,7 +136,7 @@ def test_names_that_are_no_text(tmp_path):
 
 def test_pruning_where_the_profiles_hold_other_measures(tmp_path):
     entropy = {"activation_entropy": make().entropy}
-    result = PruningResult(None, (), make(), make(), {}, PruningOptions())
+    result = PruningResult(None, (), make(), make(), {}, PruningOptions(), Quality())
     costs = (Cost(4, 0, 0, {1: 0.0}), Cost(4, 0, 0, {1: 0.0}))
     pruning = report.Pruning(result, costs, {"validation": (0.5, 0.5), "test": (0.5, 0.5)})
     page = make(results=entropy).report(tmp_path / "r.html", pruning=pruning).read_text()
@@ -139,33 +146,34 @@ def test_pruning_where_the_profiles_hold_other_measures(tmp_path):
 def test_operations_that_are_not_known_are_said():
     step = PruningStep(
         part="b", members=("b",), criterion="last", score=0.0, reason="it is last", accepted=True,
-        accuracy_before=0.5, accuracy_removed=0.5, accuracy_retrained=0.5, residual=None,
+        quality_before=0.5, quality_removed=0.5, quality_retrained=0.5, residual=None,
         parameters=50, entropy={}, seconds=1.0,
     )  # fmt: skip
-    result = PruningResult(None, (step,), make(), make(), {}, PruningOptions())
+    result = PruningResult(None, (step,), make(), make(), {}, PruningOptions(), Quality())
     costs = (Cost(4, 100, 200, {}, ("own", "b")), Cost(3, 50, 100, {}, ("own",)))
     pruning = report.Pruning(result, costs, {"validation": (0.5, 0.5), "test": (0.5, 0.5)})
     assert pruning.summary().endswith("FLOPs leave out own and b, whose operations are not known.")
-    rows = comparison_rows(*costs, **pruning.accuracies)
+    rows = comparison_rows(*costs, Quality(), **pruning.qualities)
     assert rows[2] == ("FLOPs per sample, without own and b", "200", "100", "0.50")
     code = Cost(4, 100, None, {}, ("code",))
-    rows = comparison_rows(code, costs[1], **pruning.accuracies)
+    rows = comparison_rows(code, costs[1], Quality(), **pruning.qualities)
     assert rows[2] == ("FLOPs per sample, without code and own", "unknown", "100", "-")
 
 
 def of_units(steps, widths=(), target=None, met=None, **options):
     options = PruningOptions(remove="units", target=target, **options)
-    result = PruningResult(None, steps, make(), make(), {}, options, target_met=met)
+    quality = Quality() if target is None else Quality(drop=math.inf)
+    result = PruningResult(None, steps, make(), make(), {}, options, quality, target_met=met)
     costs = (Cost(2, 1000, 4000, {}), Cost(2, 500, 1000, {}))
-    accuracies = {"validation": (0.9, 0.8), "test": (0.88, 0.77)}
-    return report.Pruning(result, costs, accuracies, widths=dict(widths))
+    qualities = {"validation": (0.9, 0.8), "test": (0.88, 0.77)}
+    return report.Pruning(result, costs, qualities, widths=dict(widths))
 
 
 def batch(**changes):
     return PruningStep(**{**dict(
         part="3 units of 2 layers", members=("a", "b"), criterion="reconstruction", score=0.1,
-        reason="it is cheap", accepted=True, accuracy_before=0.9, accuracy_removed=0.7,
-        accuracy_retrained=0.8, residual=0.1, parameters=500, entropy={}, seconds=1.0,
+        reason="it is cheap", accepted=True, quality_before=0.9, quality_removed=0.7,
+        quality_retrained=0.8, residual=0.1, parameters=500, entropy={}, seconds=1.0,
         units={"a": (1,), "b": (0, 2)}, flops=1000,
     ), **changes})  # fmt: skip
 
@@ -201,7 +209,7 @@ def test_what_came_of_a_search_for_units():
 def test_the_points_of_a_search_for_units_lie_at_what_is_left():
     steps = (
         batch(flops=2000),
-        batch(flops=1000, accepted=False, accuracy_retrained=0.2),
+        batch(flops=1000, accepted=False, quality_retrained=0.2),
         batch(flops=1500),
     )
     expected = [
@@ -244,7 +252,7 @@ def test_a_page_of_units_speaks_of_units(tmp_path):
     assert "b 5 3 0 and 2 - " in text
     assert "c 40 10 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11 and 18 more a , b " in text
     assert "out 3 3" not in text
-    assert "1 3 units of 2 layers removed 0.9000 0.7000 1.0 it is cheap" in text
+    assert "1 3 units of 2 layers removed 0.9000 0.7000 - 1.0 it is cheap" in text
     assert "Every removal was accepted: accuracy had no limit." in text
     assert "retrain" not in text
     for word in ("this layer", "behind a removed one", "as layers went", "taken out"):

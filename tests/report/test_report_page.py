@@ -9,7 +9,13 @@ from profiles import make, with_patterns
 
 from keras_layer_entropy import report
 from keras_layer_entropy.measures import ActivationEntropy
-from keras_layer_entropy.pruning import Cost, PruningOptions, PruningResult, PruningStep
+from keras_layer_entropy.pruning import (
+    Cost,
+    PruningOptions,
+    PruningResult,
+    PruningStep,
+    Quality,
+)
 
 CHROMIUM, DRIVER = (
     next(filter(None, map(shutil.which, names)), None)
@@ -286,8 +292,8 @@ def test_without_patterns_and_twin_it_says_how_to_get_them(show):
 def step(**changes):
     values = dict(
         part="b", members=(), criterion="linearity", score=0.1, reason="it is linear",
-        accepted=True,
-        accuracy_before=0.9, accuracy_removed=0.85, accuracy_retrained=0.91, residual=0.1,
+        accepted=True, standard_error=0.01234,
+        quality_before=0.9, quality_removed=0.85, quality_retrained=0.91, residual=0.1,
         parameters=100, entropy={}, seconds=1.25,
     )  # fmt: skip
     return PruningStep(**values | changes)
@@ -300,14 +306,15 @@ def search(steps, **changes):
         is_output=(False, False, True),
         results={"activation_entropy": np.full((3, 3), 0.5)},
     )
-    result = PruningResult(None, steps, make(), after, {"out": "it is output"}, PruningOptions())
+    reasons, quality = {"out": "it is output"}, Quality(**changes)
+    result = PruningResult(None, steps, make(), after, reasons, PruningOptions(), quality)
     costs = (Cost(4, 1000, 2000, {1: 1.0}), Cost(3, 750, 1500, {1: 0.5}))
-    accuracies = {"validation": (0.9, 0.91), "test": (0.88, 0.87)}
-    return report.Pruning(result, costs, accuracies)
+    qualities = {"validation": (0.9, 0.91), "test": (0.88, 0.87)}
+    return report.Pruning(result, costs, qualities)
 
 
 def test_pruning(show):
-    steps = (step(), step(part="c", accepted=False, accuracy_retrained=0.5))
+    steps = (step(), step(part="c", accepted=False, quality_retrained=0.5))
     pruning = search(steps)
     assert pruning.points == [
         (0, 0.9, "original"),
@@ -318,12 +325,15 @@ def test_pruning(show):
     find = show(pruning.result.before, pruning=pruning)
     words = "1 of 4 Dense layers went (b); parameters -25%. Validation accuracy 0.9000"
     assert find("#pruning-verdict")[0].text.startswith(words)
+    assert "0.9100 after (± 0.0123 of the difference); test" in find("#pruning-verdict")[0].text
+    # The original, and each of two steps right after it and after each of three epochs.
+    assert "data 9 times" in find("section:first-child .note")[0].text
     assert [section.get_attribute("data-key") for section in find(".network")] == [
         "before",
         "after",
     ]
     rows = [row.text for row in find("section:first-child table.sortable tbody tr")]
-    assert rows[0] == "1 b removed 0.9000 0.8500 0.9100 1.2 it is linear"
+    assert rows[0] == "1 b removed 0.9000 0.8500 0.9100 0.0123 1.2 it is linear"
     assert rows[1].startswith("2 c rolled back 0.9000 0.8500 0.5000")
     assert "0.8900" in find("section:first-child .note")[0].text  # 0.9 - 0.01, the limit
     costs = [
@@ -331,6 +341,27 @@ def test_pruning(show):
     ]
     assert costs[1:3] == ["Dense layers 4 3 0.75", "parameters 1,000 750 0.75"]
     assert costs[-1] == "test accuracy 0.8800 0.8700 -0.0100"
+
+
+def test_pruning_by_a_loss_speaks_of_the_loss(show):
+    steps = (step(), step(part="c", accepted=False, quality_retrained=1234.5))
+    pruning = search(steps, name="loss", higher=False, drop=0.1, relative=True)
+    find = show(pruning.result.before, pruning=pruning)
+    assert "Validation loss 0.9000 before, 0.9100 after" in find("#pruning-verdict")[0].text
+    note = find("section:first-child .note")[0].text
+    assert "where validation loss, after retraining, was at most 0.9900" in note
+    heads = [x.text for x in find("section:first-child table.sortable th")]
+    assert "loss before" in " ".join(heads)
+    rows = [row.text for row in find("section:first-child table.sortable tbody tr")]
+    assert rows[1].startswith("2 c rolled back 0.9000 0.8500 1234")
+    costs = find("section:first-child table")[0].find_elements("tag name", "tr")
+    assert costs[-1].text == "test loss 0.8800 0.8700 -0.01"
+    assert "accuracy" not in find("section:first-child")[0].text
+    axes = pruning.figure().axes[1]
+    assert (axes.get_ylabel(), axes.get_title(loc="left")) == (
+        *("validation loss", "Loss as layers went"),
+    )
+    assert axes.lines[-1].get_ydata()[0] == pytest.approx(0.99)
 
 
 def test_pruning_that_took_nothing_out(show):
