@@ -1,7 +1,9 @@
-"""Accuracy as units go: chosen and refitted in several ways, without training.
+"""Accuracy as units go: chosen and refitted in several ways, without training and with a little.
 
     python benchmarks/units.py --only=lenet
     python benchmarks/units.py --only=resnet --model=ResNet56.json
+    python benchmarks/units.py --only=train --model=ResNet56.json
+    python benchmarks/units.py --only=latency --model=ResNet56.json
 
 `lenet` trains LeNet-300-100 on MNIST, a network for each seed, and takes the same share of both
 hidden layers. `resnet` takes the same share of the first convolution of each block of a network for
@@ -11,6 +13,13 @@ network itself: printed are points lost, mean (minimum to maximum) over the seed
 
 "alone" is without any repair, "refit" the closed form of `remove_units`, and "by cost" what
 `choose_units` makes of the same layers for the same operations, with shares of its own.
+
+`train` takes half of the operations out of the network of `resnet`, wherever that costs least, and
+trains what is left for a few epochs, on the labels and on what the network itself says of the same
+images (distillation, https://arxiv.org/abs/1503.02531).
+
+`latency` measures how long that network takes as it is, thinned and simplified, for some batch
+sizes, without and with XLA: all of them in turn, as ratios to the network itself in the same round.
 """
 
 import time
@@ -20,7 +29,7 @@ import keras
 import numpy as np
 from absl import app, flags, logging
 
-from keras_layer_entropy import choose_units, load_model, remove_units
+from keras_layer_entropy import choose_units, load_model, remove_units, simplify_model
 from keras_layer_entropy.datasets import DatasetSpec, load_parts
 from keras_layer_entropy.pruning.channels import find_channels
 from keras_layer_entropy.pruning.flops import count_flops
@@ -33,13 +42,14 @@ from keras_layer_entropy.pruning.unit_criteria import (
 from keras_layer_entropy.pruning.units import calibration_source
 from keras_layer_entropy.pruning.walking import inputs_of
 
-_ONLY = flags.DEFINE_list("only", ["lenet"], "Some of lenet, resnet.")
+_ONLY = flags.DEFINE_list("only", ["lenet"], "Some of lenet, resnet, train, latency.")
 _SEEDS = flags.DEFINE_integer("seeds", 5, "Networks, or calibration subsets.", lower_bound=1)
-_MODEL = flags.DEFINE_string("model", None, "The network of `resnet`.")
+_MODEL = flags.DEFINE_string("model", None, "The network of all but `lenet`.")
 _SHARES = flags.DEFINE_list("shares", None, "Shares that go (default: those of the tables).")
 _CRITERIA = flags.DEFINE_list(
     "criteria", None, "Criteria (default: all that say something of these layers)."
 )
+_EPOCHS = flags.DEFINE_integer("epochs", 5, "Epochs of `train`.", lower_bound=1)
 BY_COST = "reconstruction, refit, by cost"
 
 
@@ -93,6 +103,11 @@ def inner_layers(model):
     return [x[0] for x in groups.values() if len(x) == 1 and not channels.reasons(x[0])]
 
 
+def calibration_rows(x, seed, count=500):
+    """Rows of some samples."""
+    return np.random.default_rng(seed).permutation(len(x))[:count]
+
+
 def study(title, networks, shares, criteria):
     """Prints a table; `networks` gives (model, paths, calibration data, test data)."""
     ways = [f"{name}, {how}" for name in criteria for how in ("alone", "refit")]
@@ -126,25 +141,159 @@ def lenets():
     parts = load_parts(DatasetSpec("mnist", shape=(784,)))
     (x, y), test = parts.train.arrays, parts.test.arrays
     for seed in range(_SEEDS.value):
-        rows = np.random.default_rng(seed).permutation(len(x))[:1000]
+        rows = calibration_rows(x, seed, 1000)
         yield lenet(seed, (x, y)), ["first", "second"], (x[rows], y[rows]), test
+
+
+def cifar10():
+    """Training images and labels, test images and labels; the images are not centred."""
+    import tensorflow_datasets as tfds
+
+    return [
+        part
+        for split in ("train", "test")
+        for whole in [tfds.as_numpy(tfds.load("cifar10", split=split, batch_size=-1))]
+        for part in (whole["image"] / np.float32(255), whole["label"])
+    ]
 
 
 def resnets():
     """One network, and 500 training images for each seed."""
-    import tensorflow_datasets as tfds
-
-    whole = {
-        split: tfds.as_numpy(tfds.load("cifar10", split=split, batch_size=-1))
-        for split in ("train", "test")
-    }
-    x, y = whole["train"]["image"] / np.float32(255), whole["train"]["label"]
+    x, y, xt, yt = cifar10()
     mean = x.mean(axis=0)
-    test = whole["test"]["image"] / np.float32(255) - mean, whole["test"]["label"]
     model = load_model(_MODEL.value)
     for seed in range(_SEEDS.value):
-        rows = np.random.default_rng(seed).permutation(len(x))[:500]
-        yield model, inner_layers(model), (x[rows] - mean, y[rows]), test
+        rows = calibration_rows(x, seed)
+        yield model, inner_layers(model), (x[rows] - mean, y[rows]), (xt - mean, yt)
+
+
+class Distilled(keras.utils.PyDataset):
+    """Batches of images, cropped and flipped, with their labels and the logits of a teacher."""
+
+    def __init__(self, x, y, teacher, batch_size=128):
+        super().__init__()
+        self._x = np.pad(x, ((0, 0), (4, 4), (4, 4), (0, 0)))  # black, before they are centred
+        self._mean, self._labels = x.mean(axis=0), np.eye(10, dtype="float32")[y]
+        self._teacher, self._batch_size = teacher, batch_size
+        self._random = np.random.default_rng(0)
+        self.on_epoch_end()
+
+    def __len__(self):
+        return len(self._x) // self._batch_size
+
+    def __getitem__(self, index):
+        rows = self._order[index * self._batch_size :][: self._batch_size]
+        images = np.empty((len(rows), *self._mean.shape), "float32")
+        draws = self._random.integers([9, 9, 2], size=(len(rows), 3))
+        for image, row, (top, left, flip) in zip(images, rows, draws, strict=True):
+            crop = self._x[row, top : top + 32, left : left + 32]
+            image[:] = crop[:, ::-1] if flip else crop
+        images -= self._mean
+        logits = self._teacher.predict_on_batch(images)
+        return images, np.stack([self._labels[rows], logits], axis=1)
+
+    def on_epoch_end(self):
+        self._order = self._random.permutation(len(self._x))
+
+
+def distillation(temperature=4.0, weight=0.9):
+    """The loss of Hinton, Vinyals & Dean (2015), of `[labels, logits of the teacher]`."""
+    entropy = keras.losses.CategoricalCrossentropy(from_logits=True, reduction=None)
+
+    def loss(wanted, logits):
+        soft = keras.ops.softmax(wanted[:, 1] / temperature)
+        return (1 - weight) * entropy(wanted[:, 0], logits) + (
+            weight * temperature**2 * entropy(soft, logits / temperature)
+        )
+
+    return loss
+
+
+def train():
+    """Half of the operations go; prints how good the rest is, at once and after each epoch."""
+    x, y, xt, yt = cifar10()
+    mean = x.mean(axis=0)
+    model = load_model(_MODEL.value)
+    some = x[calibration_rows(x, 0)] - mean
+    smaller = remove_units(model, choose_units(model, some, target={"flops": 0.5}), some)
+    left = count_flops(smaller).total / count_flops(model).total
+    for network in (model, smaller):
+        network.layers[-1].activation = keras.activations.linear  # logits, for the loss
+    batches = Distilled(x, y, simplify_model(model))
+    print(f"\nResNet, CIFAR-10, {left:.1%} of the operations left\n\n| | % right |\n|---|---|")
+
+    def tell(what, network):
+        print(f"| {what} | {accuracy(network, xt - mean, yt):.2f} |", flush=True)
+
+    tell("the network itself", model)
+    tell("right after the removal", smaller)
+    steps = _EPOCHS.value * len(batches)
+    rate = keras.optimizers.schedules.CosineDecay(
+        1e-3, steps - 100, warmup_target=0.02, warmup_steps=100
+    )
+    # Decay of weights is that of the network's own regularizers.
+    smaller.compile(keras.optimizers.SGD(rate, 0.9, nesterov=True), distillation())
+    ends = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, _: tell(f"after epoch {epoch + 1}", smaller)
+    )
+    smaller.fit(batches, epochs=_EPOCHS.value, callbacks=[ends], verbose=0)
+
+
+def latency():
+    """Prints how long networks take, as ratios to the whole one in the same round."""
+    import tensorflow as tf
+
+    x, *_ = cifar10()
+    some = x[calibration_rows(x, 0)] - x.mean(axis=0)
+    model = load_model(_MODEL.value)
+    # Nothing is refitted: how long a network takes does not depend on that.
+    half = remove_units(model, indices("magnitude", model, inner_layers(model), 0.5, some))
+    cut = {
+        size: remove_units(
+            model, choose_units(model, some, target={"flops": 0.5}, multiple_of=size)
+        )
+        for size in (1, 8)
+    }
+    networks = {
+        "the network itself": model,
+        "simplified": simplify_model(model),
+        "half of each block's inner channels": half,
+        "the same, simplified": simplify_model(half),
+        "half of the FLOPs, by cost, simplified": simplify_model(cut[1]),
+        "the same in multiples of 8, simplified": simplify_model(cut[8]),
+    }
+    settings = [(size, jit) for size in (256, 1) for jit in (False, True)]
+    columns = []
+    for size, jit in settings:
+        images = tf.constant(some[:size])
+        calls = [
+            tf.function(lambda z, network=network: network(z, training=False), jit_compile=jit)
+            for network in networks.values()
+        ]
+        rounds, end = [], None
+        while end is None or (time.perf_counter() < end and len(rounds) < 200):
+            row = []
+            for call in calls:
+                start = time.perf_counter()
+                call(images).numpy()
+                row.append(time.perf_counter() - start)
+            rounds.append(row)
+            end = end or time.perf_counter() + 30  # after the first round, which compiles
+        columns.append(np.array(rounds[1:]))
+    heads = [
+        f"batch {size}{', XLA' * jit}, {len(seconds)} rounds"
+        for (size, jit), seconds in zip(settings, columns, strict=True)
+    ]
+    print(f"\n| | FLOPs | parameters | {' | '.join(heads)} |")
+    print("|---" * (3 + len(heads)) + "|")
+    whole = " | ".join(f"{1000 * np.median(seconds[:, 0]):.0f} ms" for seconds in columns)
+    print(f"| time of the network itself | | | {whole} |")
+    for i, (name, network) in enumerate(networks.items()):
+        flops = count_flops(network).total / count_flops(model).total
+        parameters = network.count_params() / model.count_params()
+        ratios = [seconds[:, i] / seconds[:, 0] for seconds in columns]
+        cells = [f"{np.median(r):.2f} ({np.min(r):.2f} to {np.max(r):.2f})" for r in ratios]
+        print(f"| {name} | {flops:.2f} | {parameters:.2f} | {' | '.join(cells)} |", flush=True)
 
 
 def main(argv):
@@ -152,13 +301,17 @@ def main(argv):
     del argv
     logging.set_verbosity(logging.ERROR)
     warnings.filterwarnings("ignore", "Without calibration_data=")
+    if _MODEL.value is None and set(_ONLY.value) != {"lenet"}:
+        raise app.UsageError("All but lenet needs --model, a network for CIFAR-10.")
     own = _SHARES.value and [float(share) for share in _SHARES.value]
     if "lenet" in _ONLY.value:
         criteria = _CRITERIA.value or [GREEDY, *sorted(set(UNIT_CRITERIA) - {"feature_entropy"})]
         study("LeNet-300-100, MNIST", lenets(), own or [0.5, 0.6, 0.7, 0.8, 0.9], criteria)
+    if "train" in _ONLY.value:
+        train()
+    if "latency" in _ONLY.value:
+        latency()
     if "resnet" in _ONLY.value:
-        if _MODEL.value is None:
-            raise app.UsageError("--only=resnet needs --model, a network for CIFAR-10.")
         criteria = _CRITERIA.value or [GREEDY, *UNIT_CRITERIA]
         study("ResNet, CIFAR-10", resnets(), own or [0.25, 0.5, 0.75], criteria)
 
