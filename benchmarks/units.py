@@ -229,7 +229,7 @@ def train():
     tell("right after the removal", smaller)
     steps = _EPOCHS.value * len(batches)
     rate = keras.optimizers.schedules.CosineDecay(
-        1e-4, steps - 100, warmup_target=2e-3, warmup_steps=100
+        1e-4, steps - 100, warmup_target=8e-4, warmup_steps=100
     )
     # Decay of weights is that of the network's own regularizers.
     smaller.compile(keras.optimizers.SGD(rate, 0.9, nesterov=True), distillation())
