@@ -286,13 +286,13 @@ def latency():
     ]
     print(f"\n| | FLOPs | parameters | {' | '.join(heads)} |")
     print("|---" * (3 + len(heads)) + "|")
-    whole = " | ".join(f"{1000 * np.median(seconds[:, 0]):.0f} ms" for seconds in columns)
-    print(f"| time of the network itself | | | {whole} |")
     for i, (name, network) in enumerate(networks.items()):
         flops = count_flops(network).total / count_flops(model).total
         parameters = network.count_params() / model.count_params()
         ratios = [seconds[:, i] / seconds[:, 0] for seconds in columns]
         cells = [f"{np.median(r):.2f} ({np.min(r):.2f} to {np.max(r):.2f})" for r in ratios]
+        if network is model:
+            cells = [f"{1000 * np.median(seconds[:, 0]):.0f} ms" for seconds in columns]
         print(f"| {name} | {flops:.2f} | {parameters:.2f} | {' | '.join(cells)} |", flush=True)
 
 
