@@ -166,7 +166,7 @@ class _Finder:
 
     def _at(self, index: int, call: Call) -> Block | str | None:
         """The block that ends in a call, or why there is none; None where none is to be seen."""
-        is_sum = type(call.operation).__name__ == "Add"
+        is_sum = _is_sum(call.operation)
         if not (is_sum or _is_composite(call.operation) or self._ends_convolution(index)):
             return None
         if self._graph.shapes[call.outputs[0]] is None:
@@ -330,6 +330,12 @@ def _names_of(graph: Graph) -> list[str]:
 
 def _belongs(call: Call) -> bool:
     return kind(call.operation) in ("activation", "normalization", "dropout")
+
+
+def _is_sum(operation: Any) -> bool:
+    """Whether an operation is Keras's addition, as a layer or as `+`."""
+    is_keras = type(operation).__module__.startswith("keras.src.")
+    return is_keras and type(operation).__name__ == "Add"
 
 
 def _is_composite(operation: Any) -> bool:

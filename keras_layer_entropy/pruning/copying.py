@@ -86,7 +86,8 @@ class Copies:
 
     def __init__(self, model, bypasses=(), edits=()):
         self._bypasses = {id(bypass.node): bypass for bypass in bypasses}
-        self._uncalled, self._called, self.nodes = {}, set(), []
+        self.nodes = []
+        self._copied = model
         self._edits = {id(operation): edit for operation, edit in edits}
         self._changed = set(self._edits)
         self._parts = {id(model)}
@@ -110,9 +111,28 @@ class Copies:
             return self._container(value)
         return self._other(value) if self._holds_state(value, set()) else value
 
+    @functools.cached_property
     def gone(self):
         """The layers and operations that the copy does not call."""
-        return [x for key, x in self._uncalled.items() if key not in self._called]
+        if not self._bypasses:
+            return []
+        graph = _graph_of(self._copied)
+        called = {id(operation) for operation in self._operations(graph, self._called_in)}
+        return [x for x in self._operations(graph, _nodes_of) if id(x) not in called]
+
+    def _operations(self, graph, nodes_of):
+        """The operations of some nodes of a graph, and of the graphs inside them."""
+        for node in nodes_of(graph):
+            yield node.operation
+            inner = _graph_of(node.operation)
+            if inner is not None:
+                yield from self._operations(inner, nodes_of)
+
+    def _called_in(self, graph):
+        """The nodes of a graph that are made in the copy."""
+        nodes = _nodes_of(graph)
+        needed = self._needed(graph, nodes)
+        return [n for n in nodes if id(n) in needed and id(n) not in self._bypasses]
 
     def pairs(self, kind):
         """`(original, copy)` of every object of a class."""
@@ -266,7 +286,6 @@ class Copies:
         tensors = dict(zip(map(id, graph.inputs), inputs, strict=True))
         nodes = _nodes_of(graph)
         needed = self._needed(graph, nodes)
-        self._uncalled.update((id(n.operation), n.operation) for n in nodes)
         nodes = [node for node in nodes if id(node) in needed]
         turns = collections.defaultdict(list)
         for node in nodes:
@@ -309,7 +328,6 @@ class Copies:
         bypass = self._bypasses.get(id(node))
         if bypass is None:
             args, kwargs = node.arguments.fill_in(tensors)
-            self._called.add(id(node.operation))
             outputs = self._call(node.operation, *args, **kwargs)
         else:
             outputs = tensors[id(bypass.tensor)]
@@ -323,7 +341,7 @@ class Copies:
     def _layers_of(self, sequential):
         """The layers of the copy of a Sequential model."""
         instead = {id(bypass.node.operation): bypass.layer for bypass in self._bypasses.values()}
-        gone = set(map(id, self.gone()))
+        gone = set(map(id, self.gone))
         found = [
             instead.get(id(layer)) if id(layer) in gone else self(layer)
             for layer in sequential._layers
@@ -356,7 +374,7 @@ class Copies:
             vars(new)[name] = vars(old)[name]
         if type(new) is not type(old):  # what its own code holds is of no use to the other
             return
-        gone = set(map(id, self.gone()))
+        gone = set(map(id, self.gone))
         for name, value in vars(old).items():
             held = value if isinstance(value, list | tuple) else [value]
             if name not in vars(new) and name not in _TRAINING and gone.isdisjoint(map(id, held)):

@@ -153,7 +153,7 @@ def _remade(model, bypasses, edits, cuts, what):
             for path, layer in changed.items()
             if _restore(layer, copies(layer), survivors, cuts)
         ]
-        _account(model, new, survivors, [*copies.gone(), *changed.values()], what)
+        _account(model, new, survivors, [*copies.gone, *changed.values()], what)
         for old, twin in copies.pairs(keras.Model):
             copy_compilation(old, twin, survivors, cuts)
     return new, fresh, copies.nodes

@@ -552,3 +552,18 @@ def test_a_search_for_blocks_goes_on_until_its_target_and_heeds_names():
         prune_model(model, data, validation, remove="blocks", layers=["sum_9"])
     with pytest.raises(ValueError, match="refit=False is for layers"):
         prune_model(model, data, validation, remove="blocks", refit=False)
+
+
+def test_what_a_model_inside_holds_of_the_model_around_it_stays():
+    """It is called later than the model inside, and is not gone."""
+    inside = keras.Input((8,))
+    block = keras.Model(inside, layers.Dense(8, name="end")(inside), name="block")
+    inputs = keras.Input((8,))
+    shared = layers.Dense(8, "relu", name="branch")
+    x = block(inputs)
+    x = layers.Add(name="sum")([x, layers.Dense(8, "relu")(x)])
+    model = keras.Model(inputs, shared(x))
+    block.friend = shared
+    with pytest.warns(UserWarning, match="nothing is refitted"):
+        smaller = remove_blocks(model, "sum")
+    assert smaller.get_layer("block").friend is smaller.get_layer("branch")
