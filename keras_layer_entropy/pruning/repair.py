@@ -93,7 +93,7 @@ def repair(student, teacher, inputs, kept, cut, choices=None, pairs=None):
         found = [(pairs.same[i], old.graph.calls[i]) for i in turn if i in pairs.same]
         target = models.target(found, kept, choices) if found else None
         if target is not None:
-            residuals[target.path], gone = target.fit(choices.get(target.path))
+            residuals[target.path], gone = target.fit(choices.get(found[0][0].path))
             chosen += gone
         untouched = target is None and not any(call.path in kept for call, _ in found)
         alike = {id(before): models.alike(call, before) for call, before in found}

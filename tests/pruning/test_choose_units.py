@@ -418,7 +418,7 @@ def test_layers_go_until_a_target():
         )
     assert len(result.removed) == 2
     assert result.target_met
-    assert result.options.max_drop == 1.0
+    assert result.quality.drop == np.inf
     assert result.reasons["hidden_1"] == "the target is reached"
 
 
