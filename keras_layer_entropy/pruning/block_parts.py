@@ -70,11 +70,11 @@ def find_blocks(model: keras.Model) -> tuple[dict[str, Block], dict[str, str]]:
 
     >>> x = inputs = keras.Input((8,))
     >>> for number in (1, 2):
-    ...     branch = layers.Dense(8, "relu", name=f"dense_{number}")(x)
+    ...     branch = layers.Dense(8, "relu", name=f"branch_{number}")(x)
     ...     x = layers.Add(name=f"sum_{number}")([x, branch])
     >>> blocks, reasons = find_blocks(keras.Model(inputs, layers.Dense(2)(x)))
     >>> [(name, block.form, block.members) for name, block in blocks.items()]
-    [('sum_1', 'residual', ('dense_1',)), ('sum_2', 'residual', ('dense_2',))]
+    [('sum_1', 'residual', ('branch_1',)), ('sum_2', 'residual', ('branch_2',))]
     """
     return _Finder(flat_graph(model)).found()
 
