@@ -206,7 +206,7 @@ class _Finder:
     ) -> Block | str:
         if not members:
             return "what it adds goes elsewhere, too"
-        if not self._parameters(members):
+        if not any(getattr(self._graph.calls[i].operation, "weights", ()) for i in members):
             return "what it adds has no weights"
         place = call.inputs.index(rest)
         return self._block(

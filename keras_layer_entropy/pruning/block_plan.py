@@ -46,7 +46,8 @@ def choose_blocks(
     of the network goes on from what that gives for some samples. What a block costs to lose is the
     root mean square change of the outputs, relative to their spread over the samples; of outputs
     that are probabilities, of their logarithms. Layers behind, which `remove_blocks` refits, are as
-    they were here. Those go first whose squared change is least for what they save.
+    they were here. Those go first that cost least; with a target, whose squared cost is least for
+    what they save of it.
 
     Args:
         model: a built Sequential or functional model; it is not changed.
@@ -93,12 +94,11 @@ def choose_blocks(
     for block in order:
         if (target is not None and is_met(target, before, after)) or len(chosen) == most:
             break
-        inside = any(set(block.calls) < set(other.calls) for other in chosen)
-        if not inside:
+        if _around(block, chosen) is None:
             chosen.append(block)
             if target is not None:
                 after = cost_of(without_blocks(model, [x.path for x in chosen], stand_in), one)
-    if chosen:
+    if chosen and target is None:
         after = cost_of(without_blocks(model, [x.path for x in chosen], stand_in), one)
     if target is not None and not is_met(target, before, after):
         left = shares(before, after)
@@ -109,7 +109,10 @@ def choose_blocks(
             stacklevel=2,
         )
     for block in order:
-        if block not in chosen:
+        around = _around(block, chosen)
+        if around is not None:
+            reasons[block.path] = f"it is inside {around.path}, and goes with it"
+        elif block not in chosen:
             reasons[block.path] = "other blocks cost less for what they save"
     return Plan(
         parts=tuple(_plain(block) for block in chosen),
@@ -117,6 +120,11 @@ def choose_blocks(
         reasons=reasons,
         costs=(before, after),
     )
+
+
+def _around(block: Block, others: list[Block]) -> Block | None:
+    """The first of some blocks that a block is inside of."""
+    return next((other for other in others if set(block.calls) < set(other.calls)), None)
 
 
 def _plain(block: Block) -> Part:
@@ -160,7 +168,8 @@ def _predicted(
             StandIn(layer, layer.name, held[block.given], walk.value(block.made)).fit()
             instead, words = np.asarray(ops.convert_to_numpy(layer(instead))), _words(layer)
         change = outputs.change(block.made, instead)
-        whole = dataclasses.replace(block, saves=_saves(walk.graph, block, flops, layer))
+        saves = _saves(walk.graph, block, flops, layer, held[block.given][0].shape)
+        whole = dataclasses.replace(block, saves=saves)
         found[whole] = Prediction(change, f"outputs change by {change:.1%} with {words} instead")
     return found
 
@@ -170,8 +179,10 @@ def _words(layer: Any) -> str:
     return "a Dense layer" if size is None else f"a {'x'.join(map(str, size))} convolution"
 
 
-def _saves(graph: Graph, block: Block, flops: tuple[int | None, ...], layer: Any) -> Cost:
-    """The `Cost` of what goes, less that of what stands in for it."""
+def _saves(
+    graph: Graph, block: Block, flops: tuple[int | None, ...], layer: Any, shape: tuple[int, ...]
+) -> Cost:
+    """The `Cost` of what goes, less that of what stands in for it and takes tensors of a shape."""
     operations = {id(graph.calls[i].operation): graph.calls[i].operation for i in block.calls}
     dense = sum(isinstance(x, keras.layers.Dense) for x in operations.values())
     known = [flops[i] for i in block.calls]
@@ -182,6 +193,6 @@ def _saves(graph: Graph, block: Block, flops: tuple[int | None, ...], layer: Any
         parameters -= layer.count_params()
         dense -= isinstance(layer, keras.layers.Dense)
         if total is not None:
-            places = int(np.prod([n or 1 for n in graph.shapes[block.made][1:]]))
-            total -= 2 * layer.count_params() // layer.kernel.shape[-1] * places
+            alone = keras.Sequential([keras.Input(shape[1:]), layer])
+            total -= count_flops(alone).total
     return Cost(dense, parameters, total, {})

@@ -193,5 +193,6 @@ def _pairs(graph: Graph, smaller: Graph, nodes: list[Any], blocks: list[Block]) 
         else:
             same[index] = call
             numbers.update(zip(graph.calls[index].outputs, call.outputs, strict=True))
-    lost = {numbers[x.given]: x.lost for x in blocks if x.lost is not None}
+    # Where the other branch is gone, too, nothing is left to make up for the lost one.
+    lost = {numbers[x.given]: x.lost for x in blocks if x.lost is not None and x.given in numbers}
     return Pairs(same, stand_ins, lost)

@@ -20,8 +20,8 @@ _WORTH = 0.5  # of a block's parameters, which a stand-in has at most if nobody 
 
 def check_stand_in(stand_in: object) -> None:
     """Raises for what names no stand-in."""
-    odd = isinstance(stand_in, int) and not isinstance(stand_in, bool) and stand_in % 2 == 1
-    if not (stand_in is None or stand_in == AUTO or (odd and int(stand_in) > 0)):  # type: ignore
+    odd = type(stand_in) is int and stand_in > 0 and stand_in % 2 == 1
+    if not (stand_in is None or stand_in == AUTO or odd):
         raise ValueError(
             f"stand_in={stand_in!r}; expected {AUTO!r}, None for none, or the kernel size of a "
             "convolution, an odd number; 1 is a layer that looks at one place at a time."
@@ -51,19 +51,19 @@ def make_stand_in(graph: Graph, block: Block, stand_in: str | int | None) -> Any
     inside = [layer for i in block.calls for layer in layers_in(graph.calls[i].operation)]
     convolutions = [layer for layer in inside if isinstance(layer, CONVOLUTIONS)]
     spatial = bool(convolutions) and len(shape) in _BY_RANK
-    taps = max((max(layer.kernel_size) for layer in convolutions), default=1)
-    first = convolutions[0].data_format if spatial else "channels_last"
-    channels, whole = shape[1 if first == "channels_first" else -1], len(shape) - 2
+    layout = convolutions[0].data_format if spatial else "channels_last"
+    channels = shape[1 if layout == "channels_first" else -1]
     if channels is None:
         return None
     if not spatial:
         sizes = [1]  # nothing in it looks at the places around
     elif stand_in == AUTO:
-        sizes = [3, 1] if taps > 1 else [1]
+        sizes = [3, 1] if any(max(layer.kernel_size) > 1 for layer in convolutions) else [1]
     else:
         sizes = [int(stand_in)]
     limit, total = _WORTH if stand_in == AUTO else 1.0, parameters_of(graph, block.calls)
-    parameters = {size: channels * (channels * size ** (whole * spatial) + 1) for size in sizes}
+    places = len(shape) - 2 if spatial else 0  # axes of them
+    parameters = {size: channels * (channels * size**places + 1) for size in sizes}
     fitting = [size for size in sizes if parameters[size] <= limit * total]
     if not fitting and stand_in != AUTO:
         raise ValueError(
@@ -77,7 +77,7 @@ def make_stand_in(graph: Graph, block: Block, stand_in: str | int | None) -> Any
     if not spatial:
         return layers.Dense(channels, name=name, dtype=policy)
     return _BY_RANK[len(shape)](
-        channels, fitting[0], padding="same", data_format=first, name=name, dtype=policy
+        channels, fitting[0], padding="same", data_format=layout, name=name, dtype=policy
     )
 
 

@@ -138,8 +138,8 @@ def test_a_convolution_that_stands_in_is_the_least_squares_fit_to_the_sum(size):
     x, wanted = inner(model, "sum_0", "sum_1").predict(IMAGES)
     given = inner(smaller, "sum_1_linear").predict(IMAGES)
     fitted = least_squares(patches(x.astype("float64"), size), wanted.reshape(-1, 4))
-    # 1e-4 of the spread: the ridge, and float32 in both networks.
-    np.testing.assert_allclose(given.reshape(-1, 4), fitted, atol=1e-4 * wanted.std() * 10)
+    # A thousandth of the spread, here and below: the ridge, and float32 in both networks.
+    np.testing.assert_allclose(given.reshape(-1, 4), fitted, atol=1e-3 * wanted.std())
 
 
 def test_a_dense_layer_stands_in_on_vectors_and_sequences():
@@ -567,3 +567,49 @@ def test_what_a_model_inside_holds_of_the_model_around_it_stays():
     with pytest.warns(UserWarning, match="nothing is refitted"):
         smaller = remove_blocks(model, "sum")
     assert smaller.get_layer("block").friend is smaller.get_layer("branch")
+
+
+def test_branches_of_a_layer_that_is_called_elsewhere_are_blocks():
+    dense, inputs = layers.Dense(8, "relu", name="shared"), keras.Input((8,))
+    x = layers.Add(name="one")([inputs, dense(inputs)])
+    x = layers.Add(name="two")([x, dense(x)])
+    blocks, reasons = find_blocks(keras.Model(inputs, layers.Dense(2, name="out")(x)))
+    assert list(blocks) == ["one", "two"]
+    assert not reasons
+
+
+def test_both_branches_of_a_sum_can_go():
+    inputs = keras.Input((6, 6, 4))
+    x = conv(4, activation="relu", name="first")(inputs)
+    branch = conv(4, 1)(conv(7, activation="relu")(x))
+    x = layers.Add(name="sum")([conv(4, name="short")(x), branch])
+    model = keras.Model(inputs, layers.GlobalAveragePooling2D()(layers.ReLU()(x)))
+    assert find_blocks(model)[0]["sum"].form == "projection"
+    smaller = remove_blocks(model, ["sum", "short"], IMAGES)
+    first = keras.Model(inputs, model.get_layer("first").output).predict(IMAGES)
+    np.testing.assert_allclose(smaller.predict(IMAGES), first.mean(axis=(1, 2)), atol=1e-5)
+
+
+def test_what_is_inside_a_block_goes_with_it():
+    model = network(basic, IMAGES, blocks=1)
+    last = model.get_layer("last_sum_0")  # next to nothing comes of the branch
+    last.gamma.assign(np.full(4, 1e-6))
+    last.beta.assign(np.zeros(4))
+    (inside,) = [
+        block.path
+        for block in find_blocks(model)[0].values()
+        if block.form == "convolution" and "last_sum_0" in block.members
+    ]
+    plan = choose_blocks(model, IMAGES, stand_in=None, blocks=["sum_0", inside])
+    assert [part.path for part in plan.parts] == ["sum_0"]
+    assert plan.reasons[inside] == "it is inside sum_0, and goes with it"
+
+
+def test_what_a_block_saves_is_what_the_model_without_it_does_not_have():
+    for block, x in ((feed_forward, WORDS), (gated, IMAGES)):
+        model = network(block, x, blocks=1)
+        plan = choose_blocks(model, x, blocks=["sum_0"])
+        before, after = plan.costs
+        saves = plan.parts[0].saves
+        assert saves.parameters == before.parameters - after.parameters
+        assert saves.flops == before.flops - after.flops
