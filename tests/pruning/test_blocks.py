@@ -613,3 +613,29 @@ def test_what_a_block_saves_is_what_the_model_without_it_does_not_have():
         saves = plan.parts[0].saves
         assert saves.parameters == before.parameters - after.parameters
         assert saves.flops == before.flops - after.flops
+
+
+def test_neighbours_whose_middle_is_taken_elsewhere_have_each_their_own():
+    model = network(feed_forward, WORDS, blocks=3)
+    model = keras.Model(model.inputs, [model.outputs[0], model.get_layer("sum_1").output])
+    smaller = remove_blocks(model, ["sum_1", "sum_2"], WORDS)
+    assert smaller.get_layer("sum_2_linear").input is smaller.get_layer("sum_1_linear").output
+
+
+def test_what_the_data_leave_open_passes_through_a_stand_in():
+    model = network(feed_forward, WORDS)
+    few = WORDS[:1]  # five places of eight features
+    with pytest.warns(UserWarning, match="takes 8 features, and the calibration data have 5"):
+        smaller = remove_blocks(model, "sum_0", few)
+    # Of features of a spread of 1, what no difference of the data points to.
+    around_mean = few[0] - few[0].mean(axis=0)
+    *_, across = np.linalg.svd(around_mean / np.sum(around_mean**2, axis=0))[2][4:]
+    kernel = ops.convert_to_numpy(smaller.get_layer("sum_0_linear").kernel)
+    np.testing.assert_allclose(across @ kernel, across, atol=1e-3)  # the ridge, float32
+
+
+def test_members_are_those_of_the_branch_alone():
+    blocks, _ = find_blocks(network(basic, IMAGES))
+    graph_of_both = [set(blocks[name].calls) for name in ("sum_0", "sum_1")]
+    assert [len(calls) for calls in graph_of_both] == [6, 6]  # five layers and the sum
+    assert not graph_of_both[0] & graph_of_both[1]
