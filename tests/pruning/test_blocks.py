@@ -622,6 +622,7 @@ def test_neighbours_whose_middle_is_taken_elsewhere_have_each_their_own():
     assert smaller.get_layer("sum_2_linear").input is smaller.get_layer("sum_1_linear").output
 
 
+@pytest.mark.tensorflow  # products in float32, as JAX has them here, leave more than the ridge
 def test_what_the_data_leave_open_passes_through_a_stand_in():
     model = network(feed_forward, WORDS)
     few = WORDS[:1]  # five places of eight features
