@@ -2,18 +2,17 @@
 
     python -m keras_layer_entropy.prune --model saved_model/
 
-takes out Dense layers one at a time, refits the layers behind them in closed form, retrains, keeps
-what holds its quality on the validation data (accuracy of a classifier, else the loss; --quality),
-and leaves saved_model_pruned/ beside the input, which is never written to: the model in the same
-format, pruning.json (every step), before.json and after.json (entropy profiles) and pruning.png;
-with --report=report.html, one page that shows all of this. Test data are touched once, at the end.
+takes out blocks, Dense layers and units, in each step what changes the outputs least for what it
+saves, refits the layers behind in closed form, retrains, keeps what holds its quality on the
+validation data (accuracy of a classifier, else the loss; --quality), and leaves saved_model_pruned/
+beside the input, which is never written to: the model in the same format, pruning.json (every
+step), before.json and after.json (entropy profiles) and pruning.png; with --report=report.html, one
+page that shows all of this. Test data are touched once, at the end.
 
-Which --criterion? entropy_gradient, the default, is the paper's: it takes out only layers over
-which entropy is flat or rises, and stops there. linearity takes out the layer that the next ones
-miss least, measured directly; it goes on until quality would fall, costs one pass over the
-training data per step, and loses least where there is no retraining (--epochs=0). loss_gap tries
-every candidate on the validation data and is the slowest. state_entropy, last and random are for
-comparison.
+--remove=layers, units or blocks takes out these alone; --target_flops=0.5 goes on until half of the
+operations are left. --criterion chooses layers or units by a rule of its own: entropy_gradient is
+the paper's, and takes out only layers over which entropy is flat or rises. --dry_run says what could
+go, what that saves and what it is predicted to cost, and why the rest stays.
 """
 
 import dataclasses
@@ -52,15 +51,17 @@ _SHOWN = (ActivationEntropy(keep_patterns=True), "instability", "state_entropy")
 
 flags.adopt_module_key_flags(command_line)
 _DEFAULTS = PruningOptions()
-_REMOVE = flags.DEFINE_enum(
-    "remove", _DEFAULTS.remove, ["layers", "units", "blocks"],
-    "What goes: whole Dense layers, units (neurons, kernels, channels) of any layers, or blocks "
-    "(residual branches, composite layers, convolutions).",
-)  # fmt: skip
+_REMOVE = flags.DEFINE_list(
+    "remove",
+    None,
+    "What may go: blocks (residual branches, composite layers, convolutions), layers (whole Dense "
+    "layers), units (neurons, kernels, channels of any layers), or several (default: all, or what "
+    "the criterion is for).",
+)
 _CRITERION = flags.DEFINE_string(
     "criterion",
     None,
-    f"Which goes first: {', '.join(CRITERIA)} (default: {_DEFAULTS.criterion}); of units "
+    f"Which goes first: of layers {', '.join(CRITERIA)} (default: output_change); of units "
     f"{', '.join((GREEDY, *UNIT_CRITERIA))} (default: {GREEDY}); of blocks output_change.",
 )
 _QUALITY = flags.DEFINE_string(
@@ -162,7 +163,7 @@ def _dry_run(options, model_path):
     found = plan(model, *_searched(parts, options), options)
     _print_plan(console, found)
     met = options.target is None or (found.costs and is_met(options.target, *found.costs))
-    if options.remove != "layers" and not met:
+    if not met:
         console.print("The target would not be met: this is all that can go.")
     if options.simplify:
         sample = Source(parts.validation.batches(1)).first()[0]

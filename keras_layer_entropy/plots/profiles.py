@@ -179,7 +179,7 @@ def pruning_curves(
         qualities: list of `(layers removed, quality, kind)`, kind being `"original"`,
             `"right after removal"`, `"after retraining"` or `"rolled back"`.
         limit: the worst quality that was accepted; an infinite one is not drawn.
-        what: what went, `"layers"` or `"blocks"`.
+        what: what went, `"layers"`, `"blocks"` or both.
         quality: what it is called.
 
     Returns:
@@ -290,7 +290,7 @@ def thinning_curves(
     _qualities(right, points, limit, quality)
     right.invert_xaxis()  # as the search went
     right.set_xlabel(f"{cost} left (per cent)")
-    right.set_title(f"{plain(_capital(quality))} as units went", loc="left")
+    right.set_title(f"{plain(_capital(quality))} as the network shrank", loc="left")
     for axes in (left, right):
         bare(axes)
     left.legend(loc="upper right", bbox_to_anchor=(1.0, 1.12), ncols=2, frameon=False)

@@ -8,6 +8,7 @@ import keras
 from keras_layer_entropy.pruning.block_parts import chosen_blocks, find_blocks
 from keras_layer_entropy.pruning.block_plan import choose_blocks
 from keras_layer_entropy.pruning.blocks import take_out_blocks
+from keras_layer_entropy.pruning.choices import blocks_of
 from keras_layer_entropy.pruning.cost import shares
 from keras_layer_entropy.pruning.parts import Plan
 from keras_layer_entropy.pruning.standing import Move, Moves, Standing
@@ -25,7 +26,7 @@ def block_moves(standing: Standing) -> Moves:
         `Moves`.
     """
     names, reasons = _open(standing)
-    stop, plan, first = standing.enough, Plan(), None
+    stop, plan, candidates = standing.enough, Plan(), list[Move]()
     if names and stop is None:
         plan = _plan_of(standing, names)
     for name in names:
@@ -33,14 +34,17 @@ def block_moves(standing: Standing) -> Moves:
     reasons = {name: why for name, why in reasons.items() if why}
     if plan.parts:
         part, prediction = plan.parts[0], plan.predictions[0]
-        first = Move(
+        move = Move(
+            kind="block",
             part=part.path,
             members=part.members,
+            criterion="output_change",
             score=prediction.loss,
             reason=prediction.words,
             make=lambda: _without(standing, part.path),
         )
-    return Moves(first, Plan(plan.parts, plan.predictions, reasons, plan.costs))
+        candidates.append(move)
+    return Moves(tuple(candidates), Plan(plan.parts, plan.predictions, reasons, plan.costs))
 
 
 def _plan_of(standing: Standing, names: list[str]) -> Plan:
@@ -61,8 +65,8 @@ def _plan_of(standing: Standing, names: list[str]) -> Plan:
 def _open(standing: Standing) -> tuple[list[str], dict[str, str]]:
     """Names of the blocks that may go now, and why others may not."""
     options = standing.options
-    allowed, reasons = chosen_blocks(standing.original, options.layers, options.keep)
-    rejected = {step.part: step for step in standing.rejected}
+    allowed, reasons = chosen_blocks(standing.original, *blocks_of(standing.original, options))
+    rejected = {step.part: step for step in standing.rejected("block")}
     now, _ = find_blocks(standing.model)
     calls = collections.Counter(id(block.node.operation) for block in now.values())
     names = []
@@ -82,11 +86,11 @@ def _without(standing: Standing, name: str) -> tuple[keras.Model, dict[str, floa
     What was only refitted is made again from the model that was trained last, without all that is
     gone since: no regression is fitted to what another one gave.
     """
-    names = [name]
-    if standing.teacher is not standing.model:
+    names, base = [name], standing.base("block")
+    if base is not standing.model:
         names += [step.part for step in standing.steps if step.accepted]
     data, steps = standing.calibration()
     options = standing.options
     return take_out_blocks(
-        standing.teacher, names, data, options.stand_in, batch_size=options.batch_size, steps=steps
+        base, names, data, options.stand_in, batch_size=options.batch_size, steps=steps
     )

@@ -167,7 +167,7 @@ def _predicted(
             make_identity(layer)
             StandIn(layer, layer.name, held[block.given], walk.value(block.made)).fit()
             instead, words = np.asarray(ops.convert_to_numpy(layer(instead))), _words(layer)
-        change = outputs.change(block.made, instead)
+        change = outputs.change({block.made: instead})
         saves = _saves(walk.graph, block, flops, layer, held[block.given][0].shape)
         whole = dataclasses.replace(block, saves=saves)
         found[whole] = Prediction(change, f"outputs change by {change:.1%} with {words} instead")

@@ -97,7 +97,16 @@ def shares(before: Cost, after: Cost) -> dict[str, float]:
     >>> shares(Cost(1, 100, 1000, {}), Cost(1, 50, 250, {}))
     {'flops': 0.25, 'parameters': 0.5}
     """
-    return {key: getattr(after, key) / max(1, getattr(before, key)) for key in KEYS}
+    return {key: (getattr(after, key) or 0) / max(1, getattr(before, key) or 0) for key in KEYS}
+
+
+def saved(before: Cost, after: Cost, target: Mapping[str, float] | None) -> float:
+    """The share of a cost that is saved, the mean over what a target is of; without one, of all.
+
+    At least 1e-9, so that what saves nothing is the dearest.
+    """
+    left = shares(before, after)
+    return max(1 - float(np.mean([left[key] for key in target or KEYS])), 1e-9)
 
 
 def is_met(target: Mapping[str, float], before: Cost, after: Cost) -> bool:

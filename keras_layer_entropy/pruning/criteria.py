@@ -6,16 +6,21 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras import ops
 
 from keras_layer_entropy.analysis.profile import EntropyProfile
 from keras_layer_entropy.analysis.unit_profile import UnitProfile
 from keras_layer_entropy.backend import Data
 from keras_layer_entropy.measures.entropy import FLAT_TOLERANCE
+from keras_layer_entropy.measures.gram import LinearFit
+from keras_layer_entropy.pruning.effects import Outputs, distance
 from keras_layer_entropy.pruning.evaluation import evaluate
 from keras_layer_entropy.pruning.layer_parts import LayerPart
 from keras_layer_entropy.pruning.parts import Part, Prediction
-from keras_layer_entropy.pruning.refit import WIDEST, linear_fits
+from keras_layer_entropy.pruning.refit import WIDEST, as_inputs, linear_fits
 from keras_layer_entropy.pruning.surgery import take_out
+from keras_layer_entropy.pruning.walking import inputs_of
+from keras_layer_entropy.recording.passes import Source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,15 +121,9 @@ def linearity(situation: Situation, parts: Sequence[LayerPart]) -> dict[LayerPar
     How well what the next layers compute is already a linear function of what the layer is given:
     0 is a perfect fit. One pass over the training data ranks all layers.
     """
-    pairs = [
-        (part.path, consumer)
-        for part in parts
-        for consumer in part.consumers
-        if part.direct and part.input_shape[-1] <= WIDEST
-    ]
+    fits = _direct_fits(situation, parts)
     models = (situation.student, situation.teacher)
     data, steps = (situation.train_data, situation.batch_size), situation.train_steps
-    fits = linear_fits(*models, pairs, *data, steps=steps) if pairs else {}
     found = {}
     for part in parts:
         residuals = [fit.residual for (x, _), fit in fits.items() if x == part.path]
@@ -135,6 +134,62 @@ def linearity(situation: Situation, parts: Sequence[LayerPart]) -> dict[LayerPar
         loss = float(np.mean(residuals)) if residuals else 1.0
         words = f"the next layers are linear in its input but for {loss:.2%}"
         found[part] = Prediction(loss, words if residuals else "nothing tells how linear")
+    return found
+
+
+def _direct_fits(
+    situation: Situation, parts: Sequence[LayerPart]
+) -> dict[tuple[str, str], LinearFit]:
+    """(path of a part, path of a layer behind) -> what makes up for the part there, in one pass."""
+    pairs = [
+        (part.path, consumer)
+        for part in parts
+        for consumer in part.consumers
+        if part.direct and part.input_shape[-1] <= WIDEST
+    ]
+    if not pairs:
+        return {}
+    return linear_fits(
+        situation.student,
+        situation.teacher,
+        pairs,
+        situation.train_data,
+        situation.batch_size,
+        steps=situation.train_steps,
+    )
+
+
+def output_change(situation: Situation, parts: Sequence[LayerPart]) -> dict[LayerPart, Prediction]:
+    """Smallest change of the outputs once the next layers are refitted to what it is given.
+
+    As `choose_blocks` measures it of blocks: relative to the spread of the outputs over some
+    samples. The regressions of all layers take one pass over the training data.
+    """
+    fits = _direct_fits(situation, parts)
+    source = Source(as_inputs(situation.student, situation.train_data), situation.batch_size, 1)
+    inputs = inputs_of(situation.student, source)
+    outputs, found = Outputs(situation.student, inputs), {}
+    for part in parts:
+        own = {consumer: fit for (path, consumer), fit in fits.items() if path == part.path}
+        if own:
+            loss = outputs.change(_refitted(outputs, part, own))
+        else:  # what others are given is known once the part is out
+            loss = distance(situation.without(part)[0], situation.student, inputs)
+        words = f"outputs change by {loss:.1%} once the next layers are refitted"
+        found[part] = Prediction(loss, words)
+    return found
+
+
+def _refitted(outputs: Outputs, part: LayerPart, fits: Mapping[str, Any]) -> dict[int, Any]:
+    """Number of what each consumer gives -> that, fitted to what a part is given."""
+    found = {}
+    given = outputs.value(outputs.graph.calls_of(part.path)[0].inputs[0])
+    for path, fit in fits.items():
+        (call,) = outputs.graph.calls_of(path)
+        before = given.astype(np.float64) @ fit.kernel + fit.bias
+        was = outputs.value(call.outputs[0])
+        shaped = ops.convert_to_tensor(before.reshape(was.shape), was.dtype)
+        found[call.outputs[0]] = ops.convert_to_numpy(call.operation.activation(shaped))
     return found
 
 
@@ -171,6 +226,7 @@ CRITERIA = {
     "entropy_gradient": entropy_gradient,
     "state_entropy": state_entropy,
     "linearity": linearity,
+    "output_change": output_change,
     "loss_gap": loss_gap,
     "random": random,
     "last": last,

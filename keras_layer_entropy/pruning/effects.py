@@ -4,7 +4,7 @@ import numpy as np
 from keras import ops
 
 from keras_layer_entropy.pruning.graph import flat_graph, run
-from keras_layer_entropy.pruning.walking import mask_of, masked
+from keras_layer_entropy.pruning.walking import Walk, mask_of, masked
 
 SAMPLES = 64
 _SIZE = 0.1  # of what is added, beside the spread of what a layer gives
@@ -42,7 +42,7 @@ def effects(model, inputs, paths):
     for call in outputs.graph.calls:
         if call.path in paths and call.outputs[0] not in outputs.graph.outputs:
             number = call.outputs[0]
-            change = outputs.change(number, _disturbed(outputs.value(number))) / _SIZE
+            change = outputs.change({number: _disturbed(outputs.value(number))}) / _SIZE
             found[call.path] = max(found.get(call.path, 0.0), change)
         elif call.path in paths:
             found[call.path] = 1.0
@@ -68,22 +68,42 @@ class Outputs:
         """A tensor by its number, an array."""
         return self._values[number][0]
 
-    def change(self, number, array):
+    def change(self, instead):
         """The root mean square change of the outputs, relative to their spread over the samples.
 
         Args:
-            number: of a tensor inside the model.
-            array: what it is in place of what it was.
+            instead: number of a tensor inside the model -> what it is in place of what it was.
         """
-        mask = self._values[number][1]
-        changed = {number: (array, mask)}
-        made = {x: place for place, call in enumerate(self.graph.calls) for x in call.outputs}
-        for later in self.graph.calls[made[number] + 1 :]:
-            if not changed.keys().isdisjoint(later.inputs):
-                changed.update(_made(later, {**self._values, **changed}))
+        given = {number: (array, self._values[number][1]) for number, array in instead.items()}
+        changed = dict(given)
+        for call in self.graph.calls:
+            if not changed.keys().isdisjoint(call.inputs):
+                made = _made(call, {**self._values, **changed})
+                changed.update((x, pair) for x, pair in made.items() if x not in given)
         given = [_scores(changed.get(n, self._values[n])) for n in self.graph.outputs]
         sizes = [_distance(a, b) for a, b in zip(given, self._wanted, strict=True)]
         return float(np.mean(sizes))
+
+
+def distance(model, other, inputs):
+    """How far the outputs of a model are from those of another one, as `Outputs.change` says it.
+
+    Args:
+        model, other: built Sequential or functional models of the same inputs and outputs.
+        inputs: what `walking.inputs_of` gave for `other`; all samples are used.
+    """
+    found, wanted = (
+        [_scores((np.concatenate(batches), None)) for batches in _outputs(each, inputs)]
+        for each in (model, other)
+    )
+    return float(np.mean([_distance(a, b) for a, b in zip(found, wanted, strict=True)]))
+
+
+def _outputs(model, inputs):
+    walk = Walk(model, inputs)
+    for call in walk.graph.calls:
+        walk.make(call)
+    return [walk.value(number) for number in walk.graph.outputs]
 
 
 def _made(call, values):

@@ -6,14 +6,16 @@ from typing import Any
 
 import keras
 
+from keras_layer_entropy.pruning.choices import layers_of
 from keras_layer_entropy.pruning.cost import Cost
 from keras_layer_entropy.pruning.criteria import Situation, rank
+from keras_layer_entropy.pruning.flops import Flops, count_flops
 from keras_layer_entropy.pruning.graph import flat_graph
 from keras_layer_entropy.pruning.layer_parts import LayerPart, removable_layers
-from keras_layer_entropy.pruning.parts import Plan, Prediction
+from keras_layer_entropy.pruning.parts import Plan
 from keras_layer_entropy.pruning.rewrite import without
 from keras_layer_entropy.pruning.standing import Move, Moves, Standing
-from keras_layer_entropy.recording.layers import choose_layers
+from keras_layer_entropy.recording.layers import choose
 
 
 def layer_moves(standing: Standing) -> Moves:
@@ -26,50 +28,49 @@ def layer_moves(standing: Standing) -> Moves:
         `Moves`.
     """
     parts, reasons = _parts(standing)
-    rejected = {step.part: step for step in standing.rejected}
+    rejected = {step.part: step for step in standing.rejected("layer")}
     stop = standing.enough
     open_ones = [] if stop else [p for path, p in parts.items() if path not in rejected]
-    ranked = _ranked(standing, open_ones)
+    criterion = standing.options.criterion or "output_change"
+    ranked = rank(criterion, _situation(standing), open_ones) if open_ones else {}
     for path, part in parts.items():
         if path in rejected:
             reasons[path] = standing.below(rejected[path])
         elif part not in ranked:
             reasons[path] = stop or "the criterion does not choose it"
-    first = None
+    candidates = []
     if ranked:
         part, prediction = next(iter(ranked.items()))
-        first = Move(
+        move = Move(
+            kind="layer",
             part=part.path,
             members=part.members[1:],
+            criterion=criterion,
             score=prediction.loss,
             reason=prediction.words,
             make=lambda: prediction.cut or _situation(standing).without(part),
         )
-    return Moves(first, Plan(tuple(ranked), tuple(ranked.values()), reasons))
-
-
-def _ranked(standing: Standing, parts: list[LayerPart]) -> dict[LayerPart, Prediction]:
-    if not parts:
-        return {}
-    return rank(str(standing.options.criterion), _situation(standing), parts)
+        candidates.append(move)
+    return Moves(tuple(candidates), Plan(tuple(ranked), tuple(ranked.values()), reasons))
 
 
 def _parts(standing: Standing) -> tuple[dict[str, LayerPart], dict[str, str]]:
     """As `removable_layers` of the model as it stands, of the layers that may go."""
-    options, keep = standing.options, list(standing.options.keep)
-    chosen = choose_layers(standing.original, options.layers)
-    kept = choose_layers(standing.original, keep) if keep else {}
+    options = standing.options
+    chosen, kept = layers_of(standing.original, options)
+    if len(options.kinds) > 1 and not choose(standing.model, None)[0]:
+        return {}, {}  # nothing of this kind
     found, reasons = removable_layers(standing.model, refit=options.refit)
     for path in found:
         if path in kept:
             reasons[path] = "it is to be kept"
-        elif path not in chosen:
+        elif chosen is not None and path not in chosen:
             reasons[path] = "it is not among the layers that may go"
-    parts = {}
+    flops, parts = count_flops(standing.model, standing.sample), {}
     for path, part in found.items():
         if path not in reasons:
             try:
-                saves = _saved(standing.model, part, standing.sample)
+                saves = _saved(standing.model, part, standing.sample, flops)
                 parts[path] = dataclasses.replace(part, saves=saves)
             except Exception as error:  # noqa: BLE001 - layers and backends may raise anything
                 reasons[path] = f"{error}".partition("\n")[0]
@@ -80,7 +81,7 @@ def _situation(standing: Standing) -> Situation:
     options = standing.options
     return Situation(
         student=standing.model,
-        teacher=standing.teacher,
+        teacher=standing.base("layer"),
         profile=standing.profile,
         train_data=standing.train_data(),
         validation_data=standing.validation_data,
@@ -93,14 +94,17 @@ def _situation(standing: Standing) -> Situation:
     )
 
 
-def _saved(model: keras.Model, part: LayerPart, sample: Any) -> Cost:
+def _saved(model: keras.Model, part: LayerPart, sample: Any, flops: Flops) -> Cost:
     """What a model saves without a part; errors of Keras where it cannot make or run that."""
     if part.input_shape == part.output_shape:
-        gone = [call.operation for call in flat_graph(model).calls if call.path in part.members]
-        weights = {id(v): v for operation in gone for v in getattr(operation, "weights", ())}
-        saved = sum(math.prod(variable.shape) for variable in weights.values())
+        calls = zip(flat_graph(model).calls, flops.per_call, strict=True)
+        gone = [(call.operation, count) for call, count in calls if call.path in part.members]
+        weights = {id(v): v for operation, _ in gone for v in getattr(operation, "weights", ())}
+        parameters = sum(math.prod(variable.shape) for variable in weights.values())
+        operations = sum(count or 0 for _, count in gone)
     else:
         smaller, _ = without(model, part)
         smaller(sample)  # layers that are built no longer look at shapes
-        saved = model.count_params() - smaller.count_params()
-    return Cost(dense_layers=1, parameters=saved, flops=None, latency={})
+        parameters = model.count_params() - smaller.count_params()
+        operations = flops.total - count_flops(smaller, sample).total
+    return Cost(dense_layers=1, parameters=parameters, flops=operations, latency={})

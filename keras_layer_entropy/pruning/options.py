@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from keras_layer_entropy.measures.entropy import FLAT_TOLERANCE
+from keras_layer_entropy.measures.measure import listed
 from keras_layer_entropy.pruning.cost import check_target
 from keras_layer_entropy.pruning.criteria import CRITERIA
 from keras_layer_entropy.pruning.stand_ins import AUTO, check_stand_in
@@ -15,10 +16,11 @@ from keras_layer_entropy.recording.labels import ClassChoice
 from keras_layer_entropy.recording.layers import LayerChoice
 
 MODES = ("auto", "max", "min")
-_CRITERIA = {
+# What may go -> what can say which of it goes first.
+KINDS = {
+    "blocks": ("output_change",),
     "layers": tuple(CRITERIA),
     "units": (GREEDY, *UNIT_CRITERIA),
-    "blocks": ("output_change",),
 }
 
 
@@ -29,8 +31,11 @@ class PruningOptions:
     Attributes:
         criterion: which goes first, a name in `criteria.CRITERIA` for layers, for units
             `"reconstruction"` or a name in `unit_criteria.UNIT_CRITERIA`, for blocks
-            `"output_change"`; None for `"entropy_gradient"` and the first of these others.
-        remove: what goes, `"layers"` (Dense layers), `"units"` or `"blocks"`.
+            `"output_change"`. None for what costs least of what is predicted to show in the
+            outputs: `"output_change"` of blocks and layers, `"reconstruction"` of units.
+        remove: what goes, some of `"blocks"`, `"layers"` (Dense layers) and `"units"`; of several
+            kinds, in each step, that whose removal changes the outputs least for what it saves.
+            None for all, or for what the criterion is for (of units and layers, layers).
         target: `"flops"`, `"parameters"` -> share of the original's that may remain: the search
             ends when all are reached. None to go on while the quality stays.
         tolerance: entropy_gradient takes out layers over which entropy falls by less.
@@ -77,7 +82,7 @@ class PruningOptions:
     """
 
     criterion: str | None = None
-    remove: str = "layers"
+    remove: str | Collection[str] | None = None
     target: Mapping[str, float] | None = None
     tolerance: float = FLAT_TOLERANCE
     quality: str | None = None
@@ -91,7 +96,7 @@ class PruningOptions:
     max_removals: int | None = None
     layers: LayerChoice = None
     keep: str | Collection[str] = ()
-    step_share: float = 0.1
+    step_share: float = 0.25
     multiple_of: int = 1
     calibration_samples: int = 1000
     stand_in: str | int | None = AUTO
@@ -105,23 +110,23 @@ class PruningOptions:
     def __post_init__(self) -> None:
         if isinstance(self.keep, str):
             object.__setattr__(self, "keep", (self.keep,))
-        if self.remove not in _CRITERIA:
-            raise ValueError(f"remove={self.remove!r}; expected one of {tuple(_CRITERIA)}.")
-        criteria = _CRITERIA[self.remove]
-        if self.criterion is None:
-            object.__setattr__(self, "criterion", criteria[0])
+        kinds = self.kinds
+        criteria = KINDS[kinds[0]] if len(kinds) == 1 else ()
         if None not in (self.max_drop, self.max_relative_drop):
             raise ValueError("max_drop and max_relative_drop say the same: give one of them.")
         if self.target is not None:
             check_target(self.target)
             object.__setattr__(self, "target", dict(self.target))
         check_stand_in(self.stand_in)
-        if self.remove != "layers" and not self.refit:
+        if kinds != ("layers",) and not self.refit:
             raise ValueError(
-                f"refit=False is for layers: layers behind {self.remove} are always refitted."
+                f"refit=False is for layers: what is behind {listed(kinds)} is always refitted."
             )
         checks = {
-            "criterion": (self.criterion in criteria, f"one of {criteria}"),
+            "criterion": (
+                self.criterion is None or self.criterion in criteria,
+                f"one of {criteria}" if criteria else "None where several kinds may go",
+            ),
             "step_share": (0 < self.step_share <= 1, "a share over 0 and at most 1"),
             "multiple_of": (_is_count(self.multiple_of), "at least 1"),
             "calibration_samples": (_is_count(self.calibration_samples), "at least 1"),
@@ -142,6 +147,21 @@ class PruningOptions:
         for name, (good, expected) in checks.items():
             if not good:
                 raise ValueError(f"{name}={getattr(self, name)!r}; expected {expected}.")
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What may go, names in the order of `KINDS`."""
+        given = self.remove
+        if given is None and self.criterion is not None:
+            # Of criteria for several kinds, layers come first.
+            order = ("layers", *KINDS)
+            given = next((kind for kind in order if self.criterion in KINDS[kind]), "layers")
+        elif given is None:
+            given = tuple(KINDS) if self.refit else "layers"
+        named = [given] if isinstance(given, str) else list(given)
+        if not named or set(named) - set(KINDS):
+            raise ValueError(f"remove={given!r}; expected some of {tuple(KINDS)}.")
+        return tuple(kind for kind in KINDS if kind in named)
 
 
 def _is_drop(value: float | None) -> bool:

@@ -58,7 +58,7 @@ def compared(
         for name, data in (("validation", validation), ("test", test))
     }
     costs = compare_costs(models, Source(validation, batch_size).first()[0])
-    widths = _widths(model, result) if result.options.remove == "units" else {}
+    widths = _widths(model, result) if "units" in result.options.kinds else {}
     return Pruning(result, costs, qualities, widths=widths)
 
 
@@ -66,7 +66,10 @@ def _widths(model: keras.Model, result: PruningResult) -> dict[str, Thinning]:
     """Path of each layer that makes units -> what became of them, also of those that are tied."""
     before, after = find_channels(model), find_channels(result.model).makers
     gone = {
-        root for path, units in result.units.items() for root in before.roots(path)[list(units)]
+        root
+        for path, units in result.units.items()
+        if path in before.makers  # stand-ins of blocks are none of the original's
+        for root in before.roots(path)[list(units)]
     }
     owners: dict[int, dict[str, None]] = {}
     for path in before.makers:
@@ -75,7 +78,7 @@ def _widths(model: keras.Model, result: PruningResult) -> dict[str, Thinning]:
     return {
         path: Thinning(
             before=len(units),
-            after=len(after.get(path, ())),  # merged into another where it was simplified
+            after=len(after.get(path, ())),  # the layer went, or was merged into another
             gone=tuple(np.flatnonzero(np.isin(before.roots(path), list(gone))).tolist()),
             tied=tuple({x: None for root in before.roots(path) for x in owners[root] if x != path}),
         )

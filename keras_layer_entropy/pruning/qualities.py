@@ -74,9 +74,12 @@ class Quality:
         """Whether one value is better than another; NaN never is."""
         return bool(value > other if self.higher else value < other)
 
-    def accepts(self, value: float, limit: float) -> bool:
-        """Whether a value is no worse than a limit; NaN never is."""
-        return bool(value >= limit if self.higher else value <= limit)
+    def accepts(self, value: float, limit: float, error: float = 0.0) -> bool:
+        """Whether a value is no worse than a limit, by one standard error; NaN never is.
+
+        A search stops where what it sees just holds, and what it sees is its best of many looks.
+        """
+        return bool(value - error >= limit if self.higher else value + error <= limit)
 
     def said(self) -> str:
         """What is held on to, in a sentence."""
@@ -84,7 +87,10 @@ class Quality:
             return f"Quality: validation {self.words}, without a limit."
         much = f"{100 * self.drop:.4g}%" if self.relative else f"{self.drop:.4g}"
         side = "below" if self.higher else "above"
-        return f"Quality: validation {self.words}, at most {much} {side} the original's."
+        return (
+            f"Quality: validation {self.words}, at most {much} {side} the original's, with one "
+            "standard error where it is known."
+        )
 
     def text(self, value: float) -> str:
         """A value of it, rounded: shares to four decimals, others to four digits."""

@@ -15,14 +15,13 @@ from keras_layer_entropy.analysis.analyzer import analyze_model
 from keras_layer_entropy.analysis.profile import EntropyProfile
 from keras_layer_entropy.backend import Data
 from keras_layer_entropy.pruning.accuracies import accuracy_metrics
-from keras_layer_entropy.pruning.block_moves import block_moves
-from keras_layer_entropy.pruning.block_parts import chosen_blocks
 from keras_layer_entropy.pruning.channels import find_channels
+from keras_layer_entropy.pruning.choices import check_choices
 from keras_layer_entropy.pruning.cost import Cost, cost_of, is_met
 from keras_layer_entropy.pruning.evaluation import Scores, compiled_with, evaluate, logs_of
 from keras_layer_entropy.pruning.fidelity import Fidelity
 from keras_layer_entropy.pruning.graph import flat_graph
-from keras_layer_entropy.pruning.layer_moves import layer_moves
+from keras_layer_entropy.pruning.moves import cheapest_move, next_moves
 from keras_layer_entropy.pruning.optimizer_state import (
     fresh_metrics,
     learning_rate_of,
@@ -36,9 +35,7 @@ from keras_layer_entropy.pruning.rewrite import without
 from keras_layer_entropy.pruning.simplify import simplify_model
 from keras_layer_entropy.pruning.standing import Moves, PruningStep, Standing, units_gone
 from keras_layer_entropy.pruning.training import KeepBest, arguments, check_data, reseed
-from keras_layer_entropy.pruning.unit_moves import unit_moves
 from keras_layer_entropy.recording.labels import ClassChoice
-from keras_layer_entropy.recording.layers import choose_layers
 from keras_layer_entropy.recording.passes import Source
 
 MEASURES = ("activation_entropy", "state_entropy")
@@ -71,8 +68,8 @@ class PruningResult:
 
     @property
     def removed(self) -> tuple[str, ...]:
-        """The Dense layers or blocks that went, in the order in which they went; none of units."""
-        return tuple(step.part for step in self.steps if step.accepted and not step.units)
+        """The Dense layers and blocks that went, in the order in which they went."""
+        return tuple(step.part for step in self.steps if step.accepted and step.kind != "unit")
 
     @property
     def units(self) -> dict[str, tuple[int, ...]]:
@@ -164,7 +161,7 @@ def plan(
         `Plan`.
     """
     options = _options(options, settings)
-    if options.target is not None and options.remove == "units":
+    if options.target is not None:
         options = dataclasses.replace(options, step_share=1.0)
     return _Search(model, train_data, validation_data, options, None).moves().plan
 
@@ -210,7 +207,7 @@ class _Search:
         check_data("train_data", self._train_data(options.seed), options, "steps_per_epoch")
         check_data("validation_data", validation_data, options, "validation_steps")
         flat_graph(model)  # errors where the model is code
-        _check_names(model, options)
+        check_choices(model, options)
         _check_weights(model)
         self._quality = choose_quality(model, validation_data, options)
         first, targets, _ = Source(*self._evaluated).first()
@@ -241,24 +238,26 @@ class _Search:
         """What can be done next."""
         if self._moves is None:
             keras.utils.set_random_seed(self._seed)
-            self._moves = _MOVES[self._options.remove](self._standing())
+            self._moves = next_moves(self._standing())
         return self._moves
 
     def step(self, callbacks: Iterable[keras.callbacks.Callback]) -> PruningStep | None:
         """Tries what comes next; its `PruningStep`, or None when there is none left."""
         started = time.perf_counter()
-        move = self.moves().first
-        if move is None:
+        if not self.moves().candidates:
             return None
-        smaller, residuals = move.make()
+        move, (smaller, residuals) = cheapest_move(self._standing(), self.moves().candidates)
         with self._quality.compiled(smaller):
             removed = self._quality.measure(smaller, *self._evaluated)
             retrained = self._retrain(smaller, removed, callbacks)
-        accepted, cost = self._quality.accepts(retrained, self._limit), self._cost(smaller)
+        error = self._quality.standard_error(smaller, self._first, *self._evaluated)
+        accepted = self._quality.accepts(retrained, self._limit, error or 0.0)
+        cost = self._cost(smaller)
         step = PruningStep(
+            kind=move.kind,
             part=move.part,
             members=move.members,
-            criterion=str(self._options.criterion),
+            criterion=move.criterion,
             score=move.score,
             reason=move.reason,
             accepted=accepted,
@@ -271,7 +270,7 @@ class _Search:
             seconds=time.perf_counter() - started,
             units=move.units,
             flops=cost.flops,
-            standard_error=self._quality.standard_error(smaller, self._first, *self._evaluated),
+            standard_error=error,
         )
         self._steps.append(step)
         self._moves = None
@@ -430,20 +429,13 @@ class _Search:
         return None
 
 
-_MOVES: dict[str, Callable[[Standing], Moves]] = {
-    "layers": layer_moves,
-    "units": unit_moves,
-    "blocks": block_moves,
-}
-
-
 def _analyzed(model: keras.Model, options: PruningOptions) -> list[str] | None:
     """Paths of the layers whose entropies are shown; None for all Dense layers.
 
     Units can go from a network without any: then of those that make them.
     """
     inside = model._flatten_layers(include_self=False)
-    if options.remove == "layers" or any(isinstance(x, keras.layers.Dense) for x in inside):
+    if options.kinds == ("layers",) or any(isinstance(x, keras.layers.Dense) for x in inside):
         return None
     makers = list(find_channels(model).makers)
     if not makers:
@@ -451,16 +443,6 @@ def _analyzed(model: keras.Model, options: PruningOptions) -> list[str] | None:
             f"{model.name!r} has no layers that make units; expected Dense layers or convolutions."
         )
     return makers
-
-
-def _check_names(model: keras.Model, options: PruningOptions) -> None:
-    """Raises for names that are none."""
-    if options.remove == "blocks":
-        chosen_blocks(model, options.layers, options.keep)
-        return
-    for layers in (options.layers, list(options.keep)):
-        if layers:
-            choose_layers(model, layers)
 
 
 def _check_weights(model: keras.Model) -> None:

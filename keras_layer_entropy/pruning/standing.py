@@ -22,6 +22,7 @@ class PruningStep:
     """One try to take a layer out, a block, or a batch of units.
 
     Attributes:
+        kind: `"layer"`, `"block"` or `"unit"`.
         part: path of the Dense layer; name of the block; how many units of how many layers, with
             those that are tied to them.
         members: paths of what went with it; of the layers that lost units.
@@ -33,13 +34,13 @@ class PruningStep:
         parameters: number of parameters of the model without it.
         entropy: path -> mean normalised activation entropy of each layer, with it.
         seconds: how long it took.
-        units: path of a layer -> indices of the units that went, as the original counts them; of
-            layers that are tied to one another, of the first.
+        units: path of a layer -> indices of the units that went, as the original counts them.
         flops: floating-point operations of the model without it, as `Cost` has them.
         standard_error: of how far `quality_retrained` is from the original's, from what single
             samples lost; None where the quality is no mean over samples.
     """
 
+    kind: str
     part: str
     members: tuple[str, ...]
     criterion: str
@@ -107,10 +108,19 @@ class Standing:
     quality: Quality
     limit: float
 
-    @property
-    def rejected(self) -> list[PruningStep]:
-        """The steps that were rolled back."""
-        return [step for step in self.steps if not step.accepted]
+    def rejected(self, kind: str) -> list[PruningStep]:
+        """The steps that took out parts of a kind and were rolled back."""
+        return [step for step in self.steps if step.kind == kind and not step.accepted]
+
+    def base(self, kind: str) -> keras.Model:
+        """The model that targets of regressions come from, and what goes is taken out of.
+
+        The one that was trained last, so that no regression is fitted to what another one gave.
+        Only parts of one kind can go in one step, though: the model as it is, where others went
+        since.
+        """
+        others = any(step.accepted and step.kind != kind for step in self.steps)
+        return self.model if others else self.teacher
 
     @property
     def gone(self) -> dict[str, tuple[int, ...]]:
@@ -146,11 +156,12 @@ class Standing:
 
     def below(self, step: PruningStep) -> str:
         """That the quality fell too far in a step."""
-        found, limit = map(self.quality.text, (step.quality_retrained, self.limit))
-        side = "below" if self.quality.higher else "above"
+        text = self.quality.text
+        error = "" if step.standard_error is None else f" ± {text(step.standard_error)}"
+        side = "least" if self.quality.higher else "most"
         return (
-            f"without it {self.quality.words} is {found}, {side} {limit} "
-            f"(step {self.steps.index(step) + 1})"
+            f"without it {self.quality.words} is {text(step.quality_retrained)}{error}, where at "
+            f"{side} {text(self.limit)} is asked for (step {self.steps.index(step) + 1})"
         )
 
 
@@ -159,12 +170,14 @@ class Move:
     """What can be done next.
 
     Attributes:
-        part, members, score, reason, units: as in a `PruningStep`.
+        kind, part, members, criterion, score, reason, units: as in a `PruningStep`.
         make: a function that gives `(model, residuals)`, the model after it.
     """
 
+    kind: str
     part: str
     members: tuple[str, ...]
+    criterion: str
     score: float
     reason: str
     make: Callable[[], tuple[keras.Model, dict[str, float]]]
@@ -176,9 +189,9 @@ class Moves:
     """What can be done.
 
     Attributes:
-        first: the `Move` that comes next, None for none.
+        candidates: what may come next, one `Move` of each kind that has one.
         plan: `Plan` of all that could be tried, the first to be tried first, and why nothing else.
     """
 
-    first: Move | None
+    candidates: tuple[Move, ...]
     plan: Plan

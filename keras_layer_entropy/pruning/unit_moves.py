@@ -8,12 +8,13 @@ import keras
 import numpy as np
 
 from keras_layer_entropy.pruning.channels import find_channels
+from keras_layer_entropy.pruning.choices import layers_of
 from keras_layer_entropy.pruning.cost import shares
 from keras_layer_entropy.pruning.parts import Part, Plan
 from keras_layer_entropy.pruning.standing import Move, Moves, Standing
+from keras_layer_entropy.pruning.unit_criteria import GREEDY
 from keras_layer_entropy.pruning.unit_plan import choose_units, groups_of
 from keras_layer_entropy.pruning.units import take_out_units
-from keras_layer_entropy.recording.layers import choose_layers
 
 _TRIES = 3  # batches without which quality fell too far, each half as large as the one before
 
@@ -27,7 +28,7 @@ def unit_moves(standing: Standing) -> Moves:
     Returns:
         `Moves`.
     """
-    stop, rejected = standing.enough, standing.rejected
+    stop, rejected = standing.enough, standing.rejected("unit")
     if stop is None and len(rejected) == _TRIES:
         stop = standing.below(rejected[-1])
     plan = Plan()
@@ -36,21 +37,23 @@ def unit_moves(standing: Standing) -> Moves:
         plan = plan_of(standing, least=share)
         stop = "nothing more can go"
     if not plan.parts:
-        return Moves(None, Plan(reasons=_reasons(standing, stop)))
+        return Moves((), Plan(reasons=_reasons(standing, stop)))
     units = _as_the_original_counts(standing, plan)
-    members = tuple(dict.fromkeys(path for p in plan.parts for path in (p.path, *p.members)))
-    count = sum(len(part.indices) * (1 + len(part.members)) for part in plan.parts)
+    count = sum(map(len, units.values()))
     left = shares(standing.costs[0], plan.costs[1])
+    criterion = _criterion(standing)
     move = Move(
-        part=f"{_counted(count, 'unit')} of {_counted(len(members), 'layer')}",
-        members=members,
+        kind="unit",
+        part=f"{_counted(count, 'unit')} of {_counted(len(units), 'layer')}",
+        members=tuple(units),
+        criterion=criterion,
         score=math.fsum(prediction.loss for prediction in plan.predictions),
-        reason=f"{standing.options.criterion}, down to {left['flops']:.1%} of the FLOPs and "
+        reason=f"{criterion}, down to {left['flops']:.1%} of the FLOPs and "
         f"{left['parameters']:.1%} of the parameters",
         make=lambda: _without(standing, plan, units),
         units=units,
     )
-    return Moves(move, dataclasses.replace(plan, reasons=_of_whole(standing, plan.reasons)))
+    return Moves((move,), dataclasses.replace(plan, reasons=_of_whole(standing, plan.reasons)))
 
 
 def _counted(count: int, thing: str) -> str:
@@ -64,15 +67,19 @@ def plan_of(standing: Standing, least: float = 0.0) -> Plan:
     target = {
         key: max(least, share / now[key]) for key, share in wanted.items() if now[key] > share
     }
-    layers, keep = _choice(standing)
+    layers, keep = layers_of(standing.original, standing.options)
     data, steps = standing.calibration()
     with warnings.catch_warnings():  # whether the target is reached is told at the end
         warnings.filterwarnings("ignore", "target=.* is out of reach")
         return choose_units(
-            standing.model, data, target=target, criterion=str(options.criterion), layers=layers,
+            standing.model, data, target=target, criterion=_criterion(standing), layers=layers,
             keep=keep, multiple_of=options.multiple_of, batch_size=options.batch_size, steps=steps,
             seed=standing.seed,
         )  # fmt: skip
+
+
+def _criterion(standing: Standing) -> str:
+    return standing.options.criterion or GREEDY
 
 
 def _without(
@@ -83,7 +90,8 @@ def _without(
     What was only refitted is made again from the model that was trained last, without all that is
     gone since: no regression is fitted to what another one gave.
     """
-    if standing.teacher is not standing.model:
+    base = standing.base("unit")
+    if base is not standing.model:
         gone = standing.gone
         parts = [
             Part(kind="unit", path=path, indices=(*gone.get(path, ()), *units.get(path, ())))
@@ -92,24 +100,28 @@ def _without(
         plan = Plan(tuple(parts))
     data, steps = standing.calibration()
     size = standing.options.batch_size
-    return take_out_units(standing.teacher, plan, data, batch_size=size, steps=steps)
+    return take_out_units(base, plan, data, batch_size=size, steps=steps)
 
 
 def _as_the_original_counts(standing: Standing, plan: Plan) -> dict[str, tuple[int, ...]]:
-    """Path of a layer -> indices that a plan takes out, as the original counts them."""
-    found: dict[str, tuple[int, ...]] = {}
-    for part in plan.parts:  # a layer may be the first of several groups
-        gone = standing.gone.get(part.path, ())
-        left = np.setdiff1d(np.arange(max(part.indices) + len(gone) + 1), gone)
-        indices = left[list(part.indices)].tolist()
-        found[part.path] = tuple(sorted((*found.get(part.path, ()), *indices)))
+    """Path of each layer that loses units -> indices of these, as the original counts them."""
+    channels, found = find_channels(standing.model), {}
+    units = [channels.roots(part.path)[list(part.indices)] for part in plan.parts]
+    for path in channels.makers:
+        now = np.flatnonzero(np.isin(channels.roots(path), np.concatenate(units)))
+        if len(now):
+            gone = standing.gone.get(path, ())
+            left = np.setdiff1d(np.arange(now[-1] + len(gone) + 1), gone)
+            found[path] = tuple(left[now].tolist())
     return found
 
 
 def _reasons(standing: Standing, stop: str) -> dict[str, str]:
     """Path of each layer that has all of its units still -> why."""
     channels = find_channels(standing.model)
-    groups, reasons = groups_of(standing.model, channels, *_choice(standing))
+    groups, reasons = groups_of(
+        standing.model, channels, *layers_of(standing.original, standing.options)
+    )
     for group in groups:
         reasons.update(dict.fromkeys(group.makers, stop))
     return _of_whole(standing, reasons)
@@ -118,10 +130,3 @@ def _reasons(standing: Standing, stop: str) -> dict[str, str]:
 def _of_whole(standing: Standing, reasons: dict[str, str]) -> dict[str, str]:
     thinned = {path for step in standing.steps if step.accepted for path in step.members}
     return {path: why for path, why in reasons.items() if path not in thinned}
-
-
-def _choice(standing: Standing) -> tuple[list[str] | None, list[str]]:
-    """Paths of the layers that may lose units, None for all, and of those that may not."""
-    layers, keep = standing.options.layers, list(standing.options.keep)
-    chosen = None if layers is None else list(choose_layers(standing.original, layers))
-    return chosen, list(choose_layers(standing.original, keep)) if keep else []

@@ -302,16 +302,16 @@ def _pruning(pruning: Pruning) -> dict[str, Any]:
         "figure": plots.svg(pruning.figure),
         "figure_label": (
             f"{'Units of each layer' if units else 'Entropy against depth'} before and after, and "
-            f"validation {pruning.words} as {'units' if units else 'layers'} went"
+            f"validation {pruning.words} as {pruning.kinds} went"
         ),
         "thinned": pruning.thinned,
         "steps": result.steps,
-        "part": "units" if units else "layer",
-        "why": "why these units" if units else "why this layer",
+        "part": "what went",
+        "why": "why",
         "qualities": qualities if options.epochs else qualities[:2],
         "text": result.quality.text,
         "note": _pruning_note(pruning),
-        "stayed": f"Why the other layers {'kept all of their units' if units else 'stayed'}",
+        "stayed": "Why the rest stayed",
         "reasons": result.reasons,
         "units": pruning.units,
     }
@@ -323,7 +323,8 @@ def _pruning_note(pruning: Pruning) -> str:
     after = ", after retraining," if options.epochs else ""
     accepted = (
         f"A removal was accepted where validation {quality.words}{after} was at "
-        f"{'least' if quality.higher else 'most'} {quality.text(pruning.limit)}."
+        f"{'least' if quality.higher else 'most'} {quality.text(pruning.limit)}, also one standard "
+        "error worse."
         if math.isfinite(pruning.limit)
         else f"Every removal was accepted: {quality.words} had no limit."
     )
@@ -333,17 +334,12 @@ def _pruning_note(pruning: Pruning) -> str:
         if options.epochs
         else "there was no training"
     )
-    behind = (
-        "The layers that took units that went"
-        if pruning.of_units
-        else ("The layers behind a removed one")
-    )
     if any(step.standard_error is None for step in pruning.result.steps):
         known = f"No standard error is known, as {quality.words} is no mean over samples here."
     else:
         known = "± is the standard error of what was lost of the original's, sample by sample."
     return (
-        f"{accepted} {behind} were {refitted}; {trained}. {known} The search looked at the "
+        f"{accepted} What took what went was {refitted}; {trained}. {known} The search looked at the "
         f"validation data {pruning.looks} times, and the more often, the more its choices suit "
         "just these. The test data were used once, at the end."
     )

@@ -12,13 +12,17 @@ from keras_layer_entropy.measures.measure import listed
 _COSTS = {"flops": "FLOPs", "parameters": "parameters"}
 
 
+def _counted(count: int, thing: str) -> str:
+    return f"{count} {thing}{'s' if count > 1 else ''}"
+
+
 @dataclasses.dataclass(frozen=True)
 class Thinning:
     """What became of the units of a layer.
 
     Attributes:
         before, after: how many there are in the original and in the smaller model, 0 where the
-            layer was merged into another (`PruningOptions.simplify`).
+            layer went, or was merged into another (`PruningOptions.simplify`).
         gone: indices of those that the search took out, as the original counts them.
         tied: paths of layers that make some of the same units, which go with them.
 
@@ -60,8 +64,8 @@ class Pruning:
 
     @property
     def of_units(self) -> bool:
-        """Whether units were taken out, or tried, and no layers."""
-        return bool(self.result.options.remove == "units")
+        """Whether units may go, so that layers have widths and what is left is told by its cost."""
+        return "units" in self.result.options.kinds
 
     @property
     def thinned(self) -> dict[str, Thinning]:
@@ -106,8 +110,12 @@ class Pruning:
             cost = _COSTS[self.cost]
             return plots.thinning_curves(widths, self.points, self.limit, cost, self.words)
         before, after = self.result.before, self.result.after
-        what = self.result.options.remove
-        return plots.pruning_curves(before, after, self.points, self.limit, what, self.words)
+        return plots.pruning_curves(before, after, self.points, self.limit, self.kinds, self.words)
+
+    @property
+    def kinds(self) -> str:
+        """What may go, in words."""
+        return " or ".join(self.result.options.kinds)
 
     @property
     def looks(self) -> int:
@@ -130,9 +138,10 @@ class Pruning:
 
     def summary(self) -> str:
         """What came of it, in a few sentences."""
-        what = self._units_gone() if self.of_units else self._layers_gone()
+        what = ", ".join(self._gone())
         if not what:
             return " ".join([self._nothing_gone(), *self._target_words()])
+        changes = ", ".join(self._change(key) for key in _COSTS if self._share(key) is not None)
         validation, test = (
             [self.result.quality.text(value) for value in self.qualities[name]]
             for name in ("validation", "test")
@@ -143,42 +152,44 @@ class Pruning:
             f"Validation {self.words} {validation[0]} before, {validation[1]} after{known}; test "
             f"{self.words} {test[0]} and {test[1]}."
         )
-        rejected = sum(not step.accepted for step in self.result.steps) if self.of_units else 0
+        rejected = sum(step.kind == "unit" and not step.accepted for step in self.result.steps)
         back = [f"Batches of units that were rolled back: {rejected}."] if rejected else []
-        return " ".join([f"{what}. {qualities}", *self._target_words(), *back, *self._uncounted()])
-
-    def _layers_gone(self) -> str:
-        removed, whole = self.result.removed, self.costs[0].dense_layers
-        if not removed:
-            return ""
-        if self.result.options.remove == "blocks":
-            changes = ", ".join(self._change(key) for key in _COSTS if self._share(key) is not None)
-            blocks = f"{len(removed)} block{'s' if len(removed) > 1 else ''}"
-            return f"{blocks} went ({listed(removed)}); {changes}"
-        return (
-            f"{len(removed)} of {whole} Dense layers went ({listed(removed)}); "
-            f"{self._change('parameters')}"
+        return " ".join(
+            [f"{what}; {changes}. {qualities}", *self._target_words(), *back, *self._uncounted()]
         )
 
-    def _units_gone(self) -> str:
-        gone = sum(len(found.gone) for found in self.thinned.values())
-        if not gone:
-            return ""
-        whole, layers = sum(found.before for found in self.widths.values()), len(self.thinned)
-        changes = ", ".join(self._change(key) for key in _COSTS if self._share(key) is not None)
-        return (
-            f"{gone} of {whole} units went, of {layers} layer{'s' if layers > 1 else ''}; {changes}"
-        )
+    def _gone(self) -> list[str]:
+        """How many parts of each kind went, and which."""
+        parts: dict[str, list[str]] = {"block": [], "layer": []}
+        for step in self.result.steps:
+            if step.accepted and step.kind in parts:
+                parts[step.kind].append(step.part)
+        found = []
+        if blocks := parts["block"]:
+            found.append(f"{_counted(len(blocks), 'block')} went ({listed(blocks)})")
+        if layers := parts["layer"]:
+            whole = self.costs[0].dense_layers
+            found.append(f"{len(layers)} of {whole} Dense layers went ({listed(layers)})")
+        if gone := sum(len(thinning.gone) for thinning in self.thinned.values()):
+            whole = sum(thinning.before for thinning in self.widths.values())
+            of = _counted(len(self.thinned), "layer")
+            found.append(f"{gone} of {whole} units went, of {of}")
+        return found
 
     def _nothing_gone(self) -> str:
-        if self.of_units:
-            how = "falls" if self.result.quality.higher else "rises"
-            tried = f"{self.words} {how} too far without every batch that was tried."
-            none = "there is none that may go."
-        else:
-            tried, none = "every one that was tried is needed.", "the criterion chose none."
-        thing = self.result.options.remove.removesuffix("s")
-        return f"No {thing} was taken out: {tried if self.result.steps else none}"
+        """That nothing went, why, and what would change that."""
+        kinds, steps, quality = self.kinds, self.result.steps, self.result.quality
+        if not steps:
+            return f"No {kinds} were taken out: there are none that may go."
+        best = (max if quality.higher else min)(steps, key=lambda step: step.quality_retrained)
+        side = "least" if quality.higher else "most"
+        trained = "more epochs of training" if self.result.options.epochs else "some training"
+        return (
+            f"No {kinds} were taken out: {self.words} has to be at {side} "
+            f"{quality.text(self.limit)}, and came no nearer than "
+            f"{quality.text(best.quality_retrained)} without {best.part}. A larger max_drop, or "
+            f"{trained} after each removal, would change that."
+        )
 
     def _change(self, key: str) -> str:
         return f"{_COSTS[key]} {(self._share(key) or 0.0) - 1:+.0%}"

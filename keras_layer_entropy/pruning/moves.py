@@ -1,0 +1,80 @@
+"""What a search does next, of all kinds of parts that may go."""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+
+import keras
+
+from keras_layer_entropy.pruning.block_moves import block_moves
+from keras_layer_entropy.pruning.cost import cost_of, saved
+from keras_layer_entropy.pruning.effects import distance
+from keras_layer_entropy.pruning.layer_moves import layer_moves
+from keras_layer_entropy.pruning.parts import Plan
+from keras_layer_entropy.pruning.standing import Move, Moves, Standing
+from keras_layer_entropy.pruning.unit_moves import unit_moves
+from keras_layer_entropy.pruning.units import calibration_source
+from keras_layer_entropy.pruning.walking import inputs_of
+
+Made = tuple[keras.Model, dict[str, float]]
+
+_KINDS: dict[str, Callable[[Standing], Moves]] = {
+    "blocks": block_moves,
+    "layers": layer_moves,
+    "units": unit_moves,
+}
+
+
+def next_moves(standing: Standing) -> Moves:
+    """What can be done next, and a plan of all that may go.
+
+    Args:
+        standing: `Standing`.
+
+    Returns:
+        `Moves`.
+    """
+    found = [_KINDS[kind](standing) for kind in standing.options.kinds]
+    plans = [moves.plan for moves in found]
+    chosen = {part.path for plan in plans for part in plan.parts}
+    reasons = {path: why for plan in plans for path, why in plan.reasons.items()}
+    return Moves(
+        candidates=tuple(itertools.chain.from_iterable(moves.candidates for moves in found)),
+        plan=Plan(
+            parts=tuple(part for plan in plans for part in plan.parts),
+            predictions=tuple(said for plan in plans for said in plan.predictions),
+            reasons={path: why for path, why in reasons.items() if path not in chosen},
+            costs=plans[0].costs if len(plans) == 1 else (),
+        ),
+    )
+
+
+def cheapest_move(standing: Standing, moves: Sequence[Move]) -> tuple[Move, Made]:
+    """The move that costs least for what it saves, and what comes of it.
+
+    Of several kinds every one is made and refitted. What it costs is how much further the outputs
+    are then from those of the network that was trained last, squared (`effects.distance`, on the
+    calibration data); it is divided by what it saves of the network's cost.
+
+    Args:
+        standing: `Standing`.
+        moves: one `Move` of each kind, at least one.
+
+    Returns:
+        `(move, (model, residuals))`.
+    """
+    if len(moves) == 1:
+        return moves[0], moves[0].make()
+    data, steps = standing.calibration()
+    source = calibration_source(standing.model, data, standing.options.batch_size, steps)
+    inputs = inputs_of(standing.model, source)
+    now = distance(standing.model, standing.teacher, inputs) ** 2
+    best, price = None, math.inf
+    for move in moves:
+        made = move.make()
+        change = max(distance(made[0], standing.teacher, inputs) ** 2 - now, 0.0)
+        share = saved(standing.costs[1], cost_of(made[0], standing.sample), standing.options.target)
+        if best is None or change / share < price:
+            best, price = (move, made), change / share
+    assert best is not None
+    return best
