@@ -339,7 +339,7 @@ def _pruning_note(pruning: Pruning) -> str:
     else:
         known = "± is the standard error of what was lost of the original's, sample by sample."
     return (
-        f"{accepted} What took what went was {refitted}; {trained}. {known} The search looked at the "
-        f"validation data {pruning.looks} times, and the more often, the more its choices suit "
+        f"{accepted} What took what went was {refitted}; {trained}. {known} The search looked at "
+        f"the validation data {pruning.looks} times, and the more often, the more its choices suit "
         "just these. The test data were used once, at the end."
     )
