@@ -36,7 +36,14 @@ from keras_layer_entropy.measures.measure import listed
 from keras_layer_entropy.model_files import FILE_SUFFIXES, model_format, weights_of
 from keras_layer_entropy.pruning import CRITERIA, PruningOptions, plan, prune_model, rank_units
 from keras_layer_entropy.pruning.checkpoint import Checkpoint, data_fingerprint, fingerprint
-from keras_layer_entropy.pruning.cost import KEYS, cost_of, is_met, shares
+from keras_layer_entropy.pruning.cost import (
+    KEYS,
+    batch_sizes,
+    cost_of,
+    counted,
+    is_met,
+    shares,
+)
 from keras_layer_entropy.pruning.options import MODES
 from keras_layer_entropy.pruning.outcome import Output, compared
 from keras_layer_entropy.pruning.qualities import choose_quality
@@ -95,6 +102,11 @@ _TARGETS = {
     )
     for key in KEYS
 }
+_TARGET_LATENCY = flags.DEFINE_list(
+    "target_latency",
+    None,
+    "The same of the time that a batch of 256 takes; of other batches, 0.7@1 for single samples.",
+)
 _STEP_SHARE = flags.DEFINE_float(
     "step_share", _DEFAULTS.step_share, "Share of the cost that is left that goes with one batch."
 )
@@ -162,7 +174,11 @@ def _dry_run(options, model_path):
     parts, _ = _parts(console, model, options)
     found = plan(model, *_searched(parts, options), options)
     _print_plan(console, found)
-    met = options.target is None or (found.costs and is_met(options.target, *found.costs))
+    target = options.target or {}
+    if batch_sizes(target):
+        console.print("What latency is left is measured as the search goes, after each step.")
+    target = counted(target)
+    met = not target or (found.costs and is_met(target, *found.costs))
     if not met:
         console.print("The target would not be met: this is all that can go.")
     if options.simplify:
@@ -268,14 +284,28 @@ def _options():
         refit=_REFIT.value,
         seed=FLAGS.seed,
         remove=_REMOVE.value,
-        target={key: flag.value for key, flag in _TARGETS.items() if flag.value is not None}
-        or None,
+        target=_target() or None,
         step_share=_STEP_SHARE.value,
         stand_in=_stand_in(_STAND_IN.value),
         multiple_of=_MULTIPLE_OF.value,
         simplify=_SIMPLIFY.value,
         calibration_samples=_CALIBRATION_SAMPLES.value,
     )
+
+
+def _target():
+    """What the flags say may remain."""
+    found = {key: flag.value for key, flag in _TARGETS.items() if flag.value is not None}
+    for given in _TARGET_LATENCY.value or ():
+        share, at, size = given.partition("@")
+        try:
+            found[f"latency{at}{size}"] = float(share)
+        except ValueError:
+            raise ValueError(
+                f"--target_latency={given}; expected the share that may remain, 0.7, with a batch "
+                "size if it is not 256, 0.7@1."
+            ) from None
+    return found
 
 
 def _stand_in(given):

@@ -9,7 +9,7 @@ from keras_layer_entropy.pruning.block_parts import chosen_blocks, find_blocks
 from keras_layer_entropy.pruning.block_plan import choose_blocks
 from keras_layer_entropy.pruning.blocks import take_out_blocks
 from keras_layer_entropy.pruning.choices import blocks_of
-from keras_layer_entropy.pruning.cost import shares
+from keras_layer_entropy.pruning.cost import counted, shares
 from keras_layer_entropy.pruning.parts import Plan
 from keras_layer_entropy.pruning.standing import Move, Moves, Standing
 
@@ -49,10 +49,9 @@ def block_moves(standing: Standing) -> Moves:
 
 def _plan_of(standing: Standing, names: list[str]) -> Plan:
     """The blocks that go until the target is reached; without one, all, the first to go first."""
-    options, target = standing.options, None
-    if options.target is not None:
-        now = shares(*standing.costs)
-        target = {k: share / now[k] for k, share in options.target.items() if now[k] > share}
+    options, now = standing.options, shares(*standing.costs)
+    wanted = counted(options.target or {})
+    target = {k: share / now[k] for k, share in wanted.items() if now[k] > share} or None
     data, steps = standing.calibration()
     with warnings.catch_warnings():  # whether the target is reached is told at the end
         warnings.filterwarnings("ignore", "target=.* is out of reach")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import numbers
+import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -13,7 +14,9 @@ from keras import tree
 from keras_layer_entropy.pruning.flops import count_flops
 from keras_layer_entropy.pruning.graph import opened
 
-KEYS = ("flops", "parameters")  # what a target may be of
+KEYS = ("flops", "parameters")  # what is counted, and a target may be of
+_LATENCY = re.compile(r"latency(?:@([1-9]\d*))?")  # what is measured, at a batch size
+_BATCH = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,39 +93,73 @@ def cost_of(model: keras.Model, x: Any, latency: Mapping[int, float] | None = No
 
 
 def shares(before: Cost, after: Cost) -> dict[str, float]:
-    """Each of `KEYS` -> what of it is left, a share.
+    """Each of `KEYS` -> what of it is left, a share; and latencies, if they were measured.
 
     Example:
 
-    >>> shares(Cost(1, 100, 1000, {}), Cost(1, 50, 250, {}))
-    {'flops': 0.25, 'parameters': 0.5}
+    >>> shares(Cost(1, 100, 1000, {1: 4.0}), Cost(1, 50, 250, {1: 3.0}))
+    {'flops': 0.25, 'parameters': 0.5, 'latency@1': 0.75}
     """
-    return {key: (getattr(after, key) or 0) / max(1, getattr(before, key) or 0) for key in KEYS}
+    left = {key: (getattr(after, key) or 0) / max(1, getattr(before, key) or 0) for key in KEYS}
+    for size, time_before in before.latency.items():
+        if size in after.latency:
+            left[f"latency@{size}"] = after.latency[size] / time_before
+    return left
 
 
 def saved(before: Cost, after: Cost, target: Mapping[str, float] | None) -> float:
-    """The share of a cost that is saved, the mean over what a target is of; without one, of all.
+    """The share of a cost that is saved, the mean over what is counted of a target, or of `KEYS`.
 
     At least 1e-9, so that what saves nothing is the dearest.
     """
     left = shares(before, after)
-    return max(1 - float(np.mean([left[key] for key in target or KEYS])), 1e-9)
+    return max(1 - float(np.mean([left[key] for key in counted(target or {}) or KEYS])), 1e-9)
 
 
 def is_met(target: Mapping[str, float], before: Cost, after: Cost) -> bool:
-    """Whether no more is left than may be."""
+    """Whether no more is left than may be; of a latency that was not measured, all is."""
     left = shares(before, after)
-    return all(left[key] <= share for key, share in target.items())
+    return all(left.get(_with_size(key), 1.0) <= share for key, share in target.items())
 
 
-def check_target(target: Mapping[str, float]) -> None:
-    """Raises ValueError for a target that is none."""
-    good = isinstance(target, Mapping) and target and not set(target) - set(KEYS)
-    if not good or not all(_is_share(share) for share in target.values()):
-        raise ValueError(
-            f"target={target!r}; expected a dict of some of {KEYS} and the share of those of the "
-            "model that may remain, between 0 and 1: {'flops': 0.5}."
-        )
+def counted(target: Mapping[str, float]) -> dict[str, float]:
+    """What of a target is counted, and not measured."""
+    return {key: share for key, share in target.items() if key in KEYS}
+
+
+def batch_sizes(target: Mapping[str, float]) -> tuple[int, ...]:
+    """The batch sizes at which a target says what latency may remain."""
+    found = [_LATENCY.fullmatch(key) for key in target]
+    return tuple(int(match[1] or _BATCH) for match in found if match)
+
+
+def check_target(target: Mapping[str, float], *, measured: bool = False) -> None:
+    """Raises ValueError for a target that is none.
+
+    Args:
+        target: what was given.
+        measured: whether it may be of `"latency"`, too, that of a batch of 256, or of
+            `"latency@1"`, say.
+    """
+    good = isinstance(target, Mapping) and target and all(map(_is_share, target.values()))
+    if good and all(key in KEYS or (measured and _is_latency(key)) for key in target):
+        return
+    kinds = f"{KEYS}, 'latency' and 'latency@1'" if measured else f"{KEYS}"
+    hint = ""
+    if isinstance(target, Mapping) and any(map(_is_latency, target)) and not measured:
+        hint = " Latency is known once it is measured: prune_model does that after each step."
+    raise ValueError(
+        f"target={target!r}; expected a dict of some of {kinds} and the share of those of the "
+        f"model that may remain, between 0 and 1: {{'flops': 0.5}}.{hint}"
+    )
+
+
+def _is_latency(key: object) -> bool:
+    return isinstance(key, str) and _LATENCY.fullmatch(key) is not None
+
+
+def _with_size(key: str) -> str:
+    return f"latency@{_BATCH}" if key == "latency" else key
 
 
 def _is_share(value: object) -> bool:

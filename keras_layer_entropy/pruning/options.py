@@ -36,8 +36,10 @@ class PruningOptions:
         remove: what goes, some of `"blocks"`, `"layers"` (Dense layers) and `"units"`; of several
             kinds, in each step, that whose removal changes the outputs least for what it saves.
             None for all, or for what the criterion is for (of units and layers, layers).
-        target: `"flops"`, `"parameters"` -> share of the original's that may remain: the search
-            ends when all are reached. None to go on while the quality stays.
+        target: `"flops"`, `"parameters"`, `"latency"` -> share of the original's that may remain:
+            the search ends when all are reached. Latency is that of `predict_on_batch` with 256
+            samples, or with one for `"latency@1"`, measured beside the original's after each step
+            that is kept. None to go on while the quality stays.
         tolerance: entropy_gradient takes out layers over which entropy falls by less.
         quality: what is held on to, on the validation data: `"accuracy"`, `"loss"`, `"fidelity"`
             to the original (`fidelity.Fidelity`, which needs no labels), or the name that
@@ -115,7 +117,7 @@ class PruningOptions:
         if None not in (self.max_drop, self.max_relative_drop):
             raise ValueError("max_drop and max_relative_drop say the same: give one of them.")
         if self.target is not None:
-            check_target(self.target)
+            check_target(self.target, measured=True)
             object.__setattr__(self, "target", dict(self.target))
         check_stand_in(self.stand_in)
         if kinds != ("layers",) and not self.refit:

@@ -17,7 +17,14 @@ from keras_layer_entropy.backend import Data
 from keras_layer_entropy.pruning.accuracies import accuracy_metrics
 from keras_layer_entropy.pruning.channels import find_channels
 from keras_layer_entropy.pruning.choices import check_choices
-from keras_layer_entropy.pruning.cost import Cost, cost_of, is_met
+from keras_layer_entropy.pruning.cost import (
+    Cost,
+    batch_sizes,
+    compare_costs,
+    cost_of,
+    counted,
+    is_met,
+)
 from keras_layer_entropy.pruning.evaluation import Scores, compiled_with, evaluate, logs_of
 from keras_layer_entropy.pruning.fidelity import Fidelity
 from keras_layer_entropy.pruning.graph import flat_graph
@@ -38,6 +45,7 @@ from keras_layer_entropy.pruning.training import KeepBest, arguments, check_data
 from keras_layer_entropy.recording.labels import ClassChoice
 from keras_layer_entropy.recording.passes import Source
 
+_ROUNDS = 15  # of measuring a latency
 MEASURES = ("activation_entropy", "state_entropy")
 
 
@@ -161,7 +169,7 @@ def plan(
         `Plan`.
     """
     options = _options(options, settings)
-    if options.target is not None:
+    if options.target and counted(options.target) == options.target:
         options = dataclasses.replace(options, step_share=1.0)
     return _Search(model, train_data, validation_data, options, None).moves().plan
 
@@ -232,6 +240,9 @@ class _Search:
         self._base = self._scored(self._first)
         self._now = self._base if resume is None else self._scored(self.model)
         self._costs = self._cost(self._first), self._cost(self.model)
+        for step in self._steps:
+            if step.accepted:
+                self._costs = _with_latency(self._costs, step)
         self._moves: Moves | None = None
 
     def moves(self) -> Moves:
@@ -271,12 +282,13 @@ class _Search:
             units=move.units,
             flops=cost.flops,
             standard_error=error,
+            latency=self._latency(smaller) if accepted else {},
         )
         self._steps.append(step)
         self._moves = None
         if accepted:
             self.model, self._now = smaller, retrained
-            self._costs = self._costs[0], cost
+            self._costs = _with_latency((self._costs[0], cost), step)
             if self._options.epochs:
                 self._teacher = smaller
             self._profile = self._analyze(smaller)
@@ -320,6 +332,14 @@ class _Search:
 
     def _cost(self, model: keras.Model) -> Cost:
         return cost_of(model, self._sample)
+
+    def _latency(self, model: keras.Model) -> dict[int, tuple[float, float]]:
+        """Batch size -> milliseconds of the original and of a model, where the target says any."""
+        sizes = batch_sizes(self._options.target or {})
+        if not sizes:
+            return {}
+        first, now = compare_costs([self._first, model], self._sample, sizes, _ROUNDS)
+        return {size: (first.latency[size], now.latency[size]) for size in sizes}
 
     @property
     def _limit(self) -> float:
@@ -427,6 +447,15 @@ class _Search:
         except ValueError:
             return 1
         return None
+
+
+def _with_latency(costs: tuple[Cost, Cost], step: PruningStep) -> tuple[Cost, Cost]:
+    """The costs of two models, with the latencies that a step measured of them."""
+    before, after = ({size: pair[place] for size, pair in step.latency.items()} for place in (0, 1))
+    return (
+        dataclasses.replace(costs[0], latency=before),
+        dataclasses.replace(costs[1], latency=after),
+    )
 
 
 def _analyzed(model: keras.Model, options: PruningOptions) -> list[str] | None:

@@ -36,6 +36,8 @@ class PruningStep:
         seconds: how long it took.
         units: path of a layer -> indices of the units that went, as the original counts them.
         flops: floating-point operations of the model without it, as `Cost` has them.
+        latency: batch size -> milliseconds of the original and of the model without it, measured
+            in turn, where the target is of that and it was accepted.
         standard_error: of how far `quality_retrained` is from the original's, from what single
             samples lost; None where the quality is no mean over samples.
     """
@@ -57,12 +59,15 @@ class PruningStep:
     units: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     flops: int | None = None
     standard_error: float | None = None
+    latency: dict[int, tuple[float, float]] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "PruningStep":
         """What `dataclasses.asdict` gave, after a way through a file."""
         units = {path: tuple(indices) for path, indices in data.get("units", {}).items()}
-        return cls(**{**data, "members": tuple(data["members"]), "units": units})
+        latency = {int(size): tuple(pair) for size, pair in data.get("latency", {}).items()}
+        members = tuple(data["members"])
+        return cls(**{**data, "members": members, "units": units, "latency": latency})
 
 
 def units_gone(steps: Iterable[PruningStep]) -> dict[str, tuple[int, ...]]:
@@ -83,7 +88,7 @@ class Standing:
         model: the model as it is now.
         teacher: the model that was trained last: targets of regressions come from it.
         profile: `EntropyProfile` of the model.
-        costs: `Cost` of the original and of the model, without latency.
+        costs: `Cost` of the original and of the model, with what was measured of latency.
         steps: every `PruningStep` so far.
         options: `PruningOptions`.
         train_data: a function that gives the training data, shuffled by the seed.

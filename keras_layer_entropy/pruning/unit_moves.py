@@ -9,7 +9,7 @@ import numpy as np
 
 from keras_layer_entropy.pruning.channels import find_channels
 from keras_layer_entropy.pruning.choices import layers_of
-from keras_layer_entropy.pruning.cost import shares
+from keras_layer_entropy.pruning.cost import counted, shares
 from keras_layer_entropy.pruning.parts import Part, Plan
 from keras_layer_entropy.pruning.standing import Move, Moves, Standing
 from keras_layer_entropy.pruning.unit_criteria import GREEDY
@@ -63,10 +63,12 @@ def _counted(count: int, thing: str) -> str:
 def plan_of(standing: Standing, least: float = 0.0) -> Plan:
     """The units that go until the target is reached, or a share of the present costs is left."""
     options, now = standing.options, shares(*standing.costs)
-    wanted = options.target or {"flops": 0.0}
+    wanted = counted(options.target or {})
     target = {
         key: max(least, share / now[key]) for key, share in wanted.items() if now[key] > share
     }
+    # Nothing tells how many units a latency takes; the search asks again after each batch.
+    target = target or {"flops": least}
     layers, keep = layers_of(standing.original, standing.options)
     data, steps = standing.calibration()
     with warnings.catch_warnings():  # whether the target is reached is told at the end

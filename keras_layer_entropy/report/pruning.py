@@ -199,6 +199,14 @@ class Pruning:
         before, after = (getattr(cost, key) for cost in self.costs)
         return after / before if before and after is not None else None
 
+    def _left_of(self, key: str) -> float:
+        """What is left of what a target is of; of latency, as the search measured it."""
+        if key in _COSTS:
+            return self._share(key) or 1.0
+        size = int(key.partition("@")[2] or 256)
+        found = [step.latency[size] for step in self.result.steps if size in step.latency]
+        return found[-1][1] / found[-1][0] if found else 1.0
+
     def _uncounted(self) -> list[str]:
         """What FLOPs leave out, a sentence, if there is something."""
         paths = list(dict.fromkeys(path for cost in self.costs for path in cost.uncounted))
@@ -211,8 +219,9 @@ class Pruning:
         target = self.result.options.target
         if target is None:
             return []
-        wanted = " and ".join(f"{share:.1%} of the {_COSTS[key]}" for key, share in target.items())
+        names = {key: _COSTS.get(key, key.replace("@", " of a batch of ")) for key in target}
+        wanted = " and ".join(f"{share:.1%} of the {names[key]}" for key, share in target.items())
         if self.result.target_met:
             return [f"The target, at most {wanted}, is met."]
-        left = " and ".join(f"{self._share(key) or 1.0:.1%} of the {_COSTS[key]}" for key in target)
+        left = " and ".join(f"{self._left_of(key):.1%} of the {names[key]}" for key in target)
         return [f"The target, at most {wanted}, is not met: {left} are left."]
