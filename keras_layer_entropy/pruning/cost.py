@@ -107,15 +107,6 @@ def shares(before: Cost, after: Cost) -> dict[str, float]:
     return left
 
 
-def saved(before: Cost, after: Cost, target: Mapping[str, float] | None) -> float:
-    """The share of a cost that is saved, the mean over what is counted of a target, or of `KEYS`.
-
-    At least 1e-9, so that what saves nothing is the dearest.
-    """
-    left = shares(before, after)
-    return max(1 - float(np.mean([left[key] for key in counted(target or {}) or KEYS])), 1e-9)
-
-
 def is_met(target: Mapping[str, float], before: Cost, after: Cost) -> bool:
     """Whether no more is left than may be; of a latency that was not measured, all is."""
     left = shares(before, after)

@@ -2,13 +2,16 @@
 
 import itertools
 import math
+import operator
 from collections.abc import Callable, Sequence
 
 import keras
+import numpy as np
 
 from keras_layer_entropy.pruning.block_moves import block_moves
-from keras_layer_entropy.pruning.cost import cost_of, saved
+from keras_layer_entropy.pruning.cost import KEYS, cost_of, counted, shares
 from keras_layer_entropy.pruning.effects import distance
+from keras_layer_entropy.pruning.graph import flat_graph
 from keras_layer_entropy.pruning.layer_moves import layer_moves
 from keras_layer_entropy.pruning.parts import Plan
 from keras_layer_entropy.pruning.standing import Move, Moves, Standing
@@ -16,6 +19,7 @@ from keras_layer_entropy.pruning.unit_moves import unit_moves
 from keras_layer_entropy.pruning.units import calibration_source
 from keras_layer_entropy.pruning.walking import inputs_of
 
+_NOTHING = 1e-3  # a change of the outputs that the larger saving is worth
 Made = tuple[keras.Model, dict[str, float]]
 
 _KINDS: dict[str, Callable[[Standing], Moves]] = {
@@ -54,7 +58,8 @@ def cheapest_move(standing: Standing, moves: Sequence[Move]) -> tuple[Move, Made
 
     Of several kinds every one is made and refitted. What it costs is how much further the outputs
     are then from those of the network that was trained last, squared (`effects.distance`, on the
-    calibration data); it is divided by what it saves of the network's cost.
+    calibration data; under a thousandth counts as that); it is divided by the share that it saves:
+    of what the target counts, and without one the mean of FLOPs, parameters and depth.
 
     Args:
         standing: `Standing`.
@@ -72,9 +77,26 @@ def cheapest_move(standing: Standing, moves: Sequence[Move]) -> tuple[Move, Made
     best, price = None, math.inf
     for move in moves:
         made = move.make()
-        change = max(distance(made[0], standing.teacher, inputs) ** 2 - now, 0.0)
-        share = saved(standing.costs[1], cost_of(made[0], standing.sample), standing.options.target)
+        change = max(distance(made[0], standing.teacher, inputs) ** 2 - now, _NOTHING**2)
+        share = _saved(standing, made[0])
         if best is None or change / share < price:
             best, price = (move, made), change / share
     assert best is not None
     return best
+
+
+def _saved(standing: Standing, model: keras.Model) -> float:
+    """The share that a model saves of what the present one costs; at least 1e-9.
+
+    Depth, the number of calls of layers with weights, is what small batches wait for.
+    """
+    left = shares(standing.costs[1], cost_of(model, standing.sample))
+    found = [left[key] for key in counted(standing.options.target or {})]
+    if not found:
+        depths = (_depth(each) for each in (model, standing.model))
+        found = [*(left[key] for key in KEYS), operator.truediv(*depths)]
+    return max(1 - float(np.mean(found)), 1e-9)
+
+
+def _depth(model: keras.Model) -> int:
+    return sum(bool(getattr(call.operation, "weights", ())) for call in flat_graph(model).calls)

@@ -9,13 +9,15 @@ import numpy as np
 
 from keras_layer_entropy.pruning.channels import find_channels
 from keras_layer_entropy.pruning.choices import layers_of
-from keras_layer_entropy.pruning.cost import counted, shares
+from keras_layer_entropy.pruning.cost import KEYS, counted, shares
 from keras_layer_entropy.pruning.parts import Part, Plan
 from keras_layer_entropy.pruning.standing import Move, Moves, Standing
 from keras_layer_entropy.pruning.unit_criteria import GREEDY
 from keras_layer_entropy.pruning.unit_plan import choose_units, groups_of
 from keras_layer_entropy.pruning.units import take_out_units
+from keras_layer_entropy.recording.layers import choose
 
+_LEAST = 0.01
 _TRIES = 3  # batches without which quality fell too far, each half as large as the one before
 
 
@@ -36,6 +38,8 @@ def unit_moves(standing: Standing) -> Moves:
         share = 1.0 - float(standing.options.step_share) / 2 ** len(rejected)
         plan = plan_of(standing, least=share)
         stop = "nothing more can go"
+        if plan.parts and standing.options.target is None and _little(standing, plan):
+            stop, plan = f"a batch saves less than {_LEAST:.0%} of what the original costs", Plan()
     if not plan.parts:
         return Moves((), Plan(reasons=_reasons(standing, stop)))
     units = _as_the_original_counts(standing, plan)
@@ -56,6 +60,12 @@ def unit_moves(standing: Standing) -> Moves:
     return Moves((move,), dataclasses.replace(plan, reasons=_of_whole(standing, plan.reasons)))
 
 
+def _little(standing: Standing, plan: Plan) -> bool:
+    """Whether a plan saves so little of the original's cost that it is not worth a look."""
+    now, then = (shares(standing.costs[0], cost) for cost in plan.costs)
+    return all(now[key] - then[key] < _LEAST for key in KEYS)
+
+
 def _counted(count: int, thing: str) -> str:
     return f"{count} {thing}{'s' if count > 1 else ''}"
 
@@ -69,7 +79,9 @@ def plan_of(standing: Standing, least: float = 0.0) -> Plan:
     }
     # Nothing tells how many units a latency takes; the search asks again after each batch.
     target = target or {"flops": least}
-    layers, keep = layers_of(standing.original, standing.options)
+    layers, keep = _choice(standing)
+    if layers == []:
+        return Plan()
     data, steps = standing.calibration()
     with warnings.catch_warnings():  # whether the target is reached is told at the end
         warnings.filterwarnings("ignore", "target=.* is out of reach")
@@ -120,13 +132,23 @@ def _as_the_original_counts(standing: Standing, plan: Plan) -> dict[str, tuple[i
 
 def _reasons(standing: Standing, stop: str) -> dict[str, str]:
     """Path of each layer that has all of its units still -> why."""
-    channels = find_channels(standing.model)
-    groups, reasons = groups_of(
-        standing.model, channels, *layers_of(standing.original, standing.options)
-    )
+    channels, (layers, keep) = find_channels(standing.model), _choice(standing)
+    if layers == []:
+        return dict.fromkeys(channels.makers, "it is not among the layers that may go")
+    groups, reasons = groups_of(standing.model, channels, layers, keep)
     for group in groups:
         reasons.update(dict.fromkeys(group.makers, stop))
     return _of_whole(standing, reasons)
+
+
+def _choice(standing: Standing) -> tuple[list[str] | None, list[str]]:
+    """As `layers_of`, of the layers that are still there."""
+    layers, keep = layers_of(standing.original, standing.options)
+    left, _ = choose(standing.model, keras.Layer)
+    return (
+        None if layers is None else [path for path in layers if path in left],
+        [path for path in keep if path in left],
+    )
 
 
 def _of_whole(standing: Standing, reasons: dict[str, str]) -> dict[str, str]:
