@@ -9,10 +9,11 @@ beside the input, which is never written to: the model in the same format, pruni
 step), before.json and after.json (entropy profiles) and pruning.png; with --report=report.html, one
 page that shows all of this. Test data are touched once, at the end.
 
---remove=layers, units or blocks takes out these alone; --target_flops=0.5 goes on until half of
-the operations are left. --criterion chooses layers or units by a rule of its own: entropy_gradient
-is the paper's, and takes out only layers over which entropy is flat or rises. --dry_run says what
-could go, what that saves and what it is predicted to cost, and why the rest stays.
+--remove=layers takes out these alone (or blocks, or units alone); --target_flops=0.5 goes on until
+half of the operations are left. --criterion chooses layers or units by a rule of its own:
+entropy_gradient is the paper's, and takes out only layers over which entropy is flat or rises.
+--dry_run says what could go, what that saves and what it is predicted to cost, and why the rest
+stays.
 """
 
 import dataclasses

@@ -1,6 +1,5 @@
 """What a search does next, of all kinds of parts that may go."""
 
-import itertools
 import math
 import operator
 from collections.abc import Callable, Sequence
@@ -38,19 +37,34 @@ def next_moves(standing: Standing) -> Moves:
     Returns:
         `Moves`.
     """
-    found = [_KINDS[kind](standing) for kind in standing.options.kinds]
-    plans = [moves.plan for moves in found]
-    chosen = {part.path for plan in plans for part in plan.parts}
-    reasons = {path: why for plan in plans for path, why in plan.reasons.items()}
+    found = {kind: _KINDS[kind](standing) for kind in standing.options.kinds}
+    plans = [moves.plan for moves in found.values()]
     return Moves(
-        candidates=tuple(itertools.chain.from_iterable(moves.candidates for moves in found)),
+        candidates=tuple(move for moves in found.values() for move in moves.candidates),
         plan=Plan(
             parts=tuple(part for plan in plans for part in plan.parts),
             predictions=tuple(said for plan in plans for said in plan.predictions),
-            reasons={path: why for path, why in reasons.items() if path not in chosen},
+            reasons=_reasons({kind: moves.plan for kind, moves in found.items()}),
             costs=plans[0].costs if len(plans) == 1 else (),
         ),
     )
+
+
+def _reasons(plans: dict[str, Plan]) -> dict[str, str]:
+    """Why what no plan takes out stays, of each kind where they say different things."""
+    chosen = {part.path for plan in plans.values() for part in plan.parts}
+    found: dict[str, dict[str, str]] = {}
+    for kind, plan in plans.items():
+        for path, why in plan.reasons.items():
+            if path not in chosen:
+                found.setdefault(path, {})[kind] = why
+    words = {"blocks": "as a block, ", "layers": "as a layer, ", "units": "of its units, "}
+    return {
+        path: next(iter(whys.values()))
+        if len(set(whys.values())) == 1
+        else "; ".join(words[kind] + why for kind, why in whys.items())
+        for path, whys in found.items()
+    }
 
 
 def cheapest_move(standing: Standing, moves: Sequence[Move]) -> tuple[Move, Made]:

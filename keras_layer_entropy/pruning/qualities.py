@@ -87,10 +87,7 @@ class Quality:
             return f"Quality: validation {self.words}, without a limit."
         much = f"{100 * self.drop:.4g}%" if self.relative else f"{self.drop:.4g}"
         side = "below" if self.higher else "above"
-        return (
-            f"Quality: validation {self.words}, at most {much} {side} the original's, with one "
-            "standard error where it is known."
-        )
+        return f"Quality: validation {self.words}, at most {much} {side} the original's."
 
     def text(self, value: float) -> str:
         """A value of it, rounded: shares to four decimals, others to four digits."""
