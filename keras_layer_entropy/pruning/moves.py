@@ -75,6 +75,9 @@ def cheapest_move(standing: Standing, moves: Sequence[Move]) -> tuple[Move, Made
     calibration data; under a thousandth counts as that); it is divided by the share that it saves:
     of what the target counts, and without one the mean of FLOPs, parameters and depth.
 
+    While a limit on quality holds a search back, units wait for whole parts: what is thinned and
+    goes later was thinned for nothing, and each step is a training.
+
     Args:
         standing: `Standing`.
         moves: one `Move` of each kind, at least one.
@@ -82,6 +85,8 @@ def cheapest_move(standing: Standing, moves: Sequence[Move]) -> tuple[Move, Made
     Returns:
         `(move, (model, residuals))`.
     """
+    if standing.quality.drop < math.inf:
+        moves = [move for move in moves if move.kind != "unit"] or moves
     if len(moves) == 1:
         return moves[0], moves[0].make()
     data, steps = standing.calibration()
