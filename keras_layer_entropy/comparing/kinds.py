@@ -23,9 +23,9 @@ def compare(
     model's own metrics. Of models: units and parameters of each layer, parameters and FLOPs in all.
     Of results: costs and quality of the smaller networks, what went in which step, which units went
     in both, options that differ. A change is always the second minus the first, of costs in per
-    cent of the first. Layers are matched by their paths, classes by their names; what only one of
-    the two has is a dash. What was measured otherwise, on other samples or classes for instance,
-    is said in a note.
+    cent of the first. Layers are matched by their paths (in order, where these differ in Keras's
+    numbers alone), classes by their names; what only one of the two has is a dash. What was
+    measured otherwise, on other samples or classes for instance, is said in a note.
 
     Args:
         first, second: two `EntropyProfile`s, two built Keras models, or two `PruningResult`s.
@@ -48,18 +48,18 @@ def compare(
     ...                              keras.layers.Dense(2, name="out")], name=name)
     >>> print(compare(model(8, "whole"), model(4, "half")))
     Costs
-                     whole half change
-    ──────────────────────────────────
-    Dense layers         2    2     0%
-    parameters          58   30   -48%
-    FLOPs per sample   106   54   -49%
+                      whole  half  change
+    ─────────────────────────────────────
+    Dense layers          2     2      0%
+    parameters           58    30    -48%
+    FLOPs per sample    106    54    -49%
     <BLANKLINE>
     Layers with weights
-             units units parameters parameters
-    layer    whole  half      whole       half change
-    ─────────────────────────────────────────────────
-    a            8     4         40         20   -50%
-    out          2     2         18         10   -44%
+              units  units  parameters  parameters
+    layer     whole   half       whole        half  change
+    ──────────────────────────────────────────────────────
+    a             8      4          40          20    -50%
+    out           2      2          18          10    -44%
     """
     kinds = [kind for kind in _KINDS if isinstance(first, kind) and isinstance(second, kind)]
     if not kinds:
@@ -69,7 +69,7 @@ def compare(
         )
     own_names, made = _KINDS[kinds[0]]
     given = names if names is not None else own_names(first, second) or ("first", "second")
-    if isinstance(given, str) or len(given) != 2 or len({*given}) != 2 or not all(given):
+    if not isinstance(given, list | tuple) or len(given) != 2 or given[0] == given[1]:
         raise ValueError(f"names={names!r}; expected two different names.")
     pair = str(given[0]), str(given[1])
     if kinds[0] is not EntropyProfile:

@@ -1,5 +1,6 @@
 """Two models side by side, layer by layer."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Sequence
@@ -7,8 +8,10 @@ from typing import Any
 
 import keras
 import numpy as np
+from matplotlib.figure import Figure
 
 from keras_layer_entropy import plots
+from keras_layer_entropy.comparing.matching import names_in_first, said
 from keras_layer_entropy.measures.measure import listed
 from keras_layer_entropy.plots.style import order_of_both
 from keras_layer_entropy.pruning.cost import Cost, cost_of, size_of
@@ -29,6 +32,8 @@ def compare_models(
     models = first, second
     costs, notes = costs_of(models, names, x)
     inside = [every_layer(model)[0] for model in models]
+    paths = [list(found) for found in inside]
+    inside[1] = dict(zip(names_in_first(*paths), inside[1].values(), strict=True))
     own = [_parameters(model, layers) for model, layers in zip(models, inside, strict=True)]
     layers = order_of_both(list(own[0]), list(own[1]))
     units = [[_width(found.get(path)) for path in layers] for found in inside]
@@ -42,14 +47,24 @@ def compare_models(
         Section("Costs", ["", *names, "change"], cells_of_costs(*costs)),
         Section("Layers with weights", [*columns, "change"], rows),
     ]
-    draw = functools.partial(
-        plots.two_networks,
-        layers,
-        dict(zip(names, map(_array, units), strict=True)),
-        dict(zip(names, map(_array, parameters), strict=True)),
-        "Units and parameters of each layer",
+    draw = functools.partial(_figure, layers, names, _array(units), _array(parameters))
+    return Comparison(names, sections, [*notes, *said(*paths), *_notes(inside, own, names)], draw)
+
+
+def _figure(
+    layers: Sequence[str], names: tuple[str, str], units: np.ndarray, parameters: np.ndarray
+) -> Figure:
+    """Of the layers that have units: those that normalise, say, would take half of the room."""
+    shown = np.isfinite(units).any(axis=0)
+    shown = shown if shown.any() else np.full(len(layers), True)
+    rest = np.nansum(parameters[:, ~shown]) / np.nansum(parameters)
+    other = f" (other layers: {rest:.1%} of all parameters)" if rest else ""
+    return plots.two_networks(
+        [layer for layer, good in zip(layers, shown, strict=True) if good],
+        dict(zip(names, units[:, shown], strict=True)),
+        dict(zip(names, parameters[:, shown], strict=True)),
+        f"Units and parameters of each layer{other}",
     )
-    return Comparison(names, sections, [*notes, *_notes(inside, own, names)], draw)
 
 
 def costs_of(
@@ -64,10 +79,13 @@ def costs_of(
                 "keras.Input(shape) first, or call it on a batch."
             )
         try:
-            costs.append(cost_of(model, x))
+            cost, why = cost_of(model, x), "its call is code."
         except ValueError as error:  # sizes that are left open, say
-            costs.append(size_of(model))
-            notes.append(f"The FLOPs of {name} are not counted: {error}")
+            cost, why = size_of(model), str(error)
+        if cost.flops is None:
+            notes.append(f"The FLOPs of {name} are not counted: {why}")
+            cost = dataclasses.replace(cost, uncounted=())
+        costs.append(cost)
     return costs, notes
 
 
@@ -136,5 +154,6 @@ def _text(count: int | None) -> str:
     return "-" if count is None else f"{count:,d}"
 
 
-def _array(counts: Sequence[int | None]) -> np.ndarray:
-    return np.array([np.nan if x is None else x for x in counts], float)
+def _array(counts: Sequence[Sequence[int | None]]) -> np.ndarray:
+    """`[networks, layers]`, NaN where there is none."""
+    return np.array([[np.nan if x is None else x for x in row] for row in counts], float)

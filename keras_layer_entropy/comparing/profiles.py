@@ -1,5 +1,6 @@
 """Two profiles side by side, measure by measure."""
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 
@@ -9,8 +10,9 @@ from matplotlib.figure import Figure
 from keras_layer_entropy import plots
 from keras_layer_entropy.analysis.profile import EntropyProfile
 from keras_layer_entropy.analysis.saved import plain
+from keras_layer_entropy.comparing.matching import names_in_first, said
 from keras_layer_entropy.measures.measure import Measure, listed, mean_of_known
-from keras_layer_entropy.plots.style import axis_label, labels_of, limits, order_of_both
+from keras_layer_entropy.plots.style import axis_label, labels_of, limits, order_of_both, shortened
 from keras_layer_entropy.report.side_by_side import (
     Comparison,
     Section,
@@ -39,12 +41,14 @@ def compare_profiles(
 
     Raises ValueError where they have no measure or no layer in common.
     """
-    pair = _Pair(first, second, names)
+    called = names_in_first(first.layers, second.layers)
+    notes = said(first.layers, second.layers)
+    pair = _Pair(first, _renamed(second, called) if notes else second, names)
     sections = [section for measure in pair.measures for section in pair.of_measure(measure)]
     sections[1:1] = pair.by_class(pair.measures[0])
     metrics = pair.of_metrics()
     draw = functools.partial(pair.figure, pair.measures[0])
-    return Comparison(names, [*sections, *metrics], pair.notes(), draw)
+    return Comparison(names, [*sections, *metrics], [*notes, *pair.notes()], draw)
 
 
 class _Pair:
@@ -81,13 +85,13 @@ class _Pair:
         columns = ["layer", "units", *self._names, "change"]
         cells = [self.layers, self._widths(), *self._changes(means, self._same_unit(name))]
         if self._classes:
-            columns.append("of a class\nat most")
+            columns.append("most changed\n(class)")
             changes = self._class_changes(name)
             cells.append([most_changed(row, self._classes) for row in changes])
         if name == _ENTROPY:
             columns.append("trend")
             trends = [dict(zip(x.layers, x.trend(), strict=True)) for x in self._both]
-            cells.append([change_of_word(*(x.get(y) for x in trends)) for y in self.layers])
+            cells.append([_trend(*(x.get(layer) for x in trends)) for layer in self.layers])
         mean = ", mean of the classes" if self._several_classes() else ""
         sections = [_section(f"{measure.title} ({self._unit(name)}){mean}", columns, cells)]
         for key in [key for key in found.whole if key in second[name].whole]:
@@ -110,13 +114,13 @@ class _Pair:
         size = np.nan_to_num(np.abs(means[1] - means[0]), nan=-1.0)
         if len(order) > _MOST_CLASSES:
             order = sorted(np.argsort(-size, kind="stable")[:_MOST_CLASSES].tolist())
-        columns = ["class", "samples", *self._names, "change", "of a layer\nat most"]
+        columns = ["class", "samples", *self._names, "change", "most changed\n(layer)"]
         counts = [dict(zip(x.classes, map(int, x.count), strict=True)) for x in self._both]
         cells = [
             [self._classes[i] for i in order],
             [change_of_word(*(str(x[self._classes[i]]) for x in counts)) for i in order],
             *self._changes([x[order] for x in means], self._same_unit(name)),
-            [most_changed(changes[:, i], self.layers) for i in order],
+            [most_changed(changes[:, i], shortened(self.layers)) for i in order],
         ]
         some = len(self._classes) - len(order)
         which = f", the {len(order)} of {len(self._classes)} that change most" if some else ""
@@ -143,12 +147,13 @@ class _Pair:
             for word, x in zip(self._names, twins, strict=True)
             if x is not None and name in x.results
         }
-        first = self._both[0]
-        changes = self._class_changes(name) if self._classes else None
+        first, means = self._both[0], self._means(name)
+        change = means[1] - means[0]
         return plots.two_curves(
             labels_of(dict(zip(self.layers, self._widths(), strict=True))),
-            dict(zip(self._names, self._means(name), strict=True)),
-            changes=changes,
+            dict(zip(self._names, means, strict=True)),
+            change if self._same_unit(name) else np.full_like(change, np.nan),
+            by_class=self._class_changes(name) if self._classes else None,
             untrained=untrained,
             label=axis_label(first, name) if self._same_unit(name) else name.replace("_", " "),
             limits=limits(first, name) if self._same_unit(name) else None,
@@ -258,6 +263,22 @@ class _Pair:
 
     def _unit(self, name: str) -> str:
         return " and ".join(dict.fromkeys(x[name].unit for x in self._both))
+
+
+def _renamed(profile: EntropyProfile, layers: Sequence[str]) -> EntropyProfile:
+    """A profile with other names for the layers, without what is known of single units."""
+    return dataclasses.replace(
+        profile,
+        layers=tuple(layers),
+        results={k: dataclasses.replace(x, details={}) for k, x in profile.results.items()},
+        baseline=profile.baseline and _renamed(profile.baseline, layers),
+    )
+
+
+def _trend(first: str | None, second: str | None) -> str:
+    if first is None or second is None:
+        return "new" if first is None else "gone"
+    return change_of_word(first, second)
 
 
 def _options(measure: Measure) -> dict[str, object]:

@@ -12,6 +12,7 @@ from keras_layer_entropy import plots
 from keras_layer_entropy.comparing.models import cells_of_costs, costs_of
 from keras_layer_entropy.plots.style import order_of_both
 from keras_layer_entropy.pruning.search import PruningResult
+from keras_layer_entropy.recording.layers import every_layer
 from keras_layer_entropy.report.side_by_side import Comparison, Section
 
 
@@ -119,7 +120,9 @@ def _units(results: Sequence[PruningResult]) -> list[tuple[str, ...]]:
 
 
 def _layers(results: Iterable[PruningResult]) -> list[str]:
-    return order_of_both(*(list(result.units) for result in results))
+    """The paths of the layers that are left in one of them, or lost units, in order."""
+    orders = [order_of_both(list(every_layer(x.model)[0]), list(x.units)) for x in results]
+    return order_of_both(*orders)
 
 
 def _cost(results: Iterable[PruningResult]) -> str:
@@ -148,7 +151,7 @@ def _notes(results: Sequence[PruningResult], names: tuple[str, str]) -> list[str
     before = [result.before for result in results]
     if (before[0].layers, before[0].widths) != (before[1].layers, before[1].widths):
         notes.append("The searches began with other networks: what went is not of the same one.")
-    elif _original(results[0]) != _original(results[1]) and _same_quality(results):
+    elif _same_quality(results) and abs(_original(results[0]) - _original(results[1])) > 0:
         notes.append(
             "The original networks are not equally good, so that one search may have begun with "
             "other weights or other validation data: units of the same number need not be the same."

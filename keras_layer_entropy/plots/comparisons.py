@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
+from keras_layer_entropy.measures.measure import listed
 from keras_layer_entropy.plots.style import (
     BLUE,
     PALE_BLUE,
@@ -18,14 +19,20 @@ from keras_layer_entropy.plots.style import (
     shortened,
 )
 
-_STYLES = ((VERMILION, "o", 2.8), (BLUE, "s", 2.2))  # the second above the first, which shows
+# The second above the first, which shows where they coincide.
+_STYLES = (
+    dict(color=VERMILION, marker="o", markersize=7.5, linewidth=2.8),
+    dict(color=BLUE, marker="s", markersize=4.5, linewidth=1.7),
+)
+_LEAST = 0.05  # of what there can be: what changes by less is to look small
 
 
 def two_curves(
     labels: Sequence[str],
     curves: Mapping[str, np.ndarray],
+    change: np.ndarray,
     *,
-    changes: np.ndarray | None = None,
+    by_class: np.ndarray | None = None,
     untrained: Mapping[str, np.ndarray] | None = None,
     label: str = "",
     limits: tuple[float, float] | None = None,
@@ -36,7 +43,8 @@ def two_curves(
     Args:
         labels: of the layers of both.
         curves: name -> `[layers]`, of each of the two; NaN, a gap, where it has no such layer.
-        changes: `[layers, classes]`, how far they are apart in each class.
+        change: `[layers]`, how far they are apart; NaN, no bar, where that says nothing.
+        by_class: `[layers, classes]`, the same of each class.
         untrained: name -> `[layers]` of the same networks freshly initialised.
         label: what the number is.
         limits: the smallest and the largest value that there can be.
@@ -47,40 +55,41 @@ def two_curves(
 
     Example:
 
-    >>> figure = two_curves(["dense (8)", "out (2)"], {"epoch 1": np.array([0.9, 0.5]),
-    ...                                                "epoch 9": np.array([0.8, 0.1])})
-    >>> [bar.get_height().round(3).item() for bar in figure.axes[1].patches]
-    [-0.1, -0.4]
+    >>> curves = {"epoch 1": np.array([0.9, 0.5]), "epoch 9": np.array([0.8, 0.1])}
+    >>> figure = two_curves(["dense (8)", "out (2)"], curves, np.array([-0.1, -0.4]))
+    >>> [axes.get_ylabel() for axes in figure.axes], len(figure.axes[1].patches)
+    (['', 'change'], 2)
     """
     height = 5.2 + 0.04 * max(map(len, labels))
     width = max(7.0, layers_width(labels, 2.2, 0.6))
     figure = Figure(figsize=(width, height), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2.2, 1))
     depth = np.arange(len(labels))
-    for (name, values), (color, marker, size) in zip(curves.items(), _STYLES, strict=True):
+    for (name, values), style in zip(curves.items(), _STYLES, strict=True):
         if untrained and name in untrained:
-            above.plot(depth, untrained[name], ":", color=color, alpha=0.6, lw=1.3,
+            above.plot(depth, untrained[name], ":", color=style["color"], alpha=0.6, lw=1.3,
                        label=f"{plain(name)}, untrained")  # fmt: skip
-        above.plot(depth, values, marker=marker, color=color, lw=size, label=plain(name))
+        above.plot(depth, values, **style, label=plain(name))
     above.set_ylabel(label)
     if limits is not None:
         above.set_ylim(limits[0] - 0.03 * limits[1], 1.03 * limits[1])
-    first, second = curves.values()
-    below.bar(depth, second - first, 0.6, color=BLUE, zorder=2, label="mean")
-    if changes is not None:
-        places = np.repeat(depth, changes.shape[1])
-        below.plot(places, changes.ravel(), "_", color="0.35", ms=9, alpha=0.6, label="each class")
+    below.bar(depth, change, 0.6, color=PALE_BLUE, zorder=2, label="change")
+    if by_class is not None:
+        places = np.repeat(depth, by_class.shape[1])
+        below.plot(places, by_class.ravel(), "_", color="0.2", ms=9, alpha=0.6, zorder=3,
+                   label="change of each class")  # fmt: skip
     below.axhline(0, color="0.3", linewidth=0.9)
+    below.set_xlim(-0.6, len(labels) - 0.4)
+    if limits is not None:
+        low, high = below.get_ylim()
+        below.set_ylim(min(low, -_LEAST * limits[1]), max(high, _LEAST * limits[1]))
     below.set_ylabel("change")
     below.set_xlabel("layer (units), in the order of the forward pass")
     layer_ticks(below, labels)
     for axes in (above, below):
         bare(axes)
     above.set_title(title, loc="left")
-    handles = above.get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=4, frameon=False)
-    if changes is not None:
-        below.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize="small")
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 
@@ -117,9 +126,10 @@ def two_networks(
         axes.set_ylabel(what)
         axes.yaxis.set_major_formatter(EngFormatter(sep=""))
         bare(axes)
+    panels[1].set_xlim(-0.6, len(labels) - 0.4)
     layer_ticks(panels[1], labels)
     panels[0].set_title(title, loc="left")
-    handles = panels[0].get_legend_handles_labels()
+    handles = panels[0].get_legend_handles_labels()  # the other has the same
     figure.legend(*handles, loc="outside lower center", ncols=2, frameon=False)
     return figure
 
@@ -160,17 +170,20 @@ def two_searches(
     panels = list(dict.fromkeys(qualities.values()))
     figure = Figure(figsize=(7.0 if len(panels) == 1 else 11.0, 4.6), layout="constrained")
     found = dict(zip(panels, figure.subplots(1, len(panels), squeeze=False)[0], strict=True))
-    for (name, steps), (color, marker, _) in zip(points.items(), _STYLES, strict=True):
+    for (name, steps), style in zip(points.items(), _STYLES, strict=True):
         axes, label = found[qualities[name]], plain(name)
         kept = [step[:2] for step in steps if step[2]]
         back = [step[:2] for step in steps if not step[2]]
-        axes.plot(*np.reshape(kept, (-1, 2)).T, f"{marker}-", color=color, lw=1.9, label=label)
+        axes.plot(*np.reshape(kept, (-1, 2)).T, **style, label=label)
         if back:
-            axes.plot(*np.transpose(back), "x", color=color, alpha=0.7,
+            axes.plot(*np.transpose(back), "x", color=style["color"], alpha=0.7,
                       label=f"{label}, rolled back")  # fmt: skip
-        if np.isfinite(originals[name]):
-            axes.axhline(originals[name], color=color, ls="--", lw=1.0, zorder=1,
-                         label=f"{label}, original")  # fmt: skip
+    begun = [(qualities[name], originals[name]) for name in points]
+    for words, value in dict.fromkeys(begun):
+        if np.isfinite(value):
+            whose = [plain(x) for x, y in zip(points, begun, strict=True) if y == (words, value)]
+            found[words].axhline(value, color="0.4", ls="--", lw=1.0, zorder=1,
+                                 label=f"{listed(whose)}, original")  # fmt: skip
     for words, axes in found.items():
         axes.set_ylabel(f"validation {plain(words)}")
         axes.set_xlabel(f"{cost} left")

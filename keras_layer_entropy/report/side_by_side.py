@@ -29,10 +29,11 @@ class Section:
     rows: Sequence[Sequence[str]]
 
     def table(self) -> rich.table.Table:
-        """The section as a `rich.table.Table`."""
-        result = table_of(self.title, self.columns[0])
+        """The section without its title, a `rich.table.Table`."""
+        result = table_of(None, self.columns[0])
+        result.padding = (0, 0, 0, 1)
         for header in self.columns[1:]:
-            result.add_column(header, justify="right")
+            result.add_column(rich.text.Text(header), justify="right")
         for row in self.rows:
             result.add_row(*map(rich.text.Text, row))  # names may hold what looks like markup
         return result
@@ -54,9 +55,9 @@ class Comparison:
     ...                   [("parameters", "100", "50", share(100, 50))])
     >>> print(Comparison(("big", "small"), [section], ["Other data."], Figure))
     Costs
-                big small change
-    ────────────────────────────
-    parameters  100    50   -50%
+                big  small  change
+    ──────────────────────────────
+    parameters  100     50    -50%
     <BLANKLINE>
     Note: Other data.
     """
@@ -71,6 +72,8 @@ class Comparison:
         result = rich.table.Table.grid()
         result.add_column()
         for section in self.sections:
+            # Not the table's own title, which would be folded where the table is narrow.
+            result.add_row(rich.text.Text(section.title, style="italic"))
             result.add_row(section.table())
             result.add_row("")
         for note in self.notes:

@@ -148,7 +148,7 @@ def extreme_class(profile: Profile, row: int, choose: Callable[[np.ndarray], Any
     return None if np.isnan(values).all() else int(choose(values))
 
 
-def table_of(title: str, things: str = "layer") -> rich.table.Table:
+def table_of(title: str | None, things: str = "layer") -> rich.table.Table:
     """A `rich.table.Table` with the first column, that of the names of things."""
     result = rich.table.Table(
         title=title,
