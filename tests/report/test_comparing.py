@@ -476,6 +476,7 @@ def test_figure_of_results():
         "two, rolled back": [[100, 0.8]],
         "one and two, original": [[0, 0.9], [1, 0.9]],
     }
+    assert len(axes.lines) == len(lines)
     assert axes.xaxis_inverted()
     assert axes.get_xlabel() == "FLOPs per sample left"
     # Parameters, where a step does not know its FLOPs.
