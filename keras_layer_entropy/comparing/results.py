@@ -28,7 +28,7 @@ def compare_results(
         Section("Quality on the validation data", columns, _qualities(results)),
         Section("The searches", columns[:-1], _searches(results)),
         Section("Options that differ", ["option", *names], _options(results)),
-        Section("What went, and in which step", ["", *names], _gone(results)),
+        Section("What went, and in which step that was kept", ["", *names], _gone(results)),
         Section("Units that went", ["layer", *names, "in both"], _units(results)),
     ]
     draw = functools.partial(_figure, results, names)
@@ -85,7 +85,7 @@ def _searches(results: Sequence[PruningResult]) -> list[tuple[str, ...]]:
         "steps": lambda result: str(len(result.steps)),
         "of these rolled back": lambda result: str(sum(not x.accepted for x in result.steps)),
         "seconds": lambda result: f"{sum(step.seconds for step in result.steps):.1f}",
-        "layers or blocks that went": lambda result: str(len(result.removed)),
+        "layers and blocks that went": lambda result: str(len(result.removed)),
         "units that went": lambda result: str(sum(map(len, result.units.values()))),
         "target met": lambda result: met[result.target_met],
     }
@@ -103,7 +103,8 @@ def _gone(results: Sequence[PruningResult]) -> list[tuple[str, ...]]:
     places = []
     for result in results:
         kept = [step for step in result.steps if step.accepted]
-        places.append({x.part: str(i) for i, x in enumerate(kept, 1) if not x.units})
+        numbers = {f"{x.kind} {x.part}": str(i) for i, x in enumerate(kept, 1) if x.kind != "unit"}
+        places.append(numbers)
     parts = order_of_both(*map(list, places))
     return [(part, *(found.get(part, "-") for found in places)) for part in parts]
 

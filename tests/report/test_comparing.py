@@ -398,6 +398,7 @@ def test_sizes_that_are_open_and_models_that_stay_as_they_are():
 
 def step(part, accepted=True, **changes):
     values = dict(
+        kind="unit" if "units" in changes else "layer",
         part=part, members=(part,), criterion="last", score=0.0, reason="", accepted=accepted,
         quality_before=0.9, quality_removed=0.5, quality_retrained=0.8, residual=None,
         parameters=50, entropy={}, seconds=1.5, flops=100,
@@ -423,6 +424,7 @@ def searches():
         step("d", quality_before=0.9, quality_retrained=0.75, flops=90),
         step("units", units={"out": (0,), "d0": (1, 2, 3)}, quality_retrained=0.85, flops=70),
         step("units", units={"d1": (5,)}, accepted=False),
+        step("e", kind="block", quality_retrained=0.82, flops=60),
         model=stack(4, 2), criterion="random", seed=5, target_met=False,
     )  # fmt: skip
     return first, second
@@ -434,14 +436,14 @@ def test_results():
     assert cells(comparison, "The smaller networks")["parameters"] == ["58", "30", "-48%"]
     assert cells(comparison, "Quality on the validation data") == {
         "accuracy of the original": ["0.9000", "0.9000", "+0.0000"],
-        "accuracy of the smaller one": ["0.7000", "0.8500", "+0.1500"],
+        "accuracy of the smaller one": ["0.7000", "0.8200", "+0.1200"],
         "standard error of what was lost": ["0.0100", "-", ""],
     }
     assert cells(comparison, "The searches") == {
-        "steps": ["3", "3"],
+        "steps": ["3", "4"],
         "of these rolled back": ["1", "1"],
-        "seconds": ["4.5", "4.5"],
-        "layers or blocks that went": ["2", "1"],
+        "seconds": ["4.5", "6.0"],
+        "layers and blocks that went": ["2", "2"],
         "units that went": ["0", "4"],
         "target met": ["yes", "no"],
     }
@@ -449,7 +451,11 @@ def test_results():
         "criterion": ["last", "random"],
         "seed": ["0", "5"],
     }
-    assert cells(comparison, "What went") == {"b": ["1", "-"], "d": ["2", "1"]}
+    assert cells(comparison, "What went") == {
+        "layer b": ["1", "-"],
+        "layer d": ["2", "1"],
+        "block e": ["-", "3"],
+    }
     assert cells(comparison, "Units that went") == {
         "d0": ["-", "3", "0"],
         "out": ["-", "1", "0"],
@@ -472,7 +478,7 @@ def test_figure_of_results():
     assert lines == {
         "one": [[100, 0.8], [80, 0.7]],
         "one, rolled back": [[100, 0.8]],
-        "two": [[90, 0.75], [70, 0.85]],
+        "two": [[90, 0.75], [70, 0.85], [60, 0.82]],
         "two, rolled back": [[100, 0.8]],
         "one and two, original": [[0, 0.9], [1, 0.9]],
     }
