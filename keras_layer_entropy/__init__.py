@@ -5,6 +5,7 @@ from keras_layer_entropy.analysis.analyzer import EntropyAnalyzer, analyze_model
 from keras_layer_entropy.analysis.monitor import EntropyMonitor
 from keras_layer_entropy.analysis.profile import EntropyProfile
 from keras_layer_entropy.analysis.unit_profile import UnitProfile
+from keras_layer_entropy.comparing import Comparison, compare
 from keras_layer_entropy.model_files import load_model, save_model
 from keras_layer_entropy.pruning import (
     PruningOptions,
@@ -22,6 +23,7 @@ from keras_layer_entropy.version import __version__
 
 __all__ = [
     "ActivationProbe",
+    "Comparison",
     "EntropyAnalyzer",
     "EntropyMonitor",
     "EntropyProfile",
@@ -33,6 +35,7 @@ __all__ = [
     "analyze_units",
     "choose_blocks",
     "choose_units",
+    "compare",
     "load_model",
     "measures",
     "plots",

@@ -10,6 +10,7 @@ from keras_layer_entropy.plots.activations import (
     feature_maps,
     probability_histograms,
 )
+from keras_layer_entropy.plots.comparisons import two_curves, two_networks, two_searches
 from keras_layer_entropy.plots.information import (
     beside_entropy,
     information_plane,
@@ -58,6 +59,9 @@ __all__ = [
     "stability",
     "svg",
     "thinning_curves",
+    "two_curves",
+    "two_networks",
+    "two_searches",
     "unit_classes",
     "unit_information",
     "unit_pairs",

@@ -26,6 +26,7 @@ from keras_layer_entropy.plots.style import (
     layers_width,
     legend,
     limits,
+    order_of_both,
     plain,
     set_limits,
     short,
@@ -230,21 +231,13 @@ def pruning_curves(
 
 
 def _widths_of_both(before: Profile, after: Profile) -> dict[str, int]:
-    """Path of each layer of two networks -> how many units it has, in the order of the first.
-
-    A layer of the second alone stands before the next that both have.
-    """
-    order = list(before.layers)
-    for i, layer in enumerate(after.layers):
-        if layer not in order:
-            behind = next((x for x in after.layers[i:] if x in order), None)
-            order.insert(len(order) if behind is None else order.index(behind), layer)
+    """Path of each layer of two networks -> how many units it has, in the first if it is there."""
     widths = {
         layer: int(units)
         for profile in (after, before)
         for layer, units in zip(profile.layers, profile.widths, strict=True)
     }
-    return {layer: widths[layer] for layer in order}
+    return {layer: widths[layer] for layer in order_of_both(before.layers, after.layers)}
 
 
 def thinning_curves(

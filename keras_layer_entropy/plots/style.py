@@ -59,7 +59,7 @@ def layer_labels(profile: Profile) -> list[str]:
     return labels_of(dict(zip(profile.layers, profile.widths, strict=True)))
 
 
-def labels_of(widths: Mapping[str, int]) -> list[str]:
+def labels_of(widths: Mapping[str, object]) -> list[str]:
     """The same for path -> units."""
     names = shortened(list(widths))
     return [plain(f"{x} ({n})") for x, n in zip(names, widths.values(), strict=True)]
@@ -77,6 +77,24 @@ def shortened(layers: Sequence[str], longest: int = 24) -> list[str]:
     if len(set(cut)) < len(cut):
         cut = [x if len(x) <= 2 * longest else f"{x[:longest]}...{x[-longest:]}" for x in short]
     return cut if len(set(cut)) == len(cut) else short
+
+
+def order_of_both(first: Sequence[str], second: Sequence[str]) -> list[str]:
+    """The names in two lists, in the order of the first.
+
+    One of the second alone stands before the next that both have.
+
+    Example:
+
+    >>> order_of_both(["a", "b", "c"], ["a", "new", "c", "last"])
+    ['a', 'b', 'new', 'c', 'last']
+    """
+    order = list(first)
+    for i, name in enumerate(second):
+        if name not in order:
+            behind = next((x for x in second[i:] if x in order), None)
+            order.insert(len(order) if behind is None else order.index(behind), name)
+    return order
 
 
 def axis_label(profile: Profile, measure: str) -> str:

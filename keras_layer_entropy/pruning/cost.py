@@ -80,16 +80,20 @@ def cost_of(model: keras.Model, x: Any, latency: Mapping[int, float] | None = No
 
     Args:
         model: a built model.
-        x: inputs, at least one sample.
+        x: inputs, at least one sample; None where the model leaves no sizes open.
         latency: batch size -> milliseconds.
     """
+    cost = dataclasses.replace(size_of(model), latency=dict(latency or {}))
+    if opened(model) is None:  # its calls are code
+        return cost
+    found = count_flops(model, x)
+    return dataclasses.replace(cost, flops=found.total, uncounted=found.unknown)
+
+
+def size_of(model: keras.Model) -> Cost:
+    """The `Cost` of a built model whose operations are not counted."""
     dense_layers = sum(isinstance(layer, keras.layers.Dense) for layer in model._flatten_layers())
-    flops: int | None = None
-    uncounted: tuple[str, ...] = (model.name,)
-    if opened(model) is not None:  # else its calls are code
-        found = count_flops(model, x)
-        flops, uncounted = found.total, found.unknown
-    return Cost(dense_layers, model.count_params(), flops, dict(latency or {}), uncounted)
+    return Cost(dense_layers, model.count_params(), None, {}, (model.name,))
 
 
 def shares(before: Cost, after: Cost) -> dict[str, float]:

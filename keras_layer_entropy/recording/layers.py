@@ -40,14 +40,7 @@ def choose_layers(model, layers=None):
 
 def choose(model, layers):
     """The chosen layers, path -> layer; and of those out of reach, path -> where they are."""
-    everything, places = {}, {}
-    for path, layer, wrapper in _layers_inside(model):
-        # Only functional models see to it that names are unique.
-        copies = sum(1 for other in everything if other.partition("@")[0] == path)
-        path = f"{path}@{copies + 1}" if copies else path
-        everything[path] = layer
-        if wrapper is not None:
-            places[path] = wrapper
+    everything, places = every_layer(model)
     layers = listed([keras.layers.Dense] if layers is None else layers)
     chosen = {}
     if not isinstance(layers, list | tuple | set) or not all(
@@ -77,6 +70,22 @@ def choose(model, layers):
         {path: x for path, x in everything.items() if path in chosen and path not in places},
         {path: wrapper for path, wrapper in places.items() if path in chosen},
     )
+
+
+def every_layer(model):
+    """All layers inside a model, path -> layer, outer ones first; and where some are out of reach.
+
+    That is path -> kind of the layer that runs them step by step.
+    """
+    everything, places = {}, {}
+    for path, layer, wrapper in _layers_inside(model):
+        # Only functional models see to it that names are unique.
+        copies = sum(1 for other in everything if other.partition("@")[0] == path)
+        path = f"{path}@{copies + 1}" if copies else path
+        everything[path] = layer
+        if wrapper is not None:
+            places[path] = wrapper
+    return everything, places
 
 
 def said_of(hidden):

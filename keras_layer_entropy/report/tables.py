@@ -36,7 +36,7 @@ def table(profile: Profile, tolerance: float = FLAT_TOLERANCE) -> rich.table.Tab
         name for name, x in profile.results.items() if name != "activation_entropy" and not x.whole
     ]
     title = f"Activation entropy ({profile.entropy_unit}) of {int(profile.count.sum())} samples"
-    result = _table_of_layers(title)
+    result = table_of(title)
     for name in ("units", "mean", "min\n(class)", "max\n(class)", "gradient"):
         result.add_column(name, justify="right", no_wrap=True)
     result.add_column("flat?", no_wrap=True)
@@ -47,12 +47,12 @@ def table(profile: Profile, tolerance: float = FLAT_TOLERANCE) -> rich.table.Tab
         result.add_column(header, justify="right", no_wrap=True)
     trend = profile.trend(tolerance)
     for row, layer in enumerate(profile.layers):
-        cells = [layer, str(profile.widths[row]), _number(profile.mean[row])]
+        cells = [layer, str(profile.widths[row]), number(profile.mean[row])]
         cells += [_extreme(profile, row, np.nanargmin), _extreme(profile, row, np.nanargmax)]
-        cells += [_number(profile.gradient[row], sign=True), trend[row]]
+        cells += [number(profile.gradient[row], sign=True), trend[row]]
         if profile.baseline is not None:
-            cells.append(_number(profile.baseline.mean[row]))
-        cells += [_number(profile[name].mean[row]) for name in others]
+            cells.append(number(profile.baseline.mean[row]))
+        cells += [number(profile[name].mean[row]) for name in others]
         result.add_row(*cells)
     return result
 
@@ -71,13 +71,13 @@ def layer_value_tables(profile: Profile) -> list[rich.table.Table]:
 
 def _layer_value_table(profile: Profile, name: str) -> rich.table.Table:
     measure, found = profile.measures[name], profile[name]
-    result = _table_of_layers(f"{measure.title} ({found.unit})")
+    result = table_of(f"{measure.title} ({found.unit})")
     result.add_column("mean of\nclasses", justify="right", no_wrap=True)
     columns = {key.removeprefix(f"{name}_"): v for key, v in found.columns(name).items()}
     for key in columns:
         result.add_column(key.replace("_", "\n"), justify="right", no_wrap=True)
     for row, layer in enumerate(profile.layers):
-        result.add_row(layer, *(_number(column[row]) for column in (found.mean, *columns.values())))
+        result.add_row(layer, *(number(column[row]) for column in (found.mean, *columns.values())))
     return result
 
 
@@ -104,18 +104,14 @@ def comparison_rows(
     before: Any, after: Any, quality: Any, validation: Sequence[float], test: Sequence[float]
 ) -> list[tuple[str, str, str, str]]:
     """The rows of `comparison`, as text: name, before, after, ratio or difference."""
-    rows: list[tuple[str, Any, Any, str]] = [
-        ("Dense layers", before.dense_layers, after.dense_layers, "{:d}"),
-        ("parameters", before.parameters, after.parameters, "{:,d}"),
-    ]
-    uncounted = list(dict.fromkeys((*before.uncounted, *after.uncounted)))
-    without = f", without {listed(uncounted)}" if uncounted else ""
-    rows.append((f"FLOPs per sample{without}", before.flops, after.flops, "{:,d}"))
-    for size, latency in before.latency.items():
-        name = f"latency, batch of {size} (ms)"
-        rows.append((name, latency, after.latency[size], "{:.2f}"))
+    rows = cost_rows(before, after)
     ratios = [
-        (name, _text(a, form), _text(b, form), f"{b / a:.2f}" if a and b is not None else "-")
+        (
+            name,
+            cost_text(a, form),
+            cost_text(b, form),
+            f"{b / a:.2f}" if a and b is not None else "-",
+        )
         for name, a, b, form in rows
     ]
     text = quality.text
@@ -126,8 +122,24 @@ def comparison_rows(
     return ratios + qualities
 
 
-def _text(number: float | None, form: str) -> str:
-    return "unknown" if number is None else form.format(number)
+def cost_rows(before: Any, after: Any) -> list[tuple[str, Any, Any, str]]:
+    """What two `pruning.Cost`s say: name, the two numbers (None: unknown), their format."""
+    rows: list[tuple[str, Any, Any, str]] = [
+        ("Dense layers", before.dense_layers, after.dense_layers, "{:d}"),
+        ("parameters", before.parameters, after.parameters, "{:,d}"),
+    ]
+    uncounted = list(dict.fromkeys((*before.uncounted, *after.uncounted)))
+    without = f", without {listed(uncounted)}" if uncounted else ""
+    rows.append((f"FLOPs per sample{without}", before.flops, after.flops, "{:,d}"))
+    for size, latency in before.latency.items():
+        name = f"latency, batch of {size} (ms)"
+        rows.append((name, latency, after.latency[size], "{:.2f}"))
+    return rows
+
+
+def cost_text(value: float | None, form: str) -> str:
+    """A number of `cost_rows` as a cell."""
+    return "unknown" if value is None else form.format(value)
 
 
 def extreme_class(profile: Profile, row: int, choose: Callable[[np.ndarray], Any]) -> int | None:
@@ -136,7 +148,8 @@ def extreme_class(profile: Profile, row: int, choose: Callable[[np.ndarray], Any
     return None if np.isnan(values).all() else int(choose(values))
 
 
-def _table_of_layers(title: str) -> rich.table.Table:
+def table_of(title: str | None, things: str = "layer") -> rich.table.Table:
+    """A `rich.table.Table` with the first column, that of the names of things."""
     result = rich.table.Table(
         title=title,
         title_justify="left",
@@ -145,7 +158,7 @@ def _table_of_layers(title: str) -> rich.table.Table:
         pad_edge=False,
         padding=0,
     )
-    result.add_column("layer", overflow="fold", min_width=8)
+    result.add_column(things, overflow="fold", min_width=8)
     return result
 
 
@@ -160,9 +173,10 @@ def _extreme(profile: Profile, row: int, choose: Callable[[np.ndarray], Any]) ->
     if column is None:
         return "-"
     name = "" if len(profile.classes) == 1 else f" ({profile.classes[column]})"
-    return _number(values[column]) + name
+    return number(values[column]) + name
 
 
-def _number(value: float, sign: bool = False) -> str:
+def number(value: float, sign: bool = False) -> str:
+    """A number of a layer as a cell, `-` where it is NaN."""
     digits = 3 if abs(value) < 100 else 1  # a row is to fit into 80 columns
     return "-" if np.isnan(value) else f"{value:{'+' if sign else ''}.{digits}f}"
