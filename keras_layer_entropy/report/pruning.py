@@ -115,7 +115,8 @@ class Pruning:
     @property
     def kinds(self) -> str:
         """What may go, in words."""
-        return " or ".join(self.result.options.kinds)
+        *others, last = self.result.options.kinds
+        return " or ".join(filter(None, (", ".join(others), last)))
 
     @property
     def looks(self) -> int:

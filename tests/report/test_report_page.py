@@ -291,7 +291,7 @@ def test_without_patterns_and_twin_it_says_how_to_get_them(show):
 
 def step(**changes):
     values = dict(
-        part="b", members=(), criterion="linearity", score=0.1, reason="it is linear",
+        kind="layer", part="b", members=(), criterion="linearity", score=0.1, reason="it is linear",
         accepted=True, standard_error=0.01234,
         quality_before=0.9, quality_removed=0.85, quality_retrained=0.91, residual=0.1,
         parameters=100, entropy={}, seconds=1.25,
@@ -307,7 +307,9 @@ def search(steps, **changes):
         results={"activation_entropy": np.full((3, 3), 0.5)},
     )
     reasons, quality = {"out": "it is output"}, Quality(**changes)
-    result = PruningResult(None, steps, make(), after, reasons, PruningOptions(), quality)
+    result = PruningResult(
+        None, steps, make(), after, reasons, PruningOptions("linearity"), quality
+    )
     costs = (Cost(4, 1000, 2000, {1: 1.0}), Cost(3, 750, 1500, {1: 0.5}))
     qualities = {"validation": (0.9, 0.91), "test": (0.88, 0.87)}
     return report.Pruning(result, costs, qualities)
@@ -323,7 +325,7 @@ def test_pruning(show):
         (2, 0.5, "rolled back"),
     ]
     find = show(pruning.result.before, pruning=pruning)
-    words = "1 of 4 Dense layers went (b); parameters -25%. Validation accuracy 0.9000"
+    words = "1 of 4 Dense layers went (b); FLOPs -25%, parameters -25%. Validation accuracy 0.9000"
     assert find("#pruning-verdict")[0].text.startswith(words)
     assert "0.9100 after (± 0.0123 of the difference); test" in find("#pruning-verdict")[0].text
     # The original, and each of two steps right after it and after each of three epochs.
@@ -366,4 +368,6 @@ def test_pruning_by_a_loss_speaks_of_the_loss(show):
 
 def test_pruning_that_took_nothing_out(show):
     find = show(make(), pruning=search(()))
-    assert find("#pruning-verdict")[0].text == "No layer was taken out: the criterion chose none."
+    assert find("#pruning-verdict")[0].text == (
+        "No layers were taken out: there are none that may go."
+    )
