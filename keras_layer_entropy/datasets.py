@@ -11,6 +11,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras import tree
 
 from keras_layer_entropy.backend import Data, Tensor
 from keras_layer_entropy.files import local_path
@@ -18,7 +19,8 @@ from keras_layer_entropy.files import local_path
 SOURCES = """\
   digits            1,797 handwritten digits that come with scikit-learn, no download
   mnist, cifar10    or any other name in TensorFlow Datasets (--data_dir or TFDS_DATA_DIR)
-  file.npz          arrays x and y, or x_test and y_test, x_train and y_train, ...
+  file.npz          arrays x and y, or x_test and y_test, x_train and y_train, ...; labels of a
+                    model with several outputs by their names, y.height and y_test.height, say
   folder/           a folder of images with one folder per class (or test/, train/ with these)"""
 _PARTS = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
 _MOST_IN_MEMORY = 2**30  # bytes
@@ -56,7 +58,7 @@ class Dataset:
 
     spec: DatasetSpec
     classes: tuple[str, ...] | None
-    _arrays: tuple[np.ndarray, np.ndarray] | None = None
+    _arrays: tuple[np.ndarray, Any] | None = None
     _stream: Any = None
 
     def batches(self, batch_size: int = 256) -> Data:
@@ -64,8 +66,8 @@ class Dataset:
         return self._arrays if self._stream is None else self._stream.batch(batch_size)
 
     @property
-    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        """`(x, y)` NumPy arrays; a stream is read to its end."""
+    def arrays(self) -> tuple[np.ndarray, Any]:
+        """`(x, y)` NumPy arrays, y a dict for several outputs; a stream is read to its end."""
         if self._arrays is not None:
             return self._arrays
         x, y = zip(*self._stream.batch(1000).as_numpy_iterator(), strict=True)
@@ -221,17 +223,22 @@ def _split(
         taken, rest = _random_split(rest, y, part, seed)
         found.append(taken)
     datasets = [
-        Dataset(whole.spec, whole.classes, _arrays=(x[rows], y[rows])) for rows in (*found, rest)
+        Dataset(
+            whole.spec,
+            whole.classes,
+            _arrays=(x[rows], tree.map_structure(lambda part, at=rows: part[at], y)),
+        )
+        for rows in (*found, rest)
     ]
     return datasets, f"The {what} is split at random (seed {seed}), {percent}."
 
 
-def _random_split(rows: np.ndarray, y: np.ndarray, share: float, seed: int) -> Sequence[np.ndarray]:
+def _random_split(rows: np.ndarray, y: Any, share: float, seed: int) -> Sequence[np.ndarray]:
     from sklearn.model_selection import train_test_split
 
     try:
         return train_test_split(rows, train_size=share, random_state=seed, stratify=y[rows])
-    except ValueError:  # labels that are no classes, or classes too small
+    except (ValueError, TypeError):  # labels that are no classes, or classes too small
         return train_test_split(rows, train_size=share, random_state=seed)
 
 
@@ -257,8 +264,9 @@ def _npz(spec: DatasetSpec, path: pathlib.Path) -> Dataset:
     if spec.split is not None:
         choices = [(f"x_{spec.split}", f"y_{spec.split}")]
     for x, y in choices:
-        if x in arrays and y in arrays:
-            return _from_arrays(spec, arrays[x], arrays[y], None)
+        several = {k.partition(".")[2]: v for k, v in arrays.items() if k.startswith(f"{y}.")}
+        if x in arrays and (y in arrays or several):
+            return _from_arrays(spec, arrays[x], arrays.get(y, several), None)
     raise ValueError(
         f"{path} holds the arrays {list(arrays)}; expected {' or '.join(map(str, choices))}."
     )
@@ -338,10 +346,11 @@ def _tfds(spec: DatasetSpec) -> Dataset:
 
 
 def _from_arrays(
-    spec: DatasetSpec, x: np.ndarray, y: np.ndarray, classes: Iterable[str] | None
+    spec: DatasetSpec, x: np.ndarray, y: Any, classes: Iterable[str] | None
 ) -> Dataset:
-    if len(x) != len(y):
-        raise ValueError(f"{spec.name} has {len(x)} inputs and {len(y)} labels.")
+    for labels in tree.flatten(y):
+        if len(x) != len(labels):
+            raise ValueError(f"{spec.name} has {len(x)} inputs and {len(labels)} labels.")
     x = np.asarray(x * spec.scale, np.float32) if spec.scale != 1 else x
     if spec.shape is not None:
         x = x.reshape(-1, *_checked_shape(spec, x.shape[1:]))

@@ -194,12 +194,6 @@ def _dry_run(options, model_path):
 
 def _compiled(model):
     """The model, compiled with what the flags say if it is not compiled."""
-    outputs = len(getattr(model, "outputs", None) or [model])
-    if outputs > 1:
-        raise ValueError(
-            f"{model.name!r} has {outputs} outputs, but the data sets of the command line have one "
-            "label for each sample: prune it from Python, with prune_model."
-        )
     given = [f"--{flag.name}" for flag in (_LOSS, _OPTIMIZER, _METRICS) if flag.value is not None]
     if model.compiled:
         if given:
@@ -321,6 +315,7 @@ def _parts(console, model, options):
     # What is recorded beside the model is the part that it was measured on.
     spec = dataclasses.replace(command_line.dataset_spec(model), split=FLAGS.split)
     parts = load_parts(spec, options.seed)
+    _check_labels(model, parts)
     quality = choose_quality(model, parts.validation.batches(options.batch_size), options)
     console.print(quality.said(), highlight=False)
     for name in ("train", "validation", "test"):
@@ -329,6 +324,21 @@ def _parts(console, model, options):
     for note in parts.notes:
         console.print(f"note: {note}", highlight=False)
     return parts, quality
+
+
+def _check_labels(model, parts):
+    """Raises where a model with several outputs has not labels for each."""
+    names = list(getattr(model, "output_names", None) or ())
+    if len(names) < 2:
+        return
+    _, y, _ = Source(parts.validation.batches(1)).first()
+    if not isinstance(y, dict) or set(y) - set(names):
+        found = f"labels for {listed(list(y))}" if isinstance(y, dict) else "one label a sample"
+        wanted = listed([f"y.{name}" for name in names])
+        raise ValueError(
+            f"{model.name!r} has the outputs {listed(names)}, and the data {found}: name the labels "
+            f"of each in an .npz file, {wanted} (y_test.{names[0]}, ... where there are parts)."
+        )
 
 
 def _settings(options, parts):

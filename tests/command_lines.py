@@ -4,8 +4,10 @@ import contextlib
 import importlib
 import io
 import os
+import signal
 import subprocess
 import sys
+import time
 import warnings
 
 from absl import flags
@@ -30,6 +32,20 @@ def run(module, *arguments, **keywords):
     process = start(module, *arguments, **keywords)
     out, err = process.communicate()
     return process.returncode, out, err
+
+
+def kill_when(process, folder, seen):
+    """Waits until `seen(paths in the folder)`; kills the process at that moment."""
+    while process.poll() is None:
+        found = [
+            os.path.join(at, name) for at, dirs, files in os.walk(folder) for name in dirs + files
+        ]
+        if seen({os.path.relpath(path, folder) for path in found}):
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            return True
+        time.sleep(0.001)
+    return False
 
 
 def call(module, *arguments):

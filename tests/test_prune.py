@@ -15,7 +15,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from command_lines import call, run, start
+from command_lines import call, kill_when, run, start
 
 from keras_layer_entropy import EntropyProfile, load_model, save_model
 from keras_layer_entropy.datasets import DatasetSpec, load_dataset
@@ -276,7 +276,7 @@ BAD = {
     "no such flag": (["--model=good", "--targets=0.5"], "Unknown command line flag 'targets'"),
     "no loss": (["--model=uncompiled", "--dataset=nowhere.npz"], "pass --loss"),
     "loss": (["--model=uncompiled", "--loss=best"], "--loss: 'best' is nothing that Keras knows"),
-    "two outputs": (["--model=two", "--dataset=nowhere.npz"], "'two' has 2 outputs, but the data"),
+    "two outputs": (["--model=two", "--dataset=digits"], "'two' has the outputs "),
     "optimizer": (
         ["--model=uncompiled", "--loss=mse", "--optimizer=best"],
         "--optimizer: 'best' is nothing that Keras knows",
@@ -436,7 +436,7 @@ def test_a_killed_run_for_units_goes_on(thinned, convolutions, tmp_path):
     """It ends with the model that the run without a break gave."""
     arguments = ("--model", convolutions, *UNITS, "--target_flops=0.6", "--output")
     process = start("prune", *arguments, tmp_path / "small")
-    assert watch(process, tmp_path, lambda p: any(x.endswith("partial/step-001") for x in p))
+    assert kill_when(process, tmp_path, lambda p: any(x.endswith("partial/step-001") for x in p))
     process.communicate()
     assert not (tmp_path / "small").exists()
     code, out, err = call("prune", *arguments, tmp_path / "small", "--resume")
@@ -550,20 +550,6 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(saved, small_disk):
     assert contents(saved)
 
 
-def watch(process, folder, seen):
-    """Waits until `seen(paths in the folder)`; kills the process at that moment."""
-    while process.poll() is None:
-        found = [
-            os.path.join(at, name) for at, dirs, files in os.walk(folder) for name in dirs + files
-        ]
-        if seen({os.path.relpath(path, folder) for path in found}):
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            return True
-        time.sleep(0.001)
-    return False
-
-
 KILLS = {
     "while the first step is saved": lambda p: any("partial/..step-001" in x for x in p),
     "after the first step": lambda p: any(x.endswith("partial/step-001") for x in p),
@@ -580,7 +566,7 @@ def test_a_killed_run_loses_nothing_and_goes_on(saved, tmp_path):
     arguments, states = ("--model", saved, *QUICK), []
     for moment, seen in KILLS.items():
         process = start("prune", *arguments, *(["--resume"] if states else []))
-        assert watch(process, tmp_path, seen), (moment, process.communicate())
+        assert kill_when(process, tmp_path, seen), (moment, process.communicate())
         assert contents(saved) == before
         assert not output.exists()
         states = sorted((tmp_path / "saved_model_pruned.partial").glob("step-*"))
@@ -617,7 +603,7 @@ def test_a_run_goes_on_with_the_same_model_and_data_alone(original, tmp_path, mo
     np.savez("d.npz", x=x[:600], y=y[:600])
     path = save_model(original, "net.keras", dataset=DatasetSpec("d.npz", scale=1.0))
     process = start("prune", "--model", path, *QUICK)
-    assert watch(process, tmp_path, lambda p: any(x.endswith("partial/step-001") for x in p))
+    assert kill_when(process, tmp_path, lambda p: any(x.endswith("partial/step-001") for x in p))
     state = contents(tmp_path)
 
     def refused(words):
@@ -693,7 +679,7 @@ def test_advice_leads_somewhere(saved, tmp_path):
     """What is in the way of a run that goes on is replaced with the flags that the error names."""
     arguments = ("--model", saved, *QUICK)
     process = start("prune", *arguments)
-    assert watch(process, tmp_path, lambda p: any(x.endswith("partial/step-001") for x in p))
+    assert kill_when(process, tmp_path, lambda p: any(x.endswith("partial/step-001") for x in p))
     save_model(load_model(saved), tmp_path / "saved_model_pruned")
     code, _, err = call("prune", *arguments, "--resume")
     assert code == 2

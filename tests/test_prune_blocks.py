@@ -2,12 +2,13 @@
 
 import html
 import json
+import os
 import re
 
 import keras
 import numpy as np
 import pytest
-from command_lines import call, run
+from command_lines import call, kill_when, run, start
 
 from keras_layer_entropy import load_model, save_model
 from keras_layer_entropy.datasets import DatasetSpec, load_dataset
@@ -99,3 +100,28 @@ def test_errors_are_one_line_and_code_2(residual, tmp_path, flag, message):
     assert message in err
     assert "Traceback" not in out + err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_killed_run_ends_as_one_without_a_break(residual, tmp_path):
+    """Blocks, then units where none may go: the same to the last bit, in processes of their own."""
+    options = ("--model", residual, "--epochs=1", "--max_drop=1", "--max_removals=4", "--remove")
+    options = (*options, "blocks,units", "--keep=sum_0,sum_1,sum_2", "--output")
+    code, out, err = run("prune", *options, tmp_path / "whole")
+    assert code == 0, out + err
+    process = start("prune", *options, tmp_path / "killed")
+    second = os.path.join("killed.partial", "step-002")
+    assert kill_when(process, tmp_path, lambda paths: second in paths), process.communicate()
+    process.communicate()
+    code, out, err = run("prune", *options, tmp_path / "killed", "--resume")
+    assert code == 0, out + err
+    assert "Resuming after step 2" in out
+    whole, killed = (
+        json.loads((tmp_path / name / "pruning.json").read_text()) for name in ("whole", "killed")
+    )
+    assert {step["kind"] for step in whole["steps"]} == {"block", "unit"}
+    for step in (*whole["steps"], *killed["steps"]):
+        step["seconds"] = 0
+    assert whole["steps"] == killed["steps"]
+    models = [load_model(tmp_path / name) for name in ("whole", "killed")]
+    for one, other in zip(*(model.weights for model in models), strict=True):
+        np.testing.assert_array_equal(one, other, err_msg=one.path)

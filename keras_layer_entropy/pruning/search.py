@@ -43,6 +43,7 @@ from keras_layer_entropy.pruning.simplify import simplify_model
 from keras_layer_entropy.pruning.standing import Moves, PruningStep, Standing, units_gone
 from keras_layer_entropy.pruning.training import KeepBest, arguments, check_data, reseed
 from keras_layer_entropy.recording.labels import ClassChoice
+from keras_layer_entropy.recording.layers import choose
 from keras_layer_entropy.recording.passes import Source
 
 _ROUNDS = 15  # of measuring a latency
@@ -352,10 +353,11 @@ class _Search:
         return self._options.seed + len(self._steps)
 
     def _analyze(self, model: keras.Model, baseline: bool = False) -> EntropyProfile:
+        left, _ = choose(model, keras.Layer)
         return analyze_model(
             model,
             self._validation,
-            layers=self._analyzed,
+            layers=self._analyzed and [path for path in self._analyzed if path in left],
             measures=MEASURES,
             num_classes=self._num_classes,
             batch_size=self._options.batch_size,

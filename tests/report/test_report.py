@@ -145,7 +145,8 @@ def test_pruning_where_the_profiles_hold_other_measures(tmp_path):
 
 def test_operations_that_are_not_known_are_said():
     step = PruningStep(
-        kind="layer", part="b", members=("b",), criterion="last", score=0.0, reason="it is last", accepted=True,
+        kind="layer", part="b", members=("b",), criterion="last", score=0.0, reason="it is last",
+        accepted=True,
         quality_before=0.5, quality_removed=0.5, quality_retrained=0.5, residual=None,
         parameters=50, entropy={}, seconds=1.0,
     )  # fmt: skip
@@ -171,7 +172,8 @@ def of_units(steps, widths=(), target=None, met=None, **options):
 
 def batch(**changes):
     return PruningStep(**{**dict(
-        kind="unit", part="3 units of 2 layers", members=("a", "b"), criterion="reconstruction", score=0.1,
+        kind="unit", part="3 units of 2 layers", members=("a", "b"), criterion="reconstruction",
+        score=0.1,
         reason="it is cheap", accepted=True, quality_before=0.9, quality_removed=0.7,
         quality_retrained=0.8, residual=0.1, parameters=500, entropy={}, seconds=1.0,
         units={"a": (1,), "b": (0, 2)}, flops=1000,
