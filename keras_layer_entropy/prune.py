@@ -336,8 +336,8 @@ def _check_labels(model, parts):
         found = f"labels for {listed(list(y))}" if isinstance(y, dict) else "one label a sample"
         wanted = listed([f"y.{name}" for name in names])
         raise ValueError(
-            f"{model.name!r} has the outputs {listed(names)}, and the data {found}: name the labels "
-            f"of each in an .npz file, {wanted} (y_test.{names[0]}, ... where there are parts)."
+            f"{model.name!r} has the outputs {listed(names)}, and the data {found}: name the "
+            f"labels of each in an .npz file, {wanted} (y_test.{names[0]}, ... of a part)."
         )
 
 
