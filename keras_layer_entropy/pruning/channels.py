@@ -13,7 +13,7 @@ import numpy as np
 from keras_layer_entropy.pruning.carriers import CARRIERS
 from keras_layer_entropy.pruning.graph import flat_graph, shared_paths
 from keras_layer_entropy.pruning.linear import adapted
-from keras_layer_entropy.pruning.probing import outputs_of, sources, values_of
+from keras_layer_entropy.pruning.probing import known_sources, outputs_of, values_of
 from keras_layer_entropy.pruning.ties import Ties
 
 
@@ -295,7 +295,7 @@ class _Finder:
         seen = {}
         for place, axis, ids in labelled:
             try:
-                found = sources(call, shapes, dtypes, place, axis)
+                found = known_sources(call, shapes, dtypes, place, axis)
                 if all(source is None for source in found):
                     raise ValueError("nothing of it is seen in what that gives")
                 for number, source in zip(call.outputs, found, strict=True):
