@@ -35,20 +35,21 @@ from keras_layer_entropy.files import recover
 from keras_layer_entropy.measures.entropy import ActivationEntropy
 from keras_layer_entropy.measures.measure import listed
 from keras_layer_entropy.model_files import FILE_SUFFIXES, model_format, weights_of
-from keras_layer_entropy.pruning import CRITERIA, PruningOptions, plan, prune_model, rank_units
+from keras_layer_entropy.pruning import CRITERIA, PruningOptions, prune_model, rank_units
 from keras_layer_entropy.pruning.checkpoint import Checkpoint, data_fingerprint, fingerprint
 from keras_layer_entropy.pruning.cost import (
     KEYS,
     batch_sizes,
     cost_of,
     counted,
-    is_met,
     shares,
 )
 from keras_layer_entropy.pruning.options import MODES
 from keras_layer_entropy.pruning.outcome import Output, compared
 from keras_layer_entropy.pruning.qualities import choose_quality
+from keras_layer_entropy.pruning.search import look_ahead
 from keras_layer_entropy.pruning.simplify import simplify_model
+from keras_layer_entropy.pruning.timing import least_left
 from keras_layer_entropy.pruning.unit_criteria import GREEDY, UNIT_CRITERIA
 from keras_layer_entropy.recording.layers import choose
 from keras_layer_entropy.recording.passes import Source
@@ -160,36 +161,51 @@ def run():
     """Prunes and writes what the flags say."""
     options, model_path = _options(), command_line.model_path()
     if _DRY_RUN.value:
-        _dry_run(options, model_path)
+        page = _new_page()
+        with command_line.claimed_for_this_run(page):
+            _dry_run(options, model_path, page)
         return
-    output, page = _output(), command_line.path_of("report")
-    if page is not None:
-        _check_report(page, output)
-        report.check_new_file(page, FLAGS.overwrite)
+    output, page = _output(), _new_page()
     with command_line.claimed_for_this_run(output.path, page):
         _prune(options, model_path, output)
 
 
-def _dry_run(options, model_path):
+def _new_page():
+    """Where the report goes, None for none; errors where it would take the place of something."""
+    page = command_line.path_of("report")
+    if page is not None:
+        _check_report(page, _output())
+        report.check_new_file(page, FLAGS.overwrite)
+    return page
+
+
+def _dry_run(options, model_path, page):
     console, model = command_line.console(), _compiled(command_line.opened(model_path))
     parts, _ = _parts(console, model, options)
-    found = plan(model, *_searched(parts, options), options)
+    found, profile = look_ahead(model, *_searched(parts, options), options)
     _print_plan(console, found)
     target = options.target or {}
     if batch_sizes(target):
         console.print("What latency is left is measured as the search goes, after each step.")
     target = counted(target)
-    met = not target or (found.costs and is_met(target, *found.costs))
-    if not met:
+    sample = Source(parts.validation.batches(1)).first()[0]
+    left = shares(*found.costs) if len(found.costs) > 1 else least_left(found, model, sample)
+    if any(left[key] > share for key, share in target.items()):
         console.print("The target would not be met: this is all that can go.")
     if options.simplify:
-        sample = Source(parts.validation.batches(1)).first()[0]
         left = shares(*(cost_of(each, sample) for each in (model, simplify_model(model))))
         console.print(
             f"Simplified as it is, {left['parameters']:.1%} of the parameters and "
             f"{left['flops']:.1%} of the FLOPs would be left."
         )
-    console.print("Dry run: nothing was written.")
+    if page is None:
+        console.print("Dry run: nothing was written.")
+        return
+    signed = command_line.signed(_named(profile, parts), parts.validation.spec, "prune")
+    report.write_report(
+        page, signed, plan=found, tolerance=FLAGS.tolerance, overwrite=FLAGS.overwrite
+    )
+    console.print(f"Dry run: nothing was written but {page}", highlight=False, markup=False)
 
 
 def _compiled(model):
@@ -432,23 +448,19 @@ def _check_free(output, besides=""):
 
 
 def _print_plan(console, found):
-    pairs = zip(found.parts, found.predictions, strict=True)
-    for number, (part, prediction) in enumerate(pairs, start=1):
-        name = part.path if part.kind == "unit" else part.name
-        tied = f" (with {listed(part.members)})" if part.kind == "unit" and part.members else ""
-        saves = f"saves {part.saves.parameters:,d} parameters"
-        console.print(f"{number}. {name}{tied}: {prediction.words}; {saves}", highlight=False)
-    if found.costs:
+    for line in report.plan_lines(found) or ["Nothing would be taken out."]:
+        console.print(line, highlight=False, markup=False)
+    if len(found.costs) > 1:
         left = shares(*found.costs)
         console.print(
             f"{left['flops']:.1%} of the FLOPs and {left['parameters']:.1%} of the parameters "
             "would be left.",
             highlight=False,
         )
-    if not found.parts:
-        console.print("Nothing would be taken out.")
     for path, reason in found.reasons.items():
-        console.print(f"{path} stays: {reason}", highlight=False)
+        console.print(f"{path} stays: {reason}", highlight=False, markup=False)
+    if found.parts:
+        console.print(report.PLAN_NOTE, highlight=False, markup=False)
 
 
 def _finish(console, model, result, parts, output, settings):

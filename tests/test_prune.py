@@ -425,8 +425,10 @@ def test_a_dry_run_names_units_and_writes_nothing(convolutions):
         "prune", "--model", convolutions, *UNITS, "--target_flops=0.6", "--dry_run"
     )
     assert code == 0, err
-    assert re.search(r"\d\. hidden: \d+ of 16 units, that cost least for what they save", out)
-    assert re.search(r"\d\. stem \(with outer\): \d of 8 units", out)
+    assert re.search(
+        r"\d\. hidden \(units\) .+  \d+ of 16 units, that cost least for what they", out
+    )
+    assert re.search(r"\d\. stem \(units\) .+  \d of 8 units, .+; with outer", out)
     left = re.search(r"([\d.]+)% of the FLOPs and ([\d.]+)% of the parameters would be left", out)
     assert 0 < float(left[1]) <= 60.0
     assert contents(convolutions.parent) == before

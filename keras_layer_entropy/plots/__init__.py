@@ -18,6 +18,7 @@ from keras_layer_entropy.plots.information import (
     layer_values,
 )
 from keras_layer_entropy.plots.panels import panel
+from keras_layer_entropy.plots.plans import plan_points
 from keras_layer_entropy.plots.profiles import (
     compared_curves,
     entropy_curve,
@@ -54,6 +55,7 @@ __all__ = [
     "layer_values",
     "panel",
     "pixels",
+    "plan_points",
     "probability_histograms",
     "pruning_curves",
     "stability",

@@ -170,7 +170,8 @@ def _predicted(
         change = outputs.change({block.made: instead})
         saves = _saves(walk.graph, block, flops, layer, held[block.given][0].shape)
         whole = dataclasses.replace(block, saves=saves)
-        found[whole] = Prediction(change, f"outputs change by {change:.1%} with {words} instead")
+        said = f"outputs change by {change:.1%} with {words} instead"
+        found[whole] = Prediction(change, said, change)
     return found
 
 

@@ -38,6 +38,17 @@ class Cost:
     latency: dict[int, float]
     uncounted: tuple[str, ...] = ()
 
+    def __sub__(self, saves: "Cost") -> "Cost":
+        """What is left of it without what saves so much; FLOPs that are not known save nothing."""
+        times = {k: t - saves.latency[k] for k, t in self.latency.items() if k in saves.latency}
+        return dataclasses.replace(
+            self,
+            dense_layers=self.dense_layers - saves.dense_layers,
+            parameters=self.parameters - saves.parameters,
+            flops=None if self.flops is None else self.flops - (saves.flops or 0),
+            latency=times,
+        )
+
 
 def compare_costs(
     models: Sequence[keras.Model], x: Any, batch_sizes: Iterable[int] = (1, 256), rounds: int = 30

@@ -176,7 +176,7 @@ def output_change(situation: Situation, parts: Sequence[LayerPart]) -> dict[Laye
         else:  # what others are given is known once the part is out
             loss = distance(situation.without(part)[0], situation.student, inputs)
         words = f"outputs change by {loss:.1%} once the next layers are refitted"
-        found[part] = Prediction(loss, words)
+        found[part] = Prediction(loss, words, loss)
     return found
 
 

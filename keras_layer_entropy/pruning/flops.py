@@ -4,12 +4,10 @@ import dataclasses
 from typing import Any
 
 import keras
-import numpy as np
-from keras import tree
 
 from keras_layer_entropy.pruning.flop_rules import RULES, UnknownError, count_call, opening
-from keras_layer_entropy.pruning.graph import Call, flat_graph, opened
-from keras_layer_entropy.pruning.walking import Walk
+from keras_layer_entropy.pruning.graph import Call, flat_graph
+from keras_layer_entropy.pruning.walking import Walk, batch_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,10 +95,7 @@ def _known(call: Call, shapes: dict, samples: int) -> int | None:
 
 def _shapes_for(model: keras.Model, x: Any) -> dict:
     """Number of each tensor -> its shape for one sample, or for a batch of the model's own size."""
-    functional = opened(model)
-    samples = functional.inputs[0].shape[0] or 1
-    few = tree.map_structure(lambda part: np.resize(part, (samples, *np.shape(part)[1:])), x)
-    walk = _Shapes(model, [[part] for part in functional._standardize_inputs(few)])
+    walk = _Shapes(model, batch_of(model, x, 1))
     for call in walk.graph.calls:
         walk.make(call)
     return walk.shapes

@@ -12,7 +12,7 @@ class Part:
     """What goes as one: a layer with what belongs to it, or some units of a layer.
 
     Attributes:
-        kind: `"layer"` or `"unit"`.
+        kind: `"block"`, `"layer"` or `"unit"`.
         path: path of the layer.
         indices: of the units that go, for the kind `"unit"`.
         members: paths of all layers that go, or lose something.
@@ -45,12 +45,15 @@ class Prediction:
     Attributes:
         loss: what it costs to lose the part, in the criterion's own unit: the lowest goes first.
         words: the same in words.
+        change: how much the outputs change without it, the root mean square relative to their
+            spread over the samples, where the criterion knows that; of units about.
         cut: `(model, residuals)`, the model without the part as `surgery.take_out` gives it, where
             the criterion had to make it and it is the first to go.
     """
 
     loss: float
     words: str
+    change: float | None = None
     cut: Any = dataclasses.field(default=None, repr=False, compare=False)
 
 
@@ -62,7 +65,8 @@ class Plan:
         parts: tuple of `Part`.
         predictions: tuple of `Prediction`, one for each part.
         reasons: path of a layer -> why nothing of it goes.
-        costs: `Cost` of the model as it is, and without all parts where that is known.
+        costs: `Cost` of the model as it is, and without all parts where these can go together and
+            that is known.
 
     Example:
 
@@ -78,7 +82,9 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain values; models that a criterion made are left out."""
-        predictions = [{"loss": x.loss, "words": x.words} for x in self.predictions]
+        predictions = [
+            {"loss": x.loss, "words": x.words, "change": x.change} for x in self.predictions
+        ]
         return {
             "parts": [
                 {name: _plain(getattr(part, name)) for name in _FIELDS} for part in self.parts

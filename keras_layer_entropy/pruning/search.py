@@ -28,7 +28,7 @@ from keras_layer_entropy.pruning.cost import (
 from keras_layer_entropy.pruning.evaluation import Scores, compiled_with, evaluate, logs_of
 from keras_layer_entropy.pruning.fidelity import Fidelity
 from keras_layer_entropy.pruning.graph import flat_graph
-from keras_layer_entropy.pruning.moves import cheapest_move, next_moves
+from keras_layer_entropy.pruning.moves import cheapest_move, next_moves, whole_plan
 from keras_layer_entropy.pruning.optimizer_state import (
     fresh_metrics,
     learning_rate_of,
@@ -41,6 +41,7 @@ from keras_layer_entropy.pruning.qualities import Quality, choose_quality
 from keras_layer_entropy.pruning.rewrite import without
 from keras_layer_entropy.pruning.simplify import simplify_model
 from keras_layer_entropy.pruning.standing import Moves, PruningStep, Standing, units_gone
+from keras_layer_entropy.pruning.timing import timed
 from keras_layer_entropy.pruning.training import KeepBest, arguments, check_data, reseed
 from keras_layer_entropy.recording.labels import ClassChoice
 from keras_layer_entropy.recording.layers import choose
@@ -160,19 +161,32 @@ def plan(
     options: PruningOptions | None = None,
     **settings: Any,
 ) -> Plan:
-    """What `prune_model` would try at first, with no change to anything.
+    """What `prune_model` could take out at first, with no change to anything.
 
-    Of units, what the target takes; without a target, the first batch.
+    Of units, what the target takes; without a target, the first batch. Of several kinds, every part
+    that may go by itself, and those first that cost least for what they save.
 
     Args, errors: as for `prune_model`.
 
     Returns:
-        `Plan`.
+        `Plan`, with the time that each part takes (`timing.timed`).
     """
+    return look_ahead(model, train_data, validation_data, options, **settings)[0]
+
+
+def look_ahead(
+    model: keras.Model,
+    train_data: Data,
+    validation_data: Data,
+    options: PruningOptions | None = None,
+    **settings: Any,
+) -> tuple[Plan, EntropyProfile]:
+    """`plan`, and the `EntropyProfile` of the model on the validation data, with its twin."""
     options = _options(options, settings)
     if options.target and counted(options.target) == options.target:
         options = dataclasses.replace(options, step_share=1.0)
-    return _Search(model, train_data, validation_data, options, None).moves().plan
+    search = _Search(model, train_data, validation_data, options, None)
+    return search.plan(), search.before
 
 
 def _options(options: PruningOptions | None, settings: Mapping[str, Any]) -> PruningOptions:
@@ -245,6 +259,11 @@ class _Search:
             if step.accepted:
                 self._costs = _with_latency(self._costs, step)
         self._moves: Moves | None = None
+
+    def plan(self) -> Plan:
+        """All that could go, with what it costs and saves."""
+        keras.utils.set_random_seed(self._seed)
+        return timed(whole_plan(self._standing()), self.model, self._sample)
 
     def moves(self) -> Moves:
         """What can be done next."""

@@ -17,7 +17,7 @@ from keras_layer_entropy.pruning.cost import Cost, check_target, cost_of, is_met
 from keras_layer_entropy.pruning.effects import effects
 from keras_layer_entropy.pruning.flops import Flops, count_flops
 from keras_layer_entropy.pruning.parts import Part, Plan, Prediction
-from keras_layer_entropy.pruning.reconstruction import cheapest
+from keras_layer_entropy.pruning.reconstruction import Taker, cheapest
 from keras_layer_entropy.pruning.rewrite import thinned
 from keras_layer_entropy.pruning.unit_criteria import (
     GREEDY,
@@ -99,8 +99,11 @@ def choose_units(
         )
     groups, reasons = groups_of(model, channels, layers, keep)
     budget = Budget(channels, flops.per_call, target)
+    weights: dict[str, float] = {}
     if criterion == GREEDY:
-        lumps = _by_cost(situation, groups, reasons, budget, multiple_of)
+        takers = takers_of(situation)
+        weights = effects(model, inputs, takers)
+        lumps = _by_cost(takers, weights, groups, reasons, budget, multiple_of)
     else:
         lumps = _alike(situation, criterion, groups, reasons, multiple_of)
     before = after = cost_of(model, one)
@@ -118,7 +121,7 @@ def choose_units(
     changed = {path for group in thinner for path in group.makers}
     for path in (path for group in groups for path in group.makers):
         reasons.setdefault(path, "other units cost less for what they save")
-    parts = [_part(group, gone, situation, criterion, before, flops) for group in thinner]
+    parts = [_part(group, gone, situation, criterion, before, flops, weights) for group in thinner]
     return Plan(
         parts=tuple(part for part, _ in parts),
         predictions=tuple(said for _, said in parts),
@@ -179,12 +182,10 @@ def groups_of(
 
 
 def _by_cost(
-    situation: UnitSituation, groups: list[Group], reasons: dict[str, str], budget: Budget,
-    multiple_of: int,
+    takers: dict[str, Taker], weights: dict[str, float], groups: list[Group],
+    reasons: dict[str, str], budget: Budget, multiple_of: int,
 ) -> Iterator[list[tuple[int, float]]]:  # fmt: skip
     """Units of all layers, those first that cost least for what they save."""
-    takers = takers_of(situation)
-    weights = effects(situation.model, situation.inputs, takers)
     weighted = [dataclasses.replace(taker, weight=weights[p]) for p, taker in takers.items()]
     owned = {unit for taker in weighted for unit in taker.owners.tolist()}
     open_ones = []
@@ -238,7 +239,7 @@ def _until_met(
 
 def _part(
     group: Group, gone: dict[int, float], situation: UnitSituation, criterion: str, before: Cost,
-    flops: Flops,
+    flops: Flops, weights: dict[str, float],
 ) -> tuple[Part, Prediction]:  # fmt: skip
     """What goes of a group, and what is said of it."""
     channels = situation.channels
@@ -266,7 +267,10 @@ def _part(
     loss = math.fsum(gone[unit] for unit in group.units if unit in gone)
     how = "that cost least for what they save" if criterion == GREEDY else f"lowest in {criterion}"
     width = len(channels.makers[path])
-    return part, Prediction(loss, f"{len(indices)} of {width} units, {how} ({loss:.3g})")
+    # A loss is a share of squares, times the effect of what takes the units: times that again.
+    seen = [weights[path] for path in consumers if path in weights]
+    change = math.sqrt(max(loss, 0.0) * float(np.mean(seen))) if seen else None
+    return part, Prediction(loss, f"{len(indices)} of {width} units, {how} ({loss:.3g})", change)
 
 
 def _out_of_reach(before: Cost, after: Cost, target: Mapping[str, float]) -> str:

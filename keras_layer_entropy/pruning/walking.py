@@ -103,6 +103,22 @@ def inputs_of(model, source):
 _BATCH = 128  # samples at a time
 
 
+def batch_of(model, x, size):
+    """The inputs of a model for one batch, a sample or more over and over: what `Walk` takes.
+
+    Args:
+        model: a built Sequential or functional model.
+        x: inputs, one sample or more.
+        size: number of samples; where the model takes batches of one size, that.
+    """
+    functional = opened(model)
+    samples = functional.inputs[0].shape[0] or size
+    batch = keras.tree.map_structure(
+        lambda part: np.resize(part, (samples, *np.shape(part)[1:])), x
+    )
+    return [[part] for part in functional._standardize_inputs(batch)]
+
+
 def _array(tensor):
     return np.asarray(ops.convert_to_numpy(tensor))
 

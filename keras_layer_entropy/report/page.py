@@ -17,6 +17,7 @@ from keras_layer_entropy.measures.entropy import FLAT_TOLERANCE
 from keras_layer_entropy.measures.measure import Profile, listed
 from keras_layer_entropy.measures.registry import MEASURES
 from keras_layer_entropy.report.files import check_new_file
+from keras_layer_entropy.report.plan import PLAN_NOTE, percent, plan_figure, plan_rows, plan_summary
 from keras_layer_entropy.report.pruning import Pruning
 from keras_layer_entropy.report.tables import comparison_rows, extreme_class
 from keras_layer_entropy.report.verdict import summary
@@ -31,6 +32,7 @@ def write_report(
     *,
     history: Iterable[Profile] = (),
     pruning: Pruning | None = None,
+    plan: Any = None,
     tolerance: float = FLAT_TOLERANCE,
     overwrite: bool = False,
 ) -> AnyPath:
@@ -43,6 +45,7 @@ def write_report(
             (text), if there are any, say on what it was measured and how.
         history: `EntropyMonitor.profiles` of the training, to be drawn over epochs.
         pruning: `Pruning`, to be told step by step; `profile` is then that of the original.
+        plan: `pruning.Plan` of the model, as `pruning.plan` gives it, to be shown part by part.
         tolerance: below this gradient a layer is flat.
         overwrite: replace the file.
 
@@ -84,6 +87,7 @@ def write_report(
         "patterns": {n["key"]: n["patterns"] for n in networks},
         "epochs": plots.svg(plots.entropy_over_epochs, history) if history else None,
         "pruning": pruning and _pruning(pruning),
+        "plan": None if plan is None else _plan(plan),
         "descriptions": _descriptions(profile, pruning),
         "has_class_patterns": _has_class_patterns(profile),
         "command": profile.settings.get("command") or (None if pruning else _command(profile)),
@@ -314,6 +318,22 @@ def _pruning(pruning: Pruning) -> dict[str, Any]:
         "stayed": "Why the rest stayed",
         "reasons": result.reasons,
         "units": pruning.units,
+    }
+
+
+def _plan(plan: Any) -> dict[str, Any]:
+    rows = []
+    for row in plan_rows(plan):
+        cells = [_cell(row.parameters, f"{row.parameters:,d}", "parameters")]
+        for name, share in (*row.saved.items(), ("change of the outputs", row.change)):
+            cells.append(_cell("" if share is None else share, percent(share), name))
+        rows.append((row, cells))
+    return {
+        "summary": plan_summary(plan),
+        "figure": plots.svg(plan_figure, plan) if plan_figure(plan) else None,
+        "rows": rows,
+        "note": PLAN_NOTE,
+        "reasons": plan.reasons,
     }
 
 
