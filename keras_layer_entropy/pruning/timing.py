@@ -108,7 +108,7 @@ def times_of(model: keras.Model, parts: Sequence[Part], times: Sequence[float]) 
     >>> model = keras.Sequential([keras.Input((4,)), *layers])
     >>> parts = [Part(kind="layer", path="b", members=("b",)),
     ...          Part(kind="unit", path="a", indices=(0,))]
-    >>> times_of(model, parts, [4.0, 2.0, 1.0])  # a quarter of a, and of what b takes
+    >>> [round(x, 6) for x in times_of(model, parts, [4.0, 2.0, 1.0])]  # of a and of b a quarter
     [2.0, 1.5]
     """
     split, found = _Split(model, parts), []

@@ -1,5 +1,7 @@
 """How long calls take, and what of that goes with which part."""
 
+import json
+
 import keras
 import numpy as np
 import pytest
@@ -132,7 +134,7 @@ def test_a_plan_has_times_and_the_model_the_sum_of_its_calls(batch, size):
     blocks = choose_blocks(model, x)
     kinds = [*units.parts, *blocks.parts, Part(kind="layer", path="wide", members=("wide",),
                                                saves=Cost(1, 56, 112, {}))]  # fmt: skip
-    said = tuple(Prediction(0.0, "") for _ in kinds)
+    said = tuple(Prediction(0.5, "words", 0.25) for _ in kinds)
     before = Plan(tuple(kinds), said, {"head": "why"}, units.costs)
     plan = timed(before, model, x[:1])
     assert plan.parts == before.parts  # but for what they save
@@ -142,6 +144,10 @@ def test_a_plan_has_times_and_the_model_the_sum_of_its_calls(batch, size):
     assert whole[0] == size
     for part in plan.parts:
         assert 0 < part.saves.latency[size] < whole[1]
+    read = Plan.from_json(json.loads(json.dumps(plan.to_json())))
+    assert read.predictions == said
+    assert [part.saves for part in read.parts] == [part.saves for part in plan.parts]
+    assert read.costs == plan.costs
     # Every layer of the model, as if it were a part: together all of the time.
     calls = [
         Part(kind="layer", path=call.path, members=(call.path,), saves=Cost(0, 0, 0, {}))
