@@ -92,7 +92,7 @@ class PruningOptions:
     max_drop: float | None = None
     max_relative_drop: float | None = None
     distill: bool = False
-    epochs: int = 3
+    epochs: int = 5
     learning_rate: float | None = None
     batch_size: int = 128
     max_removals: int | None = None

@@ -328,8 +328,8 @@ def test_pruning(show):
     words = "1 of 4 Dense layers went (b); FLOPs -25%, parameters -25%. Validation accuracy 0.9000"
     assert find("#pruning-verdict")[0].text.startswith(words)
     assert "0.9100 after (± 0.0123 of the difference); test" in find("#pruning-verdict")[0].text
-    # The original, and each of two steps right after it and after each of three epochs.
-    assert "data 9 times" in find("section:first-child .note")[0].text
+    # The original, and each of two steps right after it and after each of five epochs.
+    assert "data 13 times" in find("section:first-child .note")[0].text
     assert [section.get_attribute("data-key") for section in find(".network")] == [
         "before",
         "after",
