@@ -5,7 +5,7 @@
 
 For each seed a network is trained on the digits and pruned. Prints how many of its hidden layers
 went, what share of the operations is left, test accuracy before and after, steps and seconds; the
-test data choose nothing. `--distill` and `--retraining` change how it is trained after each removal.
+test data choose nothing. `--distill` and `--retraining` change the training after each removal.
 """
 
 import time
