@@ -149,10 +149,11 @@ def test_less_loss_is_better():
     result = searched(model, (X, TARGETS), epochs=0, max_removals=None, max_drop=0.01)
     limit = squared(predicted(model, X), TARGETS) + 0.01
     for step in result.steps:
-        assert step.accepted == (step.quality_retrained <= limit)
+        worse = step.quality_retrained + step.standard_error
+        assert step.accepted == (worse <= limit)
         if not step.accepted:
-            lost = result.quality.text(step.quality_retrained)
-            assert f"without it loss is {lost}, above" in result.reasons[step.part]
+            lost, error = map(result.quality.text, (step.quality_retrained, step.standard_error))
+            assert f"without it loss is {lost} ± {error}, where at" in result.reasons[step.part]
     assert not result.steps[-1].accepted
     model.layers[-1].set_weights([100 * np.ones((8, 2)), np.full(2, 50.0)])  # any other is better
     result = searched(model, (X, TARGETS), epochs=2, max_drop=0.0)
