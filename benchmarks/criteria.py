@@ -14,7 +14,7 @@ kernels of neighbours; deleting and keeping the weights), and with retraining af
 against networks of the same depth trained from scratch for as many epochs in total.
 
 `search`: `prune_model` by its defaults, with retraining and a limit of quality, by the paper's
-criterion, by `linearity`, and by one after the other.
+criterion, by `linearity`, by `output_change`, and by the first two one after the other.
 
 Beside the criteria of the package there are those of `OTHERS`. Prints mean and standard deviation
 over the seeds; accuracies in per cent. Networks and numbers are kept in `--workdir`: what is there
@@ -316,7 +316,12 @@ def from_scratch(data, config, seed, removed):
     return accuracy(model, data.test)
 
 
-ORDERS = (("entropy_gradient",), ("linearity",), ("entropy_gradient", "linearity"))
+ORDERS = (
+    ("entropy_gradient",),
+    ("linearity",),
+    ("output_change",),
+    ("entropy_gradient", "linearity"),
+)
 
 
 def searched(criteria, model, data, seed):
