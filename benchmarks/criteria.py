@@ -327,7 +327,8 @@ ORDERS = (
 def searched(criteria, model, data, seed):
     """What `prune_model` comes to by its defaults, with one criterion after the other.
 
-    The limit is that of the original all along. Seconds are those of processors.
+    The limit is that of the original all along. Seconds are those of processors, and without
+    compiling, which would be most of them.
     """
     started, smaller, gone, steps = time.process_time(), model, [], 0
     drop = most = 0.01  # the default
@@ -383,18 +384,17 @@ def measure(config, seed, studies, criteria, workdir):
     kept, data = Kept(folder / "rows.json", config), load(config, seed)
     model = trained(config, seed, data, folder)
     kept.row("original", lambda: {"accuracy": [accuracy(model, data.test)] * config.removals})
-    if "regret" in studies or "repair" in studies:
+    if "repair" in studies:
+        repairs(kept, model, data, config, seed)
+    # Every network is another one: to trace and compile it takes far longer than to run it.
+    tf.config.run_functions_eagerly(True)
+    if "regret" in studies:
         networks = Networks(*without_convolutions(model, data, config), seed)
-        # Every network is another one: to trace and compile it takes far longer than to run it.
-        tf.config.run_functions_eagerly(True)
-        for criterion in criteria if "regret" in studies else ["linearity"]:
+        for criterion in criteria:
             kept.row(
                 f"{criterion}, refit",
                 functools.partial(without_training, criterion, networks, config.removals),
             )
-        tf.config.run_functions_eagerly(False)
-    if "repair" in studies:
-        repairs(kept, model, data, config, seed)
     if "search" in studies:
         for order in ORDERS:
             name = ", then ".join(order)
@@ -408,7 +408,9 @@ def repairs(kept, model, data, config, seed):
     def add(name, function, *args, **keywords):
         kept.row(name, lambda: {"accuracy": function(*args, **keywords)})
 
-    order = kept.rows["linearity, refit"]["order"]
+    networks = Networks(*without_convolutions(model, data, config), seed)
+    row = functools.partial(without_training, "linearity", networks, config.removals)
+    order = kept.row("linearity, refit", row)["order"]
     # The first hidden layer takes inputs of another width: there is no kernel to keep.
     known = order[: order.index("hidden_0")] if "hidden_0" in order else order
     rest = [math.nan] * (len(order) - len(known))
