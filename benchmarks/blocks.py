@@ -1,12 +1,16 @@
 """Accuracy as blocks go: deleted, or with a linear layer in their place, without training.
 
     python benchmarks/blocks.py --only=resnet --model=ResNet56.json
+    python benchmarks/blocks.py --only=criteria --model=ResNet56.json
     python benchmarks/blocks.py --only=transformer
 
 `resnet` takes residual branches beside an identity out of a network for CIFAR-10 that lies on disk,
 whose inputs are images divided by 255, minus the mean image of the training data; `choose_blocks`
 chooses which, on 500 training images. Printed is what of the first 2,000 test images is right, and
 of all, mean (minimum to maximum) over calibration subsets.
+
+`criteria` takes 3, 6 and 9 of the same branches out as several criteria order them, refits what is
+behind, without stand-ins, and prints what of the first 2,000 test images is right.
 
 `transformer` trains an image classifier of 6 transformer blocks, layers with a code of their own,
 on MNIST, a network for each seed, takes 1, 2 and 3 of them out, and trains networks of that depth
@@ -25,10 +29,12 @@ from absl import app, flags, logging
 from keras_layer_entropy import choose_blocks, load_model, remove_blocks
 from keras_layer_entropy.datasets import DatasetSpec, load_parts
 from keras_layer_entropy.pruning.block_parts import find_blocks
+from keras_layer_entropy.pruning.units import calibration_source
+from keras_layer_entropy.pruning.walking import Walk, inputs_of
 
-_ONLY = flags.DEFINE_list("only", ["transformer"], "Some of resnet, transformer.")
+_ONLY = flags.DEFINE_list("only", ["transformer"], "Some of resnet, criteria, transformer.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Networks, or calibration subsets.", lower_bound=1)
-_MODEL = flags.DEFINE_string("model", None, "The network of `resnet`.")
+_MODEL = flags.DEFINE_string("model", None, "The network of `resnet` and `criteria`.")
 _EPOCHS = flags.DEFINE_integer("epochs", 4, "Epochs of training of `transformer`.", lower_bound=1)
 WIDTH, HEADS, DEPTH = 48, 4, 6
 
@@ -57,8 +63,8 @@ def shrunk(model, counts, x, way, names=None):
 STAND_INS = {"deleted": None, "refit": None, "1x1, refit": 1, "3x3, refit": 3}
 
 
-def resnet():
-    """Prints the table of a residual network."""
+def opened():
+    """`(model, names of its branches, training images, test images, labels of these)`."""
     import tensorflow_datasets as tfds
 
     whole = {
@@ -71,6 +77,12 @@ def resnet():
     model = load_model(_MODEL.value)
     blocks = find_blocks(model)[0].values()
     names = [block.path for block in blocks if block.form == "residual"]
+    return model, names, images - mean, x, y
+
+
+def resnet():
+    """Prints the table of a residual network."""
+    model, names, images, x, y = opened()
     found = right(model, x, y)
     print(f"{100 * found[:2000].mean():.2f} % of 2,000, {100 * found.mean():.2f} % of all right")
     counts = (3, 6, 9, 12)
@@ -80,12 +92,66 @@ def resnet():
         found = []
         for seed in range(_SEEDS.value):
             rows = np.random.default_rng(seed).permutation(len(images))[:500]
-            networks = shrunk(model, counts, images[rows] - mean, way, names)
+            networks = shrunk(model, counts, images[rows], way, names)
             found.append([right(smaller, x, y) for smaller in networks])
         percent = 100 * np.array(found)  # [seeds, counts, samples]
         for label, some in (("first 2,000", percent[..., :2000]), ("all", percent)):
             cells = map(spread, some.mean(axis=-1).T)
             print(f"| {way}, {label} | {' | '.join(cells)} |", flush=True)
+
+
+def unlike(model, x, names):
+    """Two dicts: block -> 1 - mean cosine similarity, 1 - linear CKA of what goes in and comes out.
+
+    Sources: block influence, ShortGPT, arXiv 2403.03853; CKA, Kornblith et al. 2019.
+    """
+    blocks = [block for block in find_blocks(model)[0].values() if block.path in names]
+    wanted = {number for block in blocks for number in (block.given, block.made)}
+    walk = Walk(model, inputs_of(model, calibration_source(model, x, 256, None)))
+    held, influence, cka = {}, {}, {}
+    for call in walk.graph.calls:
+        walk.make(call)
+        for number in wanted.intersection(call.outputs):
+            held[number] = np.concatenate(walk.value(number)).reshape(len(x), -1)
+    for block in blocks:
+        a, b = held[block.given], held[block.made]
+        lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+        influence[block.path] = 1 - np.mean(np.sum(a * b, axis=1) / lengths)
+        a, b = ((z - z.mean(axis=0)) for z in (a, b))
+        a, b = a @ a.T, b @ b.T
+        cka[block.path] = 1 - np.sum(a * b) / (np.linalg.norm(a) * np.linalg.norm(b))
+    return influence, cka
+
+
+def orders(model, x, names, seed):
+    """Criterion -> blocks, the first to go first."""
+    plan = choose_blocks(model, x, stand_in=None, blocks=names)
+    influence, cka = unlike(model, x, names)
+    return {
+        "output_change": [part.path for part in plan.parts],
+        "block influence": sorted(influence, key=influence.get),
+        "CKA": sorted(cka, key=cka.get),
+        "random": list(np.random.default_rng(seed).permutation(names)),
+        "last": names[::-1],
+    }
+
+
+def criteria():
+    """Prints the table of criteria on a residual network."""
+    model, names, images, x, y = opened()
+    counts, found = (3, 6, 9), {}
+    for seed in range(_SEEDS.value):
+        some = images[np.random.default_rng(seed).permutation(len(images))[:500]]
+        for criterion, order in orders(model, some, names, seed).items():
+            print(f"# {seed}, {criterion}: {', '.join(order[: max(counts)])}", flush=True)
+            networks = (remove_blocks(model, order[:n], some, stand_in=None) for n in counts)
+            accuracies = [100 * right(z, x[:2000], y[:2000]).mean() for z in networks]
+            found.setdefault(criterion, []).append(accuracies)
+            print(f"# {accuracies}", flush=True)
+    print(f"\n| of {len(names)} blocks | {' | '.join(map(str, counts))} |")
+    print("|---" * (len(counts) + 1) + "|")
+    for criterion, values in found.items():
+        print(f"| {criterion} | {' | '.join(map(spread, np.transpose(values)))} |")
 
 
 class TransformerBlock(keras.layers.Layer):
@@ -168,10 +234,11 @@ def main(argv):
     del argv
     logging.set_verbosity(logging.ERROR)
     warnings.filterwarnings("ignore", "Without calibration_data=")
-    if "resnet" in _ONLY.value:
-        if _MODEL.value is None:
-            raise app.UsageError("--only=resnet needs --model, a network for CIFAR-10.")
-        resnet()
+    for name, study in (("resnet", resnet), ("criteria", criteria)):
+        if name in _ONLY.value:
+            if _MODEL.value is None:
+                raise app.UsageError(f"--only={name} needs --model, a network for CIFAR-10.")
+            study()
     if "transformer" in _ONLY.value:
         transformer()
 
