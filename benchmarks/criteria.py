@@ -239,23 +239,45 @@ class Networks:
         return accuracy(self.model(order), self._data.test)
 
     @functools.cache  # noqa: B019
-    def situation(self, order):
+    def profile(self, order):
+        """Its entropies."""
+        measures = ("activation_entropy", "state_entropy")
+        return analyze_model(self.model(order), self._data.validation, measures=measures, verbose=0)
+
+    def situation(self, order, profiled):
         """What criteria look at, however little they like any of the layers."""
-        data, student = self._data, self.model(order)
-        profile = analyze_model(
-            student, data.validation, measures=("activation_entropy", "state_entropy"), verbose=0
+        return _Situation(
+            self.model(order),
+            self._model,
+            self.profile(order) if profiled else None,
+            self._data.calibration,
+            self._data.validation,
+            tolerance=math.inf,
+            seed=self._seed + len(order),
+            networks=self,
+            order=order,
         )
-        return Situation(
-            student, self._model, profile, data.calibration, data.validation,
-            tolerance=math.inf, seed=self._seed + len(order),
-        )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class _Situation(Situation):
+    """One that computes each network once, whichever criterion asks."""
+
+    networks: Networks | None = None
+    order: tuple = ()
+
+    def without(self, part):
+        return self.networks.model((*self.order, part.path)), {}
+
+
+OF_ENTROPY = ("entropy_gradient", "state_entropy", "entropy_change", "short_list")
 
 
 def without_training(criterion, networks, removals):
     """Accuracies as layers go, refitted to the original network, and which went."""
     order = ()
     for _ in range(removals):
-        situation = networks.situation(order)
+        situation = networks.situation(order, criterion in OF_ENTROPY)
         parts = list(removable_layers(situation.student)[0].values())
         found = {**CRITERIA, **OTHERS}[criterion](situation, parts)
         order += (min(found, key=lambda part: found[part].loss).path,)
