@@ -98,9 +98,8 @@ def cka(situation, parts):
 
 def probe_gain(situation, parts):
     """Smallest gain of a linear probe over the one on the layer before."""
-    profile = analyze_model(
-        situation.student, situation.train_data, measures="linear_probe", verbose=0
-    )
+    model, data, size = situation.student, situation.train_data, situation.batch_size
+    profile = analyze_model(model, data, measures="linear_probe", batch_size=size, verbose=0)
     gains = dict(zip(profile.layers, profile["linear_probe"].whole["gain"], strict=True))
     return {
         part: Prediction(float(gains[part.path]), f"a probe gains {gains[part.path]:.3f}")
@@ -216,6 +215,9 @@ def without_convolutions(model, data, config):
     return compiled(head, config), Data(calibration, validation, test, calibration)
 
 
+BATCH = 10_000  # samples at once: what is not compiled takes its time by the batch
+
+
 class Networks:
     """A network without some layers, refitted to the original, each computed once.
 
@@ -230,8 +232,8 @@ class Networks:
         """The network that is left."""
         if not order:
             return self._model
-        before = self.model(order[:-1])
-        return take_out(before, self._model, [order[-1]], self._data.calibration)[0]
+        before, data = self.model(order[:-1]), self._data.calibration
+        return take_out(before, self._model, [order[-1]], data, BATCH)[0]
 
     @functools.cache  # noqa: B019
     def accuracy(self, order):
@@ -241,8 +243,10 @@ class Networks:
     @functools.cache  # noqa: B019
     def profile(self, order):
         """Its entropies."""
-        measures = ("activation_entropy", "state_entropy")
-        return analyze_model(self.model(order), self._data.validation, measures=measures, verbose=0)
+        measures, data = ("activation_entropy", "state_entropy"), self._data.validation
+        return analyze_model(
+            self.model(order), data, measures=measures, batch_size=BATCH, verbose=0
+        )
 
     def situation(self, order, profiled):
         """What criteria look at, however little they like any of the layers."""
@@ -252,6 +256,7 @@ class Networks:
             self.profile(order) if profiled else None,
             self._data.calibration,
             self._data.validation,
+            batch_size=BATCH,
             tolerance=math.inf,
             seed=self._seed + len(order),
             networks=self,
