@@ -367,6 +367,7 @@ def searched(criteria, model, data, seed):
             remove="layers",
             criterion=criterion,
             max_drop=drop,
+            epochs=3,
             seed=seed,
         )
         smaller, quality = result.model, result.quality

@@ -80,8 +80,8 @@ def test_what_costs_nothing_goes_first(plant, kind, part):
     x, _ = data(50, 2)
     before, after = (np.asarray(each(x)) for each in (model, result.model))
     # The ridge of the regressions, 1e-8 to 1e-6 of the features, and float32.
-    np.testing.assert_allclose(after, before, atol=2e-3)
-    assert np.ptp(before[:, 0]) > 0.1  # it is no comparison of constants
+    np.testing.assert_allclose(after, before, atol=1e-3)
+    assert np.ptp(before[:, 0]) > 0.03  # it is no comparison of constants
 
 
 def test_all_kinds_go_and_what_went_is_said():
