@@ -31,13 +31,21 @@ _KINDS: dict[str, Callable[[Standing], Moves]] = {
 def next_moves(standing: Standing) -> Moves:
     """What can be done next, and a plan of all that may go.
 
+    While a limit on quality holds a search back, units wait until no whole part is left to try, and
+    are not asked for: what is thinned and goes later was thinned for nothing, and each step is a
+    training.
+
     Args:
         standing: `Standing`.
 
     Returns:
         `Moves`.
     """
-    found = {kind: _KINDS[kind](standing) for kind in standing.options.kinds}
+    found: dict[str, Moves] = {}
+    for kind in standing.options.kinds:  # units last
+        whole = any(moves.candidates for moves in found.values())
+        if kind != "units" or not whole or standing.quality.drop == math.inf:
+            found[kind] = _KINDS[kind](standing)
     plans = [moves.plan for moves in found.values()]
     return Moves(
         candidates=tuple(move for moves in found.values() for move in moves.candidates),
@@ -125,9 +133,6 @@ def cheapest_move(standing: Standing, moves: Sequence[Move]) -> tuple[Move, Made
     calibration data; under a thousandth counts as that); it is divided by the share that it saves:
     of what the target counts, and without one the mean of FLOPs, parameters and depth.
 
-    While a limit on quality holds a search back, units wait for whole parts: what is thinned and
-    goes later was thinned for nothing, and each step is a training.
-
     Args:
         standing: `Standing`.
         moves: one `Move` of each kind, at least one.
@@ -135,8 +140,6 @@ def cheapest_move(standing: Standing, moves: Sequence[Move]) -> tuple[Move, Made
     Returns:
         `(move, (model, residuals))`.
     """
-    if standing.quality.drop < math.inf:
-        moves = [move for move in moves if move.kind != "unit"] or moves
     if len(moves) == 1:
         return moves[0], moves[0].make()
     data, steps = standing.calibration()

@@ -98,15 +98,17 @@ def prune_model(
     callbacks: Iterable[keras.callbacks.Callback] = (),
     **settings: Any,
 ) -> PruningResult:
-    """Takes out Dense layers, blocks, or units of any layers, while the quality of the model stays.
+    """Takes out blocks, Dense layers and units of any layers, while the quality of the model stays.
 
-    In each step the criterion chooses a layer, a block, or a batch of units; it goes, the layers
-    behind it are refitted in closed form on the training data, the model is trained for some
-    epochs, and it is kept if its quality on the validation data has fallen by no more than
-    `max_drop`. A layer without which it falls by more stays, and the next one is tried; after a
-    batch of units, one half as large, and after three of these the search ends. What can go is
-    asked anew of each smaller model. The quality is accuracy, that of `accuracies.accuracy_metrics`
-    (of several outputs the mean), or what `PruningOptions.quality` says.
+    In each step a block, a layer or a batch of units goes, that which changes the outputs least for
+    what it saves (`moves.cheapest_move`), or that a criterion chooses; the layers behind are
+    refitted in closed form on the training data, the model is trained for some epochs, and it is
+    kept if its quality on the validation data has fallen by no more than `max_drop`, also where it
+    is one standard error lower. A part without which it falls by more stays, and the next one is
+    tried; after a batch of units, one half as large, and after three of these no more units are.
+    What can go is asked anew of each smaller model. The quality is accuracy, that of
+    `accuracies.accuracy_metrics` (of several outputs the mean), or what `PruningOptions.quality`
+    says.
 
     Args:
         model: a built and compiled Sequential or functional model; it is not changed.

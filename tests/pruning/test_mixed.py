@@ -84,6 +84,13 @@ def test_what_costs_nothing_goes_first(plant, kind, part):
     assert np.ptp(before[:, 0]) > 0.03  # it is no comparison of constants
 
 
+def test_units_wait_for_whole_parts_while_quality_has_a_limit():
+    model = network()
+    with_dead_units(model)
+    result = searched(model, max_drop=0.9)  # without one they would go first
+    assert [step.kind for step in result.steps] != ["unit"]
+
+
 def test_all_kinds_go_and_what_went_is_said():
     model = network()
     result = searched(model, max_removals=None, step_share=0.5)
