@@ -1,6 +1,8 @@
 """Which blocks go, so that a network costs what it may."""
 
 import dataclasses
+import itertools
+import math
 import warnings
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -13,9 +15,9 @@ from keras_layer_entropy.backend import Data
 from keras_layer_entropy.pruning.block_parts import Block, chosen_blocks, parameters_of
 from keras_layer_entropy.pruning.blocks import without_blocks
 from keras_layer_entropy.pruning.cost import Cost, check_target, cost_of, is_met, shares
-from keras_layer_entropy.pruning.effects import Outputs
+from keras_layer_entropy.pruning.effects import SAMPLES, Outputs
 from keras_layer_entropy.pruning.flops import count_flops
-from keras_layer_entropy.pruning.graph import Graph
+from keras_layer_entropy.pruning.graph import Graph, flat_graph
 from keras_layer_entropy.pruning.parts import Part, Plan, Prediction
 from keras_layer_entropy.pruning.repair import StandIn
 from keras_layer_entropy.pruning.stand_ins import (
@@ -26,6 +28,8 @@ from keras_layer_entropy.pruning.stand_ins import (
 )
 from keras_layer_entropy.pruning.units import calibration_source
 from keras_layer_entropy.pruning.walking import Walk, inputs_of
+
+_MOST = 2**31  # bytes of what goes into the blocks, held while these are looked at
 
 
 def choose_blocks(
@@ -51,7 +55,8 @@ def choose_blocks(
 
     Args:
         model: a built Sequential or functional model; it is not changed.
-        calibration_data: as for `remove_blocks`.
+        calibration_data: as for `remove_blocks`; of large maps as many samples are looked at as fit
+            into 2 GiB, one batch at least.
         target: `"flops"`, `"parameters"` -> share of those of the model that may remain; all hold.
         most: how many blocks go at most; with neither, the plan holds all that can go.
         stand_in: as for `remove_blocks`.
@@ -148,11 +153,12 @@ def _predicted(
     one: Any,
 ) -> dict[Block, Prediction]:
     """Each block, with what it saves -> what it costs to lose it."""
-    outputs, walk = Outputs(model, inputs), Walk(model, inputs)
     flops = count_flops(model, one).per_call
     ends = {block.made: block for block in blocks.values()}
-    held: dict[int, list] = {number: walk.value(number) for number in range(len(inputs))}
     wanted = {block.given for block in blocks.values()}
+    inputs = _as_many_as_fit(flat_graph(model).shapes, wanted, inputs)
+    outputs, walk = Outputs(model, inputs), Walk(model, inputs)
+    held: dict[int, list] = {number: walk.value(number) for number in range(len(inputs))}
     found: dict[Block, Prediction] = {}
     for call in walk.graph.calls:
         walk.make(call)
@@ -173,6 +179,20 @@ def _predicted(
         said = f"outputs change by {change:.1%} with {words} instead"
         found[whole] = Prediction(change, said, change)
     return found
+
+
+def _as_many_as_fit(shapes: dict, wanted: set[int], inputs: list) -> list:
+    """The inputs of the first samples for which some tensors take no more than `_MOST` bytes.
+
+    Of large maps few samples are enough: each gives as many rows as it has places.
+    """
+    numbers = sum(math.prod(size or 1 for size in shapes[x][1:]) for x in wanted)
+    most = max(SAMPLES, _MOST // max(1, 4 * numbers))
+    cut = []
+    for batches in inputs:
+        starts = itertools.accumulate((len(batch) for batch in batches), initial=0)
+        cut.append([b for b, start in zip(batches, starts, strict=False) if start < most])
+    return cut
 
 
 def _words(layer: Any) -> str:

@@ -8,6 +8,7 @@ import pytest
 from keras import layers, ops
 
 from keras_layer_entropy import choose_blocks, load_model, prune_model, remove_blocks, save_model
+from keras_layer_entropy.pruning import block_plan
 from keras_layer_entropy.pruning.block_parts import chosen_blocks, find_blocks
 from keras_layer_entropy.pruning.parts import Plan
 
@@ -477,6 +478,17 @@ def test_what_a_block_costs_is_the_change_of_the_outputs_without_it():
     wanted = np.sqrt(np.sum((changed - outputs) ** 2)) / spread
     found = {p.path: x.loss for p, x in zip(plan.parts, plan.predictions, strict=True)}
     np.testing.assert_allclose(found["sum_0"], wanted, rtol=1e-3)  # float32 in both
+
+
+def test_large_tensors_are_looked_at_for_fewer_samples(monkeypatch):
+    """As if only the first batch of 128 had been given."""
+    model = network(feed_forward, WORDS)
+    x = np.random.default_rng(0).normal(size=(300, 5, 8)).astype("float32")
+    whole, part = (choose_blocks(model, each).predictions for each in (x, x[:128]))
+    monkeypatch.setattr(block_plan, "_MOST", 1)
+    few = choose_blocks(model, x).predictions
+    assert [each.loss for each in few] == [each.loss for each in part]
+    assert [each.loss for each in few] != [each.loss for each in whole]
 
 
 def test_it_goes_on_until_the_target_and_says_where_that_is_out_of_reach():
