@@ -113,7 +113,8 @@ def test_the_model_alone_is_enough(saved, tmp_path):
     # and it can be pruned and analysed again, with nothing said about its data
     code, out, err = call("prune", "--model", output, "--dry_run", "--criterion=linearity")
     assert code == 0, err
-    assert "1. h" in out
+    assert ("1. h" in out) == (len(model.layers) > 1)
+    assert "out stays: it is an output layer" in out
     assert "Dry run: nothing was written." in out
     assert sorted(os.listdir(tmp_path)) == ["saved_model", "saved_model_pruned"]
 
@@ -237,7 +238,9 @@ def write_bad_files(original, tmp_path):
     save_model(few, tmp_path / "nodata")
     inputs = keras.Input((64,))
     two = [keras.layers.Dense(10, "softmax")(inputs) for _ in range(2)]
-    save_model(keras.Model(inputs, two, name="two"), tmp_path / "two", dataset="digits")
+    both = keras.Model(inputs, two, name="two")
+    both.compile("adam", ["sparse_categorical_crossentropy"] * 2)
+    save_model(both, tmp_path / "two", dataset="digits")
     np.savez(tmp_path / "one.npz", x=np.random.default_rng(0).normal(size=(50, 64)), y=[1] * 50)
     (tmp_path / "file").write_text("")
 
