@@ -238,7 +238,7 @@ def _random_split(rows: np.ndarray, y: Any, share: float, seed: int) -> Sequence
 
     try:
         return train_test_split(rows, train_size=share, random_state=seed, stratify=y[rows])
-    except (ValueError, TypeError):  # labels that are no classes, or classes too small
+    except (ValueError, TypeError):  # labels that are no classes, or of several outputs, or few
         return train_test_split(rows, train_size=share, random_state=seed)
 
 

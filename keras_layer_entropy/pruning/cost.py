@@ -16,7 +16,7 @@ from keras_layer_entropy.pruning.graph import opened
 
 KEYS = ("flops", "parameters")  # what is counted, and a target may be of
 _LATENCY = re.compile(r"latency(?:@([1-9]\d*))?")  # what is measured, at a batch size
-_BATCH = 256
+BATCH = 256  # samples, where nobody says how many
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +125,7 @@ def shares(before: Cost, after: Cost) -> dict[str, float]:
 def is_met(target: Mapping[str, float], before: Cost, after: Cost) -> bool:
     """Whether no more is left than may be; of a latency that was not measured, all is."""
     left = shares(before, after)
-    return all(left.get(_with_size(key), 1.0) <= share for key, share in target.items())
+    return all(left.get(key, 1.0) <= share for key, share in target.items())
 
 
 def counted(target: Mapping[str, float]) -> dict[str, float]:
@@ -136,7 +136,18 @@ def counted(target: Mapping[str, float]) -> dict[str, float]:
 def batch_sizes(target: Mapping[str, float]) -> tuple[int, ...]:
     """The batch sizes at which a target says what latency may remain."""
     found = [_LATENCY.fullmatch(key) for key in target]
-    return tuple(int(match[1] or _BATCH) for match in found if match)
+    return tuple(int(match[1] or BATCH) for match in found if match)
+
+
+def with_sizes(target: Mapping[str, float]) -> dict[str, float]:
+    """A target that says of each latency at which batch size.
+
+    Example:
+
+    >>> with_sizes({"flops": 0.5, "latency": 0.7})
+    {'flops': 0.5, 'latency@256': 0.7}
+    """
+    return {f"latency@{BATCH}" if key == "latency" else key: x for key, x in target.items()}
 
 
 def check_target(target: Mapping[str, float], *, measured: bool = False) -> None:
@@ -162,10 +173,6 @@ def check_target(target: Mapping[str, float], *, measured: bool = False) -> None
 
 def _is_latency(key: object) -> bool:
     return isinstance(key, str) and _LATENCY.fullmatch(key) is not None
-
-
-def _with_size(key: str) -> str:
-    return f"latency@{_BATCH}" if key == "latency" else key
 
 
 def _is_share(value: object) -> bool:

@@ -101,7 +101,8 @@ def _saved(model: keras.Model, part: LayerPart, sample: Any, flops: Flops) -> Co
         gone = [(call.operation, count) for call, count in calls if call.path in part.members]
         weights = {id(v): v for operation, _ in gone for v in getattr(operation, "weights", ())}
         parameters = sum(math.prod(variable.shape) for variable in weights.values())
-        operations = sum(count or 0 for _, count in gone)
+        counts = [count for _, count in gone if count is not None]
+        operations = sum(counts) if len(counts) == len(gone) else None
     else:
         smaller, _ = without(model, part)
         smaller(sample)  # layers that are built no longer look at shapes

@@ -8,7 +8,7 @@ from typing import Any
 
 from keras_layer_entropy.measures.entropy import FLAT_TOLERANCE
 from keras_layer_entropy.measures.measure import listed
-from keras_layer_entropy.pruning.cost import check_target
+from keras_layer_entropy.pruning.cost import check_target, with_sizes
 from keras_layer_entropy.pruning.criteria import CRITERIA
 from keras_layer_entropy.pruning.stand_ins import AUTO, check_stand_in
 from keras_layer_entropy.pruning.unit_criteria import GREEDY, UNIT_CRITERIA
@@ -118,7 +118,7 @@ class PruningOptions:
             raise ValueError("max_drop and max_relative_drop say the same: give one of them.")
         if self.target is not None:
             check_target(self.target, measured=True)
-            object.__setattr__(self, "target", dict(self.target))
+            object.__setattr__(self, "target", with_sizes(self.target))
         check_stand_in(self.stand_in)
         if kinds != ("layers",) and not self.refit:
             raise ValueError(

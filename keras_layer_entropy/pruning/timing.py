@@ -13,12 +13,12 @@ from keras import ops
 from keras_layer_entropy.pruning.block_parts import find_blocks
 from keras_layer_entropy.pruning.budget import Budget
 from keras_layer_entropy.pruning.channels import find_channels
+from keras_layer_entropy.pruning.cost import BATCH
 from keras_layer_entropy.pruning.flops import count_flops
 from keras_layer_entropy.pruning.graph import Call, flat_graph, run
 from keras_layer_entropy.pruning.parts import Part, Plan
 from keras_layer_entropy.pruning.walking import Walk, batch_of
 
-_BATCH = 256
 _FINE = 1e9
 
 
@@ -35,7 +35,7 @@ def timed(plan: Plan, model: keras.Model, x: Any) -> Plan:
     """
     times = time_calls(model, x)
     # Some models take batches of one size alone.
-    size = flat_graph(model).shapes[0][0] or _BATCH
+    size = flat_graph(model).shapes[0][0] or BATCH
     parts = []
     for part, spent in zip(plan.parts, times_of(model, plan.parts, times), strict=True):
         assert part.saves is not None
@@ -66,7 +66,7 @@ def time_calls(model: keras.Model, x: Any) -> tuple[float, ...]:
     >>> len(times), all(spent > 0 for spent in times)
     (2, True)
     """
-    walk, times = Walk(model, batch_of(model, x, _BATCH)), []
+    walk, times = Walk(model, batch_of(model, x, BATCH)), []
     for call in walk.graph.calls:
         times.append(min(_milliseconds(walk, call) for _ in range(2)))
         walk.make(call)

@@ -17,7 +17,7 @@ from keras_layer_entropy.pruning.unit_plan import choose_units, groups_of
 from keras_layer_entropy.pruning.units import take_out_units
 from keras_layer_entropy.recording.layers import choose
 
-_LEAST = 0.01
+_LEAST = 0.01  # of the original, which is worth another training
 _TRIES = 3  # batches without which quality fell too far, each half as large as the one before
 
 

@@ -204,7 +204,7 @@ class Pruning:
         """What is left of what a target is of; of latency, as the search measured it."""
         if key in _COSTS:
             return self._share(key) or 1.0
-        size = int(key.partition("@")[2] or 256)
+        size = int(key.partition("@")[2])
         found = [step.latency[size] for step in self.result.steps if size in step.latency]
         return found[-1][1] / found[-1][0] if found else 1.0
 

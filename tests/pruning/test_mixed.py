@@ -199,3 +199,18 @@ def test_latency_is_measured_and_decides():
     )
     if result.target_met:
         assert again.steps == result.steps
+
+
+@keras.saving.register_keras_serializable("mixed")
+def own(x):
+    return x * keras.ops.sigmoid(x)
+
+
+def test_operations_that_are_not_known_are_not_saved():
+    dense = [layers.Dense(WIDTH, own, name=name) for name in "ab"]
+    model = keras.Sequential([keras.Input((6,)), *dense, layers.Dense(2, "softmax", name="c")])
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    found = plan(model, data(), data(100, 1), remove="layers", criterion="last")
+    saves = {part.path: part.saves for part in found.parts}
+    assert saves["b"].flops is None
+    assert saves["b"].parameters == WIDTH * (WIDTH + 1)
