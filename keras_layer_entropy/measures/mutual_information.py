@@ -16,17 +16,17 @@ informations of the layer plus a little noise (`kernel_information`) or of its r
 (the others), and they depend on how much.
 """
 
-import functools
 import math
 import numbers
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from keras import ops
 
-from keras_layer_entropy.backend import Tensor, at_least_float32
+from keras_layer_entropy.backend import Tensor
 from keras_layer_entropy.measures.kept_samples import one_hot
+from keras_layer_entropy.measures.leave_one_out import Bounds, bounds_of
 from keras_layer_entropy.measures.measure import (
     MOST_SAMPLES,
     LayerInfo,
@@ -38,12 +38,7 @@ from keras_layer_entropy.measures.measure import (
     is_int,
     is_positive,
 )
-
-# Numbers of a pairwise table that are held at a time: 8 MiB of float32, a few times over.
-BLOCK = 2**21
-# Steps of the grid from 0 to the longest vector: their products are whole numbers below 2^24, which
-# float32 holds exactly, and they have 11 bits, all that TF32 multiplies with.
-GRID = 2000
+from keras_layer_entropy.measures.pairs import centred, checked_samples, distances, in_blocks
 
 
 class Information(NamedTuple):
@@ -115,7 +110,7 @@ def kernel_information(t: Tensor, membership: Tensor, variance: float = 0.1) -> 
             f"t has shape {tuple(t.shape)}; expected a static number of samples: give the "
             "tf.function an input signature without None in that place."
         )
-    t = _centred(t, membership)  # under the same name: the memory of the other is free again
+    t = centred(t, membership)  # under the same name: the memory of the other is free again
     return information_of(membership, _kernel_sums(t, membership, variance))
 
 
@@ -178,68 +173,16 @@ def binned_information(
     return Information(*(ops.reshape(x, (*t.shape[:-2], *x.shape[1:])) for x in stacked))
 
 
-def _centred(t: Tensor, membership: Tensor) -> Tensor:
-    """Minus the mean of the samples that count; the others, which must not spoil them, are 0."""
-    counts = ops.any(membership > 0, axis=-1)[:, None]
-    t = ops.where(counts, t, 0.0)
-    number = ops.maximum(ops.sum(ops.cast(counts, t.dtype)), 1.0)
-    return ops.where(counts, t - ops.sum(t, axis=-2, keepdims=True) / number, 0.0)
-
-
 def _kernel_sums(t: Tensor, membership: Tensor, variance: float) -> Tensor:
-    """sum_j k_ij membership_jc, `[..., samples, classes]`, from blocks of rows of k; t is centred.
-
-    |t_i - t_j|^2 = |t_i|^2 + |t_j|^2 - 2 t_i't_j cancels where vectors are long and close. So each
-    is divided into a point of a grid and what is left, t = whole + part: between grid points that
-    formula is exact, and in the other terms one factor is small.
-    """
-    longest = ops.sqrt(ops.max(_row_products(t, t), axis=-1))[..., None, None]
-    unit = ops.where(longest > 0, longest, 1.0) / GRID
-    t = t / unit
-    whole = ops.round(t)
-    part = t - whole
-    square = _row_products(whole, whole)
-    remainder = 2.0 * _row_products(part, whole) + _row_products(part, part)
-    exponent = -ops.square(unit) / (2.0 * variance)
+    """sum_j k_ij membership_jc, `[..., samples, classes]`, by blocks of rows of k; t is centred."""
+    of_pairs = distances(t)
+    exponent = -ops.square(of_pairs.unit) / (2.0 * variance)
 
     def rows(index: Tensor) -> Tensor:
-        def select(x: Tensor, axis: int = -2) -> Tensor:
-            return ops.take(x, index, axis=axis)
-
-        exact = _sums(select(square, -1), square) - 2.0 * _products(select(whole), whole)
-        rest = _products(select(whole), part) + _products(select(part), t)
-        rest = _sums(select(remainder, -1), remainder) - 2.0 * rest
-        distance = ops.maximum(exact + rest, 0.0)
-        itself = index[:, None] == ops.arange(t.shape[-2])
-        distance = ops.where(itself, 0.0 * distance, distance)  # not 0.0: NaN stays
-        sums = ops.matmul(ops.exp(exponent * distance), membership)
+        sums = ops.matmul(ops.exp(exponent * of_pairs.rows(index)), membership)
         return ops.moveaxis(sums, -2, 0)
 
     return ops.moveaxis(in_blocks(rows, t.shape[-2], math.prod(t.shape[:-1])), 0, -2)
-
-
-def _row_products(a: Tensor, b: Tensor) -> Tensor:
-    return ops.einsum("...if,...if->...i", a, b)
-
-
-def _products(a: Tensor, b: Tensor) -> Tensor:
-    return ops.einsum("...if,...jf->...ij", a, b)
-
-
-def _sums(a: Tensor, b: Tensor) -> Tensor:
-    return a[..., :, None] + b[..., None, :]
-
-
-def in_blocks(function: Callable[[Tensor], Tensor], number: int, row: int) -> Tensor:
-    """`function(indices)` of 0..`number` in blocks, `[number, ...]`, for rows of `row` numbers."""
-    blocks = -(-number // max(1, BLOCK // row))
-    if blocks == 1:  # JAX would compile the loop anew in every call
-        return function(ops.arange(number))
-    size = -(-number // blocks)
-    # The last block is filled up with its last row.
-    index = np.minimum(np.arange(blocks * size), number - 1).reshape(blocks, size)
-    found = ops.map(function, ops.convert_to_tensor(index, "int32"))
-    return ops.reshape(found, (blocks * size, *found.shape[2:]))[:number]
 
 
 def information_of(weights: Tensor, sums: Tensor) -> Information:
@@ -295,70 +238,50 @@ def _symbol_table(
     return table
 
 
-def checked_samples(t: Tensor, membership: Tensor) -> tuple[Tensor, Tensor]:
-    """Samples and their classes as tensors of one dtype; ValueError where shapes do not fit."""
-    t = at_least_float32(t)
-    membership = ops.cast(membership, t.dtype)
-    fits = len(t.shape) > 1 and len(membership.shape) == 2 and membership.shape[1] != 0
-    if not fits or 0 in t.shape or len({t.shape[-2], membership.shape[0]} - {None}) > 1:
-        raise ValueError(
-            f"t has shape {tuple(t.shape)} and membership {tuple(membership.shape)}; expected "
-            "[..., samples, features] and [samples, classes], none of them 0."
-        )
-    return t, membership
-
-
 def check_bins(bins: object) -> None:
     """Raises ValueError where `bins` is no positive int."""
     if not isinstance(bins, numbers.Integral) or bins < 1:
         raise ValueError(f"bins={bins!r}; expected a positive int.")
 
 
-class MutualInformation(Measure):
-    """Mutual information of layers, by kernel density or by rounding to bins.
+ESTIMATORS = {"leave_one_out": "noise", "kernel": "variance", "bins": "bins"}
+_CAVEATS = {
+    "leave_one_out": (
+        "A bound from below, from at most some thousand samples: it is what the other samples, "
+        "by their distances in the layer, tell of the class of each. Where it is low, the layer "
+        "may hold more that distances do not show: the linear probe looks for that."
+    ),
+    "kernel": (
+        "Estimated by kernel density from at most some thousand samples: where no two samples lie "
+        "near one another it says that everything is known, even of random labels. It depends on "
+        "the scale of activations and on the variance of the noise."
+    ),
+    "bins": (
+        "Estimated by rounding to bins from at most some thousand samples: where no two samples "
+        "are in the same bins it says that everything is known, even of random labels. It depends "
+        "on the number of bins."
+    ),
+}
+_OF_SAMPLES = {
+    "leave_one_out": "It counts directions in which samples differ by more than the noise, a tenth "
+    "of the layer's whole variance: 1.7 bits for a single one, 7.2 for very many alike; a bound "
+    "from below.",
+    "kernel": "At its largest, the binary logarithm of the number of samples, it says that the "
+    "noise is small against the distances, and no more.",
+    "bins": "At its largest, the binary logarithm of the number of samples, it says that bins are "
+    "small against the distances, and no more.",
+}
 
-    `per_class` is the information between the layer and whether a sample is of the class; `whole`
-    holds `input` I(X; T) and `labels` I(T; Y), and `shuffled` the latter with the labels of other
-    samples.
 
-    Args:
-        variance: of the noise that is thought to be added to each unit: by kernel density.
-        bins: number of bins that values are rounded to instead; None for kernel density.
-        samples: how many samples are compared.
-        name: as for every `Measure`.
-
-    Raises:
-        ValueError: `variance` or `bins` not positive, `samples` no int of at least 2.
-
-    Source: Fang et al. 2018; Kolchinsky & Tracey 2017.
-
-    Example:
-
-    >>> MutualInformation(bins=30)
-    MutualInformation(bins=30)
-    """
-
-    key = "mutual_information"
-    title = "Information on a class"
-    unit = "bits"
-    meaning = (
-        "What the layer tells of whether a sample is of the class: the mutual information of "
-        "the layer's output, with a little noise added, and that yes or no. With ten classes "
-        "of one size it is 0.469 bits at most."
-    )
-    caveat = (
-        "Estimated by kernel density, or by rounding to bins, from at most some thousand "
-        "samples: where no two samples lie near one another it says that everything is known, "
-        "even of random labels. It depends on the scale of activations and on the variance of "
-        "the noise or the number of bins."
-    )
-    whole = {
+def _whole(estimator: str) -> dict[str, Words]:
+    """The numbers of a layer as a whole, in words."""
+    return {
         "input": Words(
             "I(input; layer)",
             "bits",
             "I(X; T): how well the layer's output, with a little noise added or rounded, tells "
-            "samples apart; the binary logarithm of their number when it tells all.",
-            "At its largest it says that the noise is small against the distances, and no more.",
+            "samples apart.",
+            _OF_SAMPLES[estimator],
         ),
         "labels": Words(
             "I(layer; labels)",
@@ -366,10 +289,51 @@ class MutualInformation(Measure):
             "I(T; Y): what the layer tells of the class; with ten classes of one size 3.32 bits at "
             "most. Shuffled is the same with the labels of other samples: only what lies above it "
             "is information.",
-            "Where the layer tells all samples apart it is the largest possible whatever the "
-            "labels: look at it beside that of shuffled labels.",
+            _CAVEATS[estimator],
         ),
     }
+
+
+class MutualInformation(Measure):
+    """Mutual information of layers, with the class and with the input.
+
+    `per_class` is the information between the layer and whether a sample is of the class; `whole`
+    holds `input` I(X; T) and `labels` I(T; Y), and `shuffled` the latter with the labels of other
+    samples. By `"leave_one_out"` both are bounds from below, and `details` of a layer holds
+    `input_at_most`, `input_error` and `labels_error`.
+
+    Args:
+        estimator: `"leave_one_out"` (`leave_one_out_information`), `"kernel"`
+            (`kernel_information`, the kernel density of Saxe et al. with one variance for all
+            layers) or `"bins"` (`binned_information`).
+        noise: variance of the noise of `"leave_one_out"` as a share of the layer's; None for 0.1.
+        variance: of the noise of `"kernel"`, thought to be added to each unit; None for 0.1.
+        bins: number of bins of `"bins"`; None for 30.
+        samples: how many samples are compared.
+        name: as for every `Measure`.
+
+    Raises:
+        ValueError: no such estimator, an option of another one, `noise`, `variance` or `bins` not
+            positive, `samples` no int of at least 2.
+
+    Source: Fang et al. 2018; Barber & Agakov 2003; Poole et al. 2019; Kolchinsky & Tracey 2017.
+
+    Example:
+
+    >>> MutualInformation("bins", bins=20)
+    MutualInformation(estimator='bins', bins=20)
+    """
+
+    key = "mutual_information"
+    title = "Information on a class"
+    unit = "bits"
+    meaning = (
+        "What the layer tells of whether a sample is of the class: the mutual information of "
+        "the layer's output and that yes or no. With ten classes of one size it is 0.469 bits at "
+        "most."
+    )
+    caveat = _CAVEATS["leave_one_out"]
+    whole = _whole("leave_one_out")
     panels = (
         *Measure.panels,
         Panel("whole"),
@@ -378,49 +342,78 @@ class MutualInformation(Measure):
 
     def __init__(
         self,
-        variance: float = 0.1,
+        estimator: str = "leave_one_out",
+        noise: float | None = None,
+        variance: float | None = None,
         bins: int | None = None,
         samples: int = MOST_SAMPLES,
         *,
         name: str | None = None,
     ) -> None:
-        super().__init__(name, variance=variance, bins=bins, samples=samples)
+        own = {"noise": noise, "variance": variance, "bins": bins}
+        super().__init__(name, estimator=estimator, **own, samples=samples)
+        self.check(estimator=(f"one of {tuple(ESTIMATORS)}", estimator in ESTIMATORS))
+        own.pop(ESTIMATORS[estimator])
         self.check(
-            variance=("a positive number", is_positive(variance)),
+            noise=("a positive number, or None", noise is None or is_positive(noise)),
+            variance=("a positive number, or None", variance is None or is_positive(variance)),
             bins=("a positive int, or None", bins is None or is_int(bins)),
             samples=("an int of at least 2", is_int(samples, 2)),
         )
+        words = f"None with estimator={estimator!r}"
+        self.check(**{option: (words, value is None) for option, value in own.items()})
         self.samples = samples
+        self.caveat = _CAVEATS[estimator]
+        self.whole = _whole(estimator)
+
+    @classmethod
+    def from_saved(
+        cls, name: str, options: Mapping[str, Any], result: MeasureResult, widths: Sequence[int]
+    ) -> Self:
+        if "estimator" not in options:  # before there was a choice
+            bins, variance = options.get("bins"), options.get("variance")
+            which = "kernel" if bins is None else "bins"
+            own = {"variance": variance} if bins is None else {"bins": bins}
+            options = {"estimator": which, **own, "samples": options["samples"]}
+        return cls(name=name, **options)
 
     def result(
         self, layers: Sequence[LayerInfo], states: Sequence[Any], samples: Samples
     ) -> MeasureResult:
-        estimate = self._estimate()
         membership = one_hot(samples.membership)
         # Kept samples come in random order: the label of a neighbour is that of any sample.
-        others = np.roll(membership, 1, axis=0)
-        found = [estimate(rows, membership) for rows in samples.layers]
-        chance = [float(estimate(rows, others).labels) for rows in samples.layers]
+        ways = [membership, np.roll(membership, 1, axis=0)]
         several = (samples.membership > 0).sum(axis=1).max() > 1
-        per_class = [
-            _of_each_class(estimate, rows, samples.membership)
-            if several
-            else np.asarray(information.per_class)
-            for rows, information in zip(samples.layers, found, strict=True)
-        ]
-        whole = {name: [float(getattr(x, name)) for x in found] for name in ("input", "labels")}
-        return MeasureResult(per_class, whole, {"labels": chance}, self.unit)
+        if several:  # of each class by itself, whether it is among a sample's
+            inside = (samples.membership > 0).T
+            ways += [np.stack([x, ~x], axis=1).astype(membership.dtype) for x in inside]
+        per_class, details = [], {}
+        whole: dict[str, list[float]] = {"input": [], "labels": []}
+        chance = []
+        for layer, rows in zip(layers, samples.layers, strict=True):
+            found, shuffled, *single = self._estimate(rows, ways)
+            for key, values in whole.items():
+                values.append(float(getattr(found, key)))
+            chance.append(float(shuffled.labels))
+            of_classes = [float(x.labels) for x in single]
+            per_class.append(
+                np.where(inside.any(axis=1), of_classes, np.nan)
+                if several
+                else np.asarray(ops.convert_to_numpy(found.per_class))
+            )
+            if isinstance(found, Bounds):
+                names = ("input_at_most", "input_error", "labels_error")
+                details[layer.path] = {key: getattr(found, key) for key in names}
+        return MeasureResult(per_class, whole, {"labels": chance}, self.unit, details=details)
 
-    def _estimate(self) -> Callable[[Tensor, Tensor], Information]:
-        if self.options["bins"] is None:
-            return functools.partial(kernel_information, variance=self.options["variance"])
-        return functools.partial(binned_information, bins=self.options["bins"])
-
-
-def _of_each_class(
-    estimate: Callable[[Tensor, Tensor], Information], rows: np.ndarray, membership: np.ndarray
-) -> np.ndarray:
-    """I(T; 1[c is among the sample's classes]) where samples have several."""
-    inside = (membership > 0).T
-    found = [estimate(rows, np.stack([x, ~x], axis=1)) for x in inside]
-    return np.where(inside.any(axis=1), [float(x.labels) for x in found], np.nan)
+    def _estimate(
+        self, rows: np.ndarray, ways: Sequence[np.ndarray]
+    ) -> Sequence[Information | Bounds]:
+        """What is found in a layer for each way to put its samples into classes."""
+        estimator = self.options["estimator"]
+        option = ESTIMATORS[estimator]
+        own = {} if self.options[option] is None else {option: self.options[option]}
+        if estimator == "leave_one_out":
+            return bounds_of(rows, ways, **own)
+        estimate = kernel_information if estimator == "kernel" else binned_information
+        return [estimate(rows, membership, **own) for membership in ways]

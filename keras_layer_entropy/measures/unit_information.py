@@ -32,13 +32,12 @@ from keras_layer_entropy.measures.measure import (
 from keras_layer_entropy.measures.mutual_information import (
     Information,
     check_bins,
-    checked_samples,
     gain_of_classes,
-    in_blocks,
     information_of,
     kernel_information,
     of_the_others,
 )
+from keras_layer_entropy.measures.pairs import checked_samples, in_blocks
 
 ESTIMATORS = ("quantile", "kernel")
 WIDEST = 1024  # units of a layer that are compared with one another

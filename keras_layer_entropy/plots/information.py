@@ -45,8 +45,9 @@ def information_plane(
 ) -> Figure:
     """I(T; Y) against I(X; T) of every layer, a point per epoch: the information plane.
 
-    Layers of an epoch are joined by a thin line; epochs go from dark to light. What
-    `mutual_information` says cannot lie above the shaded border, min(I(X; T), H(Y)).
+    Layers of an epoch are joined by a thin line; epochs go from dark to light. What no layer can
+    tell of the labels, more than H(Y), is shaded. (A layer may tell more of them than of the input:
+    noise is added to what is compared with the input.)
 
     Args:
         profiles: an `EntropyProfile`, or those of the epochs of one model
@@ -273,12 +274,9 @@ def beside_entropy(profile: Profile, measure: str, name: str, title: str | None 
 
 
 def _bound(axes: Axes, profile: Profile) -> None:
-    """Shades what no layer can reach: more on the labels than on the input, or than there is."""
+    """Shades what no layer can reach: more on the labels than there is."""
     share = profile.count[profile.count > 0] / profile.count.sum()
     most = float(-(share * np.log2(share)).sum())
-    right = axes.get_xlim()[1]
-    corner = min(most, right)
     top = max(axes.get_ylim()[1], 1.08 * most)
     axes.set_ylim(0, top)
-    axes.fill_between([0, corner, max(right, corner)], [0, corner, most], top, color=GRID, lw=0,
-                      zorder=1, label="not possible")  # fmt: skip
+    axes.axhspan(most, top, color=GRID, lw=0, zorder=1, label="not possible")

@@ -131,12 +131,13 @@ def test_noise_is_that_of_maps_of_the_same_size(random):
 @pytest.mark.tensorflow
 def test_options(random):
     model, data = small_cnn(), images(random, 200)
-    measures = {"logdet": {"beta": 2.0, "samples": 50}, "mutual_information": {"variance": 0.5}}
+    measures = {"logdet": {"beta": 2.0, "samples": 50}, "mutual_information": {"noise": 0.5}}
     profile = analyze_model(model, data, measures=measures, layers="hidden", verbose=0)
     assert profile.measures["logdet"].options == {"beta": 2.0, "samples": 50}
     assert profile.measures["mutual_information"].options["samples"] == 2000
     # No more than the logarithm of the number of samples that were kept.
-    few = {"mutual_information": {"variance": 1e-9, "samples": 50}}
+    kernel = {"estimator": "kernel", "variance": 1e-9, "samples": 50}
+    few = {"mutual_information": kernel}
     alone = analyze_model(model, data, layers="hidden", measures=few, verbose=0)
     assert alone["mutual_information"].whole["input"] == pytest.approx(np.log2(50), abs=1e-4)
     for wrong, words in (
@@ -362,7 +363,7 @@ def test_a_profile_of_some_of_its_layers(random):
         ({"logdet": {"beta": -1.0}}, "beta=-1.0 of logdet; expected a positive number, or None"),
         ({"logdet": {"samples": 1}}, "samples=1 of logdet; expected an int of at least 2"),
         ({"logdet": {"samples": 2.5}}, "samples=2.5"),
-        ({"mutual_information": {"variance": 0}}, "variance=0 of mutual_information"),
+        ({"mutual_information": {"noise": 0}}, "noise=0 of mutual_information"),
         ({"feature_entropy": {"max_rank": 0}}, "max_rank=0 of feature_entropy; expected a posit"),
         ({"feature_entropy": {"max_density": 2.0}}, "max_density=2.0 .* in 0..1"),
         ({"logdet": 5}, r"\{'logdet': 5\}; logdet has the options"),

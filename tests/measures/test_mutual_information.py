@@ -18,6 +18,7 @@ from keras import ops
 from sklearn.metrics import mutual_info_score
 
 from keras_layer_entropy.measures import mutual_information as mutual
+from keras_layer_entropy.measures import pairs
 from keras_layer_entropy.measures import unit_information as units
 
 # Sums of some hundred float32 terms of a few bits.
@@ -91,7 +92,7 @@ def test_kernel_in_many_blocks(random, monkeypatch):
     t = random.normal(size=(2, 3, 90, 4)).astype("float32")
     membership = one_hot(random.integers(0, 3, 90), 3)
     whole = numbers(mutual.kernel_information(t, membership))
-    monkeypatch.setattr(mutual, "BLOCK", 7 * t[..., 0].size)
+    monkeypatch.setattr(pairs, "BLOCK", 7 * t[..., 0].size)
     found = numbers(mutual.kernel_information(t, membership))
     assert [part.shape for part in found] == [(2, 3), (2, 3), (2, 3, 3)]
     for part, same in zip(found, whole, strict=True):
@@ -176,7 +177,7 @@ def clusters(random, length, features):
 def distances(t):
     """Squared, from the kernel itself with variance 1/2, and in float64; those below 10."""
     eye = ops.eye(len(t))
-    k = mutual._kernel_sums(mutual._centred(ops.convert_to_tensor(t), eye), eye, 0.5)
+    k = mutual._kernel_sums(pairs.centred(ops.convert_to_tensor(t), eye), eye, 0.5)
     want = ((t[:, None].astype("float64") - t) ** 2).sum(-1)
     found = -np.log(np.asarray(ops.convert_to_numpy(k), np.float64)[want < 10])
     return found, want[want < 10]
@@ -210,11 +211,11 @@ def test_precision_where_products_have_11_bits(length, random, monkeypatch):
         return ops.convert_to_tensor(np.ldexp(np.round(mantissa * 2**11), exponent - 11))
 
     t = ops.convert_to_tensor(clusters(random, length, 10))
-    centred = mutual._centred(t, ops.eye(200))
+    centred = pairs.centred(t, ops.eye(200))
     longest = np.linalg.norm(ops.convert_to_numpy(centred), axis=1).max()
     for name in ("_products", "_row_products"):
-        exact = getattr(mutual, name)
-        monkeypatch.setattr(mutual, name, lambda a, b, f=exact: f(rounded(a), rounded(b)))
+        exact = getattr(pairs, name)
+        monkeypatch.setattr(pairs, name, lambda a, b, f=exact: f(rounded(a), rounded(b)))
     found, want = distances(np.asarray(ops.convert_to_numpy(t)))
     np.testing.assert_allclose(found, want, atol=1e-6 * longest**2)
 
@@ -378,7 +379,7 @@ def test_quantile_counts_weights(random):
 
 
 def test_pairwise_is_scikit_learns_with_the_correction(random, monkeypatch):
-    monkeypatch.setattr(mutual, "BLOCK", 2 * 5 * 36)  # two units at a time
+    monkeypatch.setattr(pairs, "BLOCK", 2 * 5 * 36)  # two units at a time
     x = random.normal(size=(300, 5))
     x[:, 1] = -x[:, 0]
     x[:, 2] += x[:, 0]
@@ -475,7 +476,7 @@ def compiled(function, jit):
 
 @pytest.mark.parametrize("jit", [pytest.param(False, marks=pytest.mark.tensorflow), True])
 def test_compiled_is_the_same(jit, random, monkeypatch):
-    monkeypatch.setattr(mutual, "BLOCK", 4000)
+    monkeypatch.setattr(pairs, "BLOCK", 4000)
     t = ops.convert_to_tensor(random.normal(size=(100, 4)).astype("float32"))
     membership = ops.convert_to_tensor(one_hot(random.integers(0, 3, 100), 3))
     measures = [

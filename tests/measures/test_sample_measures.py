@@ -5,7 +5,8 @@ import pytest
 from sklearn.metrics import mutual_info_score
 
 from keras_layer_entropy.measures import LogDet, MutualInformation
-from keras_layer_entropy.measures.measure import Samples
+from keras_layer_entropy.measures.leave_one_out import leave_one_out_information
+from keras_layer_entropy.measures.measure import LayerInfo, Samples
 from keras_layer_entropy.measures.mutual_information import binned_information
 
 CLASSES = 3
@@ -26,8 +27,13 @@ def logdet(samples, **options):
     return LogDet(**options).result(None, None, samples)
 
 
+def infos(samples):
+    shapes = [rows.shape for rows in samples.layers]
+    return [LayerInfo(f"layer_{i}", shape[1], {"output": shape}) for i, shape in enumerate(shapes)]
+
+
 def mutual_information(samples, **options):
-    return MutualInformation(**options).result(None, None, samples)
+    return MutualInformation(**options).result(infos(samples), None, samples)
 
 
 def entropy(*parts, beta=2.0):
@@ -67,7 +73,7 @@ def test_beta_is_a_hundred_for_each_input_feature(samples):
 
 
 def test_mutual_information_is_the_formula(samples):
-    found = mutual_information(samples, variance=0.3)
+    found = mutual_information(samples, estimator="kernel", variance=0.3)
 
     def kernel_entropy(t):
         distance = ((np.float64(t)[:, None] - np.float64(t)[None]) ** 2).sum(axis=-1)
@@ -95,7 +101,8 @@ def test_contract(measure, samples):
     """Every number is described, has its shape, and a class without samples is NaN."""
     absent = np.pad(samples.membership, ((0, 0), (0, 1)))
     measure = measure()
-    found = measure.result(None, None, Samples(samples.inputs, samples.layers, absent))
+    absent = Samples(samples.inputs, samples.layers, absent)
+    found = measure.result(infos(samples), None, absent)
     assert np.isnan(found.per_class).tolist() == [[False] * CLASSES + [True]] * 2
     assert set(found.whole) == set(measure.whole)
     assert set(found.shuffled) <= set(found.whole)
@@ -107,14 +114,14 @@ def test_contract(measure, samples):
 @pytest.mark.parametrize("measure", [LogDet, MutualInformation])
 def test_activations_that_are_not_finite_give_nan(measure, samples):
     samples.layers[1][samples.membership[:, 0].argmax(), 3] = np.nan
-    found = measure().result(None, None, samples)
+    found = measure().result(infos(samples), None, samples)
     assert np.isfinite(found.per_class[0]).all()
     assert np.isnan(found.per_class[1][0])
     assert np.isnan(found.whole["labels"][1])
 
 
 def test_bins_in_place_of_kernels(samples):
-    found = mutual_information(samples, bins=4)
+    found = mutual_information(samples, estimator="bins", bins=4)
     want = [binned_information(t, samples.membership, bins=4) for t in samples.layers]
     np.testing.assert_allclose(found.whole["labels"], [float(x.labels) for x in want])
     np.testing.assert_allclose(found.per_class, [np.asarray(x.per_class) for x in want])
@@ -130,12 +137,54 @@ def test_samples_of_several_classes():
     """Far apart samples of the classes {0, 1}, {0} and {1}: each tells all of both questions."""
     membership = np.array([[1, 1], [1, 0], [0, 1]], "float32")
     found = mutual_information(
-        Samples(np.zeros((3, 0)), [100 * np.eye(3, dtype="float32")], membership)
+        Samples(np.zeros((3, 0)), [100 * np.eye(3, dtype="float32")], membership),
+        estimator="kernel",
     )
     share = 2 / 3  # of the samples that are of a class
     bits = -share * np.log2(share) - (1 - share) * np.log2(1 - share)
     np.testing.assert_allclose(found.per_class, [[bits, bits]], atol=1e-5)
     np.testing.assert_allclose(found.whole["input"], [np.log2(3)], atol=1e-5)
+
+
+def test_bounds_of_samples_of_several_classes(random):
+    """Each class is a question of its own, and the shuffled ones are those of the neighbours."""
+    membership = (random.random((80, 3)) < 0.4).astype("float32")
+    membership[:, 0] = np.maximum(membership[:, 0], membership.max(axis=1) == 0)
+    t = (random.normal(size=(80, 4)) + 2 * membership @ np.eye(3, 4)).astype("float32")
+    found = mutual_information(Samples(np.zeros((80, 0)), [t], membership))
+    shares = membership / membership.sum(axis=1, keepdims=True)
+    for c in range(3):
+        two = np.stack([membership[:, c], 1 - membership[:, c]], axis=1)
+        want = leave_one_out_information(t, two).labels
+        assert found.per_class[0, c] == pytest.approx(want, abs=1e-6)
+    whole, other = (leave_one_out_information(t, x) for x in (shares, np.roll(shares, 1, axis=0)))
+    assert found.whole["labels"][0] == pytest.approx(whole.labels, abs=1e-6)
+    assert found.shuffled["labels"][0] == pytest.approx(other.labels, abs=1e-6)
+    assert found.whole["input"][0] == pytest.approx(whole.input, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"estimator": "kde"}, "estimator='kde' of mutual_information; expected one of"),
+        ({"bins": 30}, "bins=30 of mutual_information; expected None with estimator='leave_one"),
+        ({"estimator": "bins", "variance": 0.1}, "variance=0.1 .* None with estimator='bins'"),
+        ({"estimator": "bins", "bins": 0}, "bins=0 of mutual_information; expected a positive"),
+        ({"noise": -1}, "noise=-1 of mutual_information; expected a positive number"),
+    ],
+)
+def test_options_of_estimators(options, message):
+    with pytest.raises(ValueError, match=message):
+        MutualInformation(**options)
+
+
+def test_what_was_saved_before_there_were_estimators():
+    for old, new in (
+        ({"variance": 0.3, "bins": None, "samples": 50}, MutualInformation("kernel", variance=0.3)),
+        ({"variance": 0.1, "bins": 8, "samples": 50}, MutualInformation("bins", bins=8)),
+    ):
+        found = MutualInformation.from_saved("mutual_information", old, None, [])
+        assert found.options == {**new.options, "samples": 50}
 
 
 def test_a_class_of_one_sample_has_no_logdet(samples):
