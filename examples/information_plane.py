@@ -3,11 +3,14 @@
 python examples/information_plane.py --config configs/information.py:full --workdir runs/information
 
 A network with tanh and one with ReLU, each trained on the labels and on shuffled labels, measured
-before training and after every epoch by LogDet and by kernel density. Leaves results.md,
-results.json and the figures.
+before training and after every epoch by LogDet and by leaving each sample out, and at the end by
+kernel density, too, and by a linear classifier: what it has right of held-out samples proves that
+the layer has so many bits on the label (Fano's inequality). Leaves results.md, results.json and the
+figures.
 """
 
 import dataclasses
+import math
 
 import keras
 import ml_collections
@@ -15,11 +18,12 @@ import numpy as np
 import studies
 
 from keras_layer_entropy import EntropyMonitor, analyze_model, plots
-from keras_layer_entropy.measures import MEASURES
+from keras_layer_entropy.measures import MEASURES, MutualInformation
 from keras_layer_entropy.pruning.shuffling import Shuffled
 
-ESTIMATORS = {"logdet": "LogDet", "mutual_information": "kernel density"}
+ESTIMATORS = {"logdet": "LogDet", "mutual_information": "leaving each sample out"}
 HEADERS = {"input": "I(X; T)", "labels": "I(T; Y)", "previous": "I(T before; T)"}
+DENSITY, PROOF = "kernel_density", "proved"  # names of what is measured at the end
 
 
 def run(config, workdir, overwrite=False):
@@ -51,7 +55,9 @@ def measure(config, data, shuffled):
         "activation_entropy": None,
         **{measure: {"samples": config.samples} for measure in ESTIMATORS},
     }
-    before = analyze_model(model, some, measures=measures, verbose=0)
+    density = MutualInformation("kernel", samples=config.samples, name=DENSITY)
+    closer = [*(MEASURES[k](**(v or {})) for k, v in measures.items()), density, "linear_probe"]
+    before = analyze_model(model, some, measures=closer, verbose=0)
     monitor = EntropyMonitor(data=some, measures=measures)
     if shuffled:
         y = np.random.default_rng(config.seed).permutation(y)
@@ -59,7 +65,9 @@ def measure(config, data, shuffled):
         Shuffled((x, y), config.batch_size, config.seed),
         epochs=config.epochs, verbose=0, callbacks=[monitor],
     )  # fmt: skip
-    profiles = [dataclasses.replace(before, epoch=-1), *monitor.profiles]
+    after = analyze_model(model, some, measures=closer, verbose=0)
+    profiles = [dataclasses.replace(before, epoch=-1), *monitor.profiles[:-1]]
+    profiles.append(dataclasses.replace(after, epoch=config.epochs - 1))
     return profiles, studies.accuracy(model, data.test.arrays)
 
 
@@ -73,8 +81,16 @@ def draw(folder, activation, profiles):
     studies.draw(folder, f"layer_to_layer_{activation}.png", figure)
 
 
+def proved(accuracy, classes):
+    """Bits on equally frequent classes that an accuracy proves, by Fano's inequality."""
+    wrong = 1 - accuracy
+    doubt = sum(-p * math.log2(p) for p in (wrong, accuracy) if p > 0)
+    return max(0.0, math.log2(classes) - doubt - wrong * math.log2(classes - 1))
+
+
 def record(network, profile, accuracy=None):
     """One record per layer: what the tables show."""
+    classes = len(profile.classes)
     return [
         {
             "network": network,
@@ -85,6 +101,7 @@ def record(network, profile, accuracy=None):
                 for name, result in profile.results.items()
                 for column, values in result.columns(name).items()
             },
+            PROOF: proved(float(profile["linear_probe"].whole["accuracy"][row]), classes),
         }
         for row, layer in enumerate(profile.layers)
     ]
@@ -94,16 +111,19 @@ def tables(config, records):
     """The tables of results.md: per network and layer, each estimate beside its shuffled twin."""
     of = f"{config.dataset}, {config.samples} training images, after {config.epochs} epochs"
     parts = [f"{of}; in brackets the estimate for shuffled pairs"]
-    for estimator, words in ESTIMATORS.items():
+    for estimator, words in {**ESTIMATORS, DENSITY: "kernel density"}.items():
         columns = [c for c in HEADERS if f"{estimator}_{c}" in records[0]]
         header = ["network", "test accuracy", "layer", *(HEADERS[c] for c in columns)]
+        proof = estimator == "mutual_information"
         rows = []
         for r in records:
             accuracy = "-" if r["accuracy"] is None else f"{r['accuracy']:.4f}"
             cells = [cell(r, f"{estimator}_{column}") for column in columns]
             rows.append([r["network"], accuracy, r["layer"], *cells])
-        parts.append(f"By {words}, {MEASURES[estimator].unit}:")
-        parts.append(studies.markdown(header, rows))
+            rows[-1] += [f"{r[PROOF]:.2f}"] * proof
+        unit = MEASURES.get(estimator, MutualInformation).unit
+        parts.append(f"By {words}, {unit}:")
+        parts.append(studies.markdown([*header, *["a linear classifier proves"] * proof], rows))
     return "\n\n".join(parts)
 
 

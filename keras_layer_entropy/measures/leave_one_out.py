@@ -21,6 +21,7 @@ from keras_layer_entropy.measures.pairs import (
     checked_samples,
     distances,
     in_blocks,
+    row_products,
 )
 
 # Squared widths of the kernel, against the mean squared distance: 4, each time a quarter.
@@ -139,7 +140,8 @@ def bounds_of(t: Tensor, memberships: Sequence[Tensor], noise: float = 0.1) -> l
     rows = np.asarray(ops.convert_to_numpy(checked[0][0]))
     if rows.ndim != 2:
         raise ValueError(f"t has shape {rows.shape}; expected [samples, features].")
-    rows = rows[counts]
+    if not counts.all():
+        rows = rows[counts]
     if len(rows) < 2 or not np.isfinite(rows).all():
         return [_all_the_same(np.nan, x) for x in of_classes]
     samples = centred(ops.convert_to_tensor(rows), ops.ones((len(rows), 1), rows.dtype))
@@ -148,7 +150,7 @@ def bounds_of(t: Tensor, memberships: Sequence[Tensor], noise: float = 0.1) -> l
     if total <= rows.shape[1] * (ROUNDING * largest) ** 2:  # all samples are the same
         return [_all_the_same(0.0, x) for x in of_classes]
     columns = np.concatenate(of_classes, axis=1)
-    sums, logarithms = _tables(samples / total**0.5, weights, columns, noise)
+    sums, logarithms = _tables(samples, total, weights, columns, noise)
     about_input = _about_input(logarithms, weights)
     ends = np.cumsum([x.shape[1] for x in of_classes])[:-1]
     return [
@@ -165,22 +167,22 @@ def _all_the_same(value: float, membership: np.ndarray) -> Bounds:
 
 def _total_variance(t: Tensor, weights: np.ndarray) -> float:
     """The sum of the variances of all features; half the mean squared distance of two samples."""
-    t = np.asarray(ops.convert_to_numpy(t), np.float64)
-    share = weights / weights.sum()
-    return float(share @ np.square(t - share @ t).sum(axis=1))
+    share = ops.convert_to_tensor(weights / weights.sum(), t.dtype)
+    mean = ops.matmul(share, t)
+    return float(ops.sum(share * row_products(t, t)) - ops.sum(ops.square(mean)))
 
 
 def _tables(
-    t: Tensor, weights: np.ndarray, of_classes: np.ndarray, noise: float
+    t: Tensor, total: float, weights: np.ndarray, of_classes: np.ndarray, noise: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """What every pair of samples is asked for, in one pass over their distances.
 
     Args:
-        t: `[samples, features]`, centred; the variances of all features add up to 1, so that the
-            mean squared distance is 2.
+        t: `[samples, features]`, centred.
+        total: what the variances of its features add up to; distances are counted against it.
         weights: `[samples]`.
         of_classes: `[samples, columns]`, weights in classes.
-        noise: variance of the noise.
+        noise: variance of the noise as a share of `total`.
 
     Returns:
         sum_{j != i} of_classes_jc k_ij, `[widths, samples, columns]`, where k_ij is divided by that
@@ -192,8 +194,9 @@ def _tables(
     draws = min(number, max(FEWEST_DRAWS, DRAWS // features))
     random = np.random.default_rng(SEED).normal(0.0, noise**0.5, (draws, features))
     along = ops.matmul(ops.convert_to_tensor(random, t.dtype), ops.transpose(t))  # e_i't_j
+    along = along / total**0.5
     squares, unit = distances(t)
-    square = float(ops.convert_to_numpy(unit).item()) ** 2
+    square = float(ops.convert_to_numpy(unit).item()) ** 2 / total
     log_weight = ops.convert_to_tensor(np.log(weights), t.dtype)
     columns = ops.convert_to_tensor(of_classes, t.dtype)
 

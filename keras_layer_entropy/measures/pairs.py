@@ -48,13 +48,13 @@ def distances(t: Tensor) -> Distances:
     >>> ops.convert_to_numpy(table).round(3).tolist()
     [[0.0, 1.0, 12.25], [1.0, 0.0, 6.25], [12.25, 6.25, 0.0]]
     """
-    longest = ops.sqrt(ops.max(_row_products(t, t), axis=-1))[..., None, None]
+    longest = ops.sqrt(ops.max(row_products(t, t), axis=-1))[..., None, None]
     unit = ops.where(longest > 0, longest, 1.0) / GRID
     t = t / unit
     whole = ops.round(t)
     part = t - whole
-    square = _row_products(whole, whole)
-    remainder = 2.0 * _row_products(part, whole) + _row_products(part, part)
+    square = row_products(whole, whole)
+    remainder = 2.0 * row_products(part, whole) + row_products(part, part)
 
     def rows(index: Tensor) -> Tensor:
         def select(x: Tensor, axis: int = -2) -> Tensor:
@@ -103,7 +103,8 @@ def checked_samples(t: Tensor, membership: Tensor) -> tuple[Tensor, Tensor]:
     return t, membership
 
 
-def _row_products(a: Tensor, b: Tensor) -> Tensor:
+def row_products(a: Tensor, b: Tensor) -> Tensor:
+    """a_i'b_i of rows, `[..., samples]`."""
     return ops.einsum("...if,...if->...i", a, b)
 
 

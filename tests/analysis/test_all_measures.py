@@ -29,7 +29,7 @@ from keras_layer_entropy.measures import (
     feature_entropy,
 )
 from keras_layer_entropy.measures.births import birth_index
-from keras_layer_entropy.measures.measure import Samples
+from keras_layer_entropy.measures.measure import LayerInfo, Samples
 from keras_layer_entropy.measures.registry import get_measures, parse_measure
 
 CLASSES = 3
@@ -83,12 +83,16 @@ def test_one_pass_measures_everything(random):
     samples = Samples(x.reshape(len(x), -1), flat, np.eye(CLASSES, dtype="float32")[y])
     dense = Samples(samples.inputs, flat[1:], samples.membership)
     for measure in (LogDet(), MutualInformation()):
-        want, found = measure.result(None, None, dense), profile[measure.name]
+        infos = [LayerInfo(layer, 0, {}) for layer in profile.layers[1:]]
+        want, found = measure.result(infos, None, dense), profile[measure.name]
         # float32 activations of another batch size; float32 determinants on JAX.
         close = dict(rtol=2e-3, atol=2e-3)
         np.testing.assert_allclose(found.per_class[1:], want.per_class, **close)
         assert np.isnan(found.per_class[0]).all()  # beside Dense layers
         for name, values in want.whole.items():
+            if (measure.name, name) == ("mutual_information", "input"):
+                # In another order samples get other noise.
+                close = dict(atol=4 * max(x["input_error"] for x in want.details.values()))
             np.testing.assert_allclose(found.whole[name][1:], values, err_msg=name, **close)
 
 

@@ -213,7 +213,7 @@ def test_precision_where_products_have_11_bits(length, random, monkeypatch):
     t = ops.convert_to_tensor(clusters(random, length, 10))
     centred = pairs.centred(t, ops.eye(200))
     longest = np.linalg.norm(ops.convert_to_numpy(centred), axis=1).max()
-    for name in ("_products", "_row_products"):
+    for name in ("_products", "row_products"):
         exact = getattr(pairs, name)
         monkeypatch.setattr(pairs, name, lambda a, b, f=exact: f(rounded(a), rounded(b)))
     found, want = distances(np.asarray(ops.convert_to_numpy(t)))
