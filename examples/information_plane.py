@@ -3,7 +3,7 @@
 python examples/information_plane.py --config configs/information.py:full --workdir runs/information
 
 A network with tanh and one with ReLU, each trained on the labels and on shuffled labels, measured
-before training and after every epoch by LogDet and by leaving each sample out, and at the end by
+before training and after every epoch by LogDet and by leaving each sample out, at both ends by
 kernel density, too, and by a linear classifier: what it has right of held-out samples proves that
 the layer has so many bits on the label (Fano's inequality). Leaves results.md, results.json and the
 figures.
@@ -23,7 +23,7 @@ from keras_layer_entropy.pruning.shuffling import Shuffled
 
 ESTIMATORS = {"logdet": "LogDet", "mutual_information": "leaving each sample out"}
 HEADERS = {"input": "I(X; T)", "labels": "I(T; Y)", "previous": "I(T before; T)"}
-DENSITY, PROOF = "kernel_density", "proved"  # names of what is measured at the end
+DENSITY, PROOF = "kernel_density", "proved"  # what is measured at both ends alone
 
 
 def run(config, workdir, overwrite=False):
@@ -51,12 +51,9 @@ def measure(config, data, shuffled):
     model = studies.build(config, config.hidden)
     x, y = data.train.arrays
     some = x[: config.samples], y[: config.samples]
-    measures = {
-        "activation_entropy": None,
-        **{measure: {"samples": config.samples} for measure in ESTIMATORS},
-    }
+    measures = ["activation_entropy", *(MEASURES[k](samples=config.samples) for k in ESTIMATORS)]
     density = MutualInformation("kernel", samples=config.samples, name=DENSITY)
-    closer = [*(MEASURES[k](**(v or {})) for k, v in measures.items()), density, "linear_probe"]
+    closer = [*measures, density, "linear_probe"]
     before = analyze_model(model, some, measures=closer, verbose=0)
     monitor = EntropyMonitor(data=some, measures=measures)
     if shuffled:

@@ -12,8 +12,9 @@ does not count at all, whatever its sample holds. Half precision is computed in 
 other floating dtype is kept.
 
 A layer that is a deterministic function of its input has no finite information about it: these are
-informations of the layer plus a little noise (`kernel_information`) or of its rounded values
-(the others), and they depend on how much.
+informations of the layer plus a little noise (`kernel_information`; I(X; T) of
+`leave_one_out_information`) or of its rounded values (`binned_information`), and they depend on how
+much.
 """
 
 import math
@@ -38,7 +39,7 @@ from keras_layer_entropy.measures.measure import (
     is_int,
     is_positive,
 )
-from keras_layer_entropy.measures.pairs import centred, checked_samples, distances, in_blocks
+from keras_layer_entropy.measures.pairs import checked_samples, distances, in_blocks
 
 
 class Information(NamedTuple):
@@ -110,7 +111,7 @@ def kernel_information(t: Tensor, membership: Tensor, variance: float = 0.1) -> 
             f"t has shape {tuple(t.shape)}; expected a static number of samples: give the "
             "tf.function an input signature without None in that place."
         )
-    t = centred(t, membership)  # under the same name: the memory of the other is free again
+    t = _centred(t, membership)  # under the same name: the memory of the other is free again
     return information_of(membership, _kernel_sums(t, membership, variance))
 
 
@@ -171,6 +172,14 @@ def binned_information(
     found = zip(*(information_of(table, table) for table in tables), strict=True)
     stacked = (ops.stack(list(part)) for part in found)
     return Information(*(ops.reshape(x, (*t.shape[:-2], *x.shape[1:])) for x in stacked))
+
+
+def _centred(t: Tensor, membership: Tensor) -> Tensor:
+    """Minus the mean of the samples that count; the others, which must not spoil them, are 0."""
+    counts = ops.any(membership > 0, axis=-1)[:, None]
+    t = ops.where(counts, t, 0.0)
+    number = ops.maximum(ops.sum(ops.cast(counts, t.dtype)), 1.0)
+    return ops.where(counts, t - ops.sum(t, axis=-2, keepdims=True) / number, 0.0)
 
 
 def _kernel_sums(t: Tensor, membership: Tensor, variance: float) -> Tensor:
@@ -263,9 +272,9 @@ _CAVEATS = {
     ),
 }
 _OF_SAMPLES = {
-    "leave_one_out": "It counts directions in which samples differ by more than the noise, a tenth "
-    "of the layer's whole variance: 1.7 bits for a single one, 7.2 for very many alike; a bound "
-    "from below.",
+    "leave_one_out": "It counts directions in which samples differ by more than the noise: where "
+    "that is a tenth of the layer's whole variance, as usual, 1.7 bits for a single one and 7.2 "
+    "for very many alike. A bound from below.",
     "kernel": "At its largest, the binary logarithm of the number of samples, it says that the "
     "noise is small against the distances, and no more.",
     "bins": "At its largest, the binary logarithm of the number of samples, it says that bins are "

@@ -70,14 +70,6 @@ def distances(t: Tensor) -> Distances:
     return Distances(rows, unit)
 
 
-def centred(t: Tensor, membership: Tensor) -> Tensor:
-    """Minus the mean of the samples that count; the others, which must not spoil them, are 0."""
-    counts = ops.any(membership > 0, axis=-1)[:, None]
-    t = ops.where(counts, t, 0.0)
-    number = ops.maximum(ops.sum(ops.cast(counts, t.dtype)), 1.0)
-    return ops.where(counts, t - ops.sum(t, axis=-2, keepdims=True) / number, 0.0)
-
-
 def in_blocks(function: Callable[[Tensor], Tensor], number: int, row: int) -> Tensor:
     """`function(indices)` of 0..`number` in blocks, `[number, ...]`, for rows of `row` numbers."""
     blocks = -(-number // max(1, BLOCK // row))

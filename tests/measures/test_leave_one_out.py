@@ -12,6 +12,7 @@ from sklearn.model_selection import cross_val_predict
 
 from keras_layer_entropy.measures import leave_one_out, pairs
 from keras_layer_entropy.measures.leave_one_out import bounds_of, leave_one_out_information
+from keras_layer_entropy.measures.mutual_information import kernel_information
 
 
 def one_hot(labels, classes):
@@ -187,8 +188,6 @@ def test_layers_of_networks(networks):
 
 def test_the_kernel_density_does_say_that_shuffled_labels_are_known(networks):
     """The control: what the bounds are for."""
-    from keras_layer_entropy.measures.mutual_information import kernel_information
-
     tensors, y = networks["relu", 0]
     others = np.random.default_rng(0).permutation(y)
     chance = kernel_information(tensors[0], one_hot(others, 10).astype("float32"))

@@ -177,7 +177,7 @@ def clusters(random, length, features):
 def distances(t):
     """Squared, from the kernel itself with variance 1/2, and in float64; those below 10."""
     eye = ops.eye(len(t))
-    k = mutual._kernel_sums(pairs.centred(ops.convert_to_tensor(t), eye), eye, 0.5)
+    k = mutual._kernel_sums(mutual._centred(ops.convert_to_tensor(t), eye), eye, 0.5)
     want = ((t[:, None].astype("float64") - t) ** 2).sum(-1)
     found = -np.log(np.asarray(ops.convert_to_numpy(k), np.float64)[want < 10])
     return found, want[want < 10]
@@ -211,7 +211,7 @@ def test_precision_where_products_have_11_bits(length, random, monkeypatch):
         return ops.convert_to_tensor(np.ldexp(np.round(mantissa * 2**11), exponent - 11))
 
     t = ops.convert_to_tensor(clusters(random, length, 10))
-    centred = pairs.centred(t, ops.eye(200))
+    centred = mutual._centred(t, ops.eye(200))
     longest = np.linalg.norm(ops.convert_to_numpy(centred), axis=1).max()
     for name in ("_products", "row_products"):
         exact = getattr(pairs, name)
