@@ -7,7 +7,8 @@ For each seed a network is trained, once for all that is asked of it; the test d
 
 `regret`: layers go one by one, chosen by each criterion, with the closed-form refit and no
 training. Test accuracy, and the regret: the accuracy of the network with as many layers gone that
-the oracle `loss_gap` chose, minus that of the criterion's.
+the oracle `loss_gap` chose, minus that of the criterion's. Rank correlation is Spearman's, with
+what the oracle says of each layer of the whole network.
 
 `repair`: layers go as `linearity` chooses, with other ways to close the gap (multiplying the
 kernels of neighbours; deleting and keeping the weights), and with retraining after each removal,
@@ -96,16 +97,33 @@ def cka(situation, parts):
     return found
 
 
+def measured(situation, parts, measure, loss):
+    """What `loss` makes of the numbers per layer of a measure; without what is not finite."""
+    model, data, size = situation.student, situation.train_data, situation.batch_size
+    profile = analyze_model(model, data, measures=measure, batch_size=size, verbose=0)
+    losses = dict(zip(profile.layers, loss(profile[measure].whole), strict=True))
+    return {
+        part: Prediction(float(losses[part.path]), f"{measure}: {losses[part.path]:.3f}")
+        for part in parts
+        if math.isfinite(losses[part.path])  # the first layer has no layer before
+    }
+
+
 def probe_gain(situation, parts):
     """Smallest gain of a linear probe over the one on the layer before."""
-    model, data, size = situation.student, situation.train_data, situation.batch_size
-    profile = analyze_model(model, data, measures="linear_probe", batch_size=size, verbose=0)
-    gains = dict(zip(profile.layers, profile["linear_probe"].whole["gain"], strict=True))
-    return {
-        part: Prediction(float(gains[part.path]), f"a probe gains {gains[part.path]:.3f}")
-        for part in parts
-        if math.isfinite(gains[part.path])  # the first layer has none
-    }
+    return measured(situation, parts, "linear_probe", lambda whole: whole["gain"])
+
+
+def label_information(situation, parts):
+    """Smallest gain of I(T; Y) over that of the layer before."""
+    return measured(
+        situation, parts, "mutual_information", lambda x: np.diff(x["labels"], prepend=np.nan)
+    )
+
+
+def logdet_information(situation, parts):
+    """Smallest share of a layer's LogDet entropy that the layer before does not tell."""
+    return measured(situation, parts, "logdet", lambda x: 1 - x["previous"] / x["entropy"])
 
 
 def short_list(situation, parts, size=3):
@@ -119,6 +137,8 @@ OTHERS = {
     "block_influence": block_influence,
     "cka": cka,
     "probe_gain": probe_gain,
+    "label_information": label_information,
+    "logdet_information": logdet_information,
     "short_list": short_list,
 }
 _CRITERIA = flags.DEFINE_list("criteria", [*CRITERIA, *OTHERS], "Criteria to compare.")
@@ -275,21 +295,34 @@ class _Situation(Situation):
         return self.networks.model((*self.order, part.path)), {}
 
 
+ORACLE = "loss_gap, refit"
 OF_ENTROPY = ("entropy_gradient", "state_entropy", "entropy_change", "short_list")
 
 
 def without_training(criterion, networks, removals):
-    """Accuracies as layers go, refitted to the original network, and which went."""
-    order = ()
+    """Accuracies as layers go, refitted to the original network, which went, and the first say.
+
+    That is what the criterion says of each layer of the original.
+    """
+    order, first = (), {}
     for _ in range(removals):
         situation = networks.situation(order, criterion in OF_ENTROPY)
         parts = list(removable_layers(situation.student)[0].values())
         found = {**CRITERIA, **OTHERS}[criterion](situation, parts)
+        first = first or {part.path: float(said.loss) for part, said in found.items()}
         order += (min(found, key=lambda part: found[part].loss).path,)
     return {
         "accuracy": [networks.accuracy(order[: n + 1]) for n in range(removals)],
         "order": order,
+        "losses": first,
     }
+
+
+def rank_correlation(one, other):
+    """Spearman's, of what two criteria say of the layers of which both say something."""
+    both = [path for path in one if path in other]
+    ranks = [np.argsort(np.argsort([losses[path] for path in both])) for losses in (one, other)]
+    return float(np.corrcoef(*ranks)[0, 1])
 
 
 def merged(model, layer):
@@ -473,6 +506,11 @@ def run(config, seeds, *args):
             print_tables(config, rows, seed + 1)
 
 
+def losses_of(one, other):
+    """What two criteria say of the layers of each seed's network."""
+    return ((x["losses"], y["losses"]) for x, y in zip(one, other, strict=True))
+
+
 def print_tables(config, rows, seeds):
     """Accuracies, regrets and searches over the seeds so far, as far as they are known."""
     rows = {name: found for name, found in rows.items() if len(found) == seeds}
@@ -484,15 +522,21 @@ def print_tables(config, rows, seeds):
     }
     title = f"{config.name}, {seeds} seeds, mean ± s.d."
     print_table(f"{title}, test accuracy in per cent", ["layers removed", *removed], accuracies, 1)
-    oracle = accuracies.get("loss_gap, refit")
+    oracle = accuracies.get(ORACLE)
     if oracle is not None:
         regrets = {
             name: np.hstack([oracle - found, (oracle - found).mean(axis=1, keepdims=True)])
             for name, found in accuracies.items()
             if name.endswith(", refit") and found is not oracle
         }
-        regrets = dict(sorted(regrets.items(), key=lambda item: item[1][:, -1].mean()))
-        print_table(f"{title}, regret in points", ["layers removed", *removed, "mean"], regrets, 2)
+        ranks = {
+            name: [[rank_correlation(*both)] for both in losses_of(rows[name], rows[ORACLE])]
+            for name in regrets
+        }
+        table = {name: np.hstack([regrets[name], ranks[name]]) for name in regrets}
+        table = dict(sorted(table.items(), key=lambda item: item[1][:, -2].mean()))
+        head = ["layers removed", *removed, "mean", "rank correlation"]
+        print_table(f"{title}, regret in points", head, table, 2)
     names = ("layers gone", "test accuracy", "steps", "processor seconds")
     searches = {
         name: np.array([[row[key] for key in names] for row in found])

@@ -1,15 +1,17 @@
 """Accuracy as units go: chosen and refitted in several ways, without training and with a little.
 
     python benchmarks/units.py --only=lenet
+    python benchmarks/units.py --only=lenet5
     python benchmarks/units.py --only=resnet --model=ResNet56.json
     python benchmarks/units.py --only=train --model=ResNet56.json
     python benchmarks/units.py --only=latency --model=ResNet56.json
 
 `lenet` trains LeNet-300-100 on MNIST, a network for each seed, and takes the same share of both
-hidden layers. `resnet` takes the same share of the first convolution of each block of a network for
-CIFAR-10 that lies on disk, whose inputs are images divided by 255, minus the mean image of the
-training data; seeds are calibration subsets. All is scored on the whole test part, beside the
-network itself: printed are points lost, mean (minimum to maximum) over the seeds.
+hidden layers; `lenet5` does so with both convolutions of a small CNN. `resnet` takes the same share
+of the first convolution of each block of a network for CIFAR-10 that lies on disk, whose inputs are
+images divided by 255, minus the mean image of the training data; seeds are calibration subsets. All
+is scored on the whole test part, beside the network itself: printed are points lost, mean (minimum
+to maximum) over the seeds.
 
 "alone" is without any repair, "refit" the closed form of `remove_units`, and "by cost" what
 `choose_units` makes of the same layers for the same operations, with shares of its own.
@@ -42,15 +44,14 @@ from keras_layer_entropy.pruning.unit_criteria import (
 from keras_layer_entropy.pruning.units import calibration_source
 from keras_layer_entropy.pruning.walking import inputs_of
 
-_ONLY = flags.DEFINE_list("only", ["lenet"], "Some of lenet, resnet, train, latency.")
+_ONLY = flags.DEFINE_list("only", ["lenet"], "Some of lenet, lenet5, resnet, train, latency.")
 _SEEDS = flags.DEFINE_integer("seeds", 5, "Networks, or calibration subsets.", lower_bound=1)
-_MODEL = flags.DEFINE_string("model", None, "The network of all but `lenet`.")
+_MODEL = flags.DEFINE_string("model", None, "The network for CIFAR-10.")
 _SHARES = flags.DEFINE_list("shares", None, "Shares that go (default: those of the tables).")
 _CRITERIA = flags.DEFINE_list(
     "criteria", None, "Criteria (default: all that say something of these layers)."
 )
 _EPOCHS = flags.DEFINE_integer("epochs", 5, "Epochs of `train`.", lower_bound=1)
-BY_COST = "reconstruction, refit, by cost"
 
 
 def accuracy(model, x, y):
@@ -58,28 +59,43 @@ def accuracy(model, x, y):
     return 100 * np.mean(model.predict(x, batch_size=500, verbose=0).argmax(axis=1) == y)
 
 
-def indices(criterion, model, paths, share, data):
-    """Path -> indices of the units that a criterion takes, on the network as it is."""
+def order(criterion, model, paths, data, seed=0):
+    """Path -> its units in the order in which a criterion takes them, on the network as it is."""
     channels = find_channels(model)
-    source = calibration_source(model, data)
-    situation = UnitSituation(model, channels, inputs_of(model, source), data)
-    wanted = {path: round(share * len(channels.makers[path])) for path in paths}
+    inputs = inputs_of(model, calibration_source(model, data))
+    situation = UnitSituation(model, channels, inputs, data, seed=seed)
+    wanted = {path: len(channels.makers[path]) - 1 for path in paths}
     gone = list(first_to_go(situation, criterion, wanted))
-    return {path: np.flatnonzero(np.isin(channels.roots(path), gone)).tolist() for path in paths}
+    found = {}
+    for path in paths:
+        roots = channels.roots(path).tolist()  # of these layers each unit is alone
+        found[path] = [roots.index(unit) for unit in gone if unit in roots]
+    return found
 
 
-def thinned(way, model, paths, share, data):
-    """The model with a share of some layers taken out in one of the ways."""
-    criterion, *rest = way.split(", ")
-    if rest == ["alone"]:
-        return remove_units(model, indices(criterion, model, paths, share, data))
-    if way == BY_COST:
-        alike = remove_units(model, indices("magnitude", model, paths, share, data))
-        flops = count_flops(alike).total / count_flops(model).total
-        return remove_units(
-            model, choose_units(model, data, target={"flops": flops}, layers=paths), data
-        )
-    return remove_units(model, dict.fromkeys(paths, share), data, criterion=criterion)
+def first(found, share):
+    """Path -> the first units of an order, which is of all units but one, a share of all."""
+    return {path: units[: round(share * (len(units) + 1))] for path, units in found.items()}
+
+
+def by_cost(model, units, data):
+    """The model with as few operations as without these, where that costs least in their layers."""
+    flops = count_flops(remove_units(model, units)).total / count_flops(model).total
+    plan = choose_units(model, data, target={"flops": flops}, layers=list(units))
+    return remove_units(model, plan, data)
+
+
+def ways_of(criterion, model, paths, data, seed):
+    """Way -> `f(share)`, the model with a share of some layers taken out in that way."""
+    found = order(criterion, model, paths, data, seed)
+    ways = {
+        "alone": lambda share: remove_units(model, first(found, share)),
+        "refit": lambda share: remove_units(model, first(found, share), data),
+    }
+    if criterion == GREEDY:  # in `remove_units` it chooses layer by layer, as the refit goes on
+        ways["refit"] = lambda share: remove_units(model, dict.fromkeys(paths, share), data)
+        ways["refit, by cost"] = lambda share: by_cost(model, first(found, share), data)
+    return ways
 
 
 def lenet(seed, train):
@@ -92,6 +108,22 @@ def lenet(seed, train):
     ])  # fmt: skip
     model.compile("adam", "sparse_categorical_crossentropy", jit_compile=True)
     model.fit(*train, batch_size=128, epochs=10, verbose=0)
+    return model
+
+
+def lenet5(seed, train):
+    """A trained network of the style of LeNet-5."""
+    keras.utils.set_random_seed(seed)
+    layers = keras.layers
+    model = keras.Sequential([
+        keras.Input((28, 28, 1)),
+        layers.Conv2D(6, 5, padding="same", activation="relu", name="first"), layers.MaxPooling2D(),
+        layers.Conv2D(16, 5, activation="relu", name="second"), layers.MaxPooling2D(),
+        layers.Flatten(), layers.Dense(120, "relu"), layers.Dense(84, "relu"),
+        layers.Dense(10, "softmax"),
+    ])  # fmt: skip
+    model.compile("adam", "sparse_categorical_crossentropy")
+    model.fit(*train, batch_size=128, epochs=6, verbose=0)
     return model
 
 
@@ -110,39 +142,30 @@ def calibration_rows(x, seed, count=500):
 
 def study(title, networks, shares, criteria):
     """Prints a table; `networks` gives (model, paths, calibration data, test data)."""
-    ways = [f"{name}, {how}" for name in criteria for how in ("alone", "refit")]
-    ways += [BY_COST] if GREEDY in criteria else []
-    lost, whole = {(way, share): [] for way in ways for share in shares}, []
-    seconds = []
-    for model, paths, data, test in networks:
+    lost, whole = {}, []
+    for seed, (model, paths, data, test) in enumerate(networks):
         whole.append(accuracy(model, *test))
-        for (way, share), points in lost.items():
-            start = time.perf_counter()
-            smaller = thinned(way, model, paths, share, data)
-            if way == f"{GREEDY}, refit":
-                seconds.append(time.perf_counter() - start)
-            points.append(whole[-1] - accuracy(smaller, *test))
-    print(
-        f"\n{title}: {np.mean(whole):.2f} % right; reconstruction with its refit takes "
-        f"{np.median(seconds or [np.nan]):.1f} s"
-    )
+        for criterion in criteria:
+            for how, smaller in ways_of(criterion, model, paths, data, seed).items():
+                row = [whole[-1] - accuracy(smaller(share), *test) for share in shares]
+                print(f"# {seed}, {criterion}, {how}: {np.round(row, 2).tolist()}", flush=True)
+                lost.setdefault(f"{criterion}, {how}", []).append(row)
+    print(f"\n{title}: {np.mean(whole):.2f} % right")
     print("\n| points lost | " + " | ".join(f"{share:.0%}" for share in shares) + " |")
     print("|---" * (len(shares) + 1) + "|")
-    for way in ways:
-        cells = [
-            f"{np.mean(x):.2f} ({np.min(x):.2f} to {np.max(x):.2f})"
-            for x in (lost[way, share] for share in shares)
-        ]
+    for way, rows in lost.items():
+        columns = np.transpose(rows)
+        cells = [f"{np.mean(x):.2f} ({np.min(x):.2f} to {np.max(x):.2f})" for x in columns]
         print(f"| {way} | " + " | ".join(cells) + " |", flush=True)
 
 
-def lenets():
-    """Networks, and 1,000 training images for each."""
-    parts = load_parts(DatasetSpec("mnist", shape=(784,)))
+def of_mnist(shape, train):
+    """Networks with their layers, and 1,000 training images for each."""
+    parts = load_parts(DatasetSpec("mnist", shape=shape))
     (x, y), test = parts.train.arrays, parts.test.arrays
     for seed in range(_SEEDS.value):
         rows = calibration_rows(x, seed, 1000)
-        yield lenet(seed, (x, y)), ["first", "second"], (x[rows], y[rows]), test
+        yield train(seed, (x, y)), ["first", "second"], (x[rows], y[rows]), test
 
 
 def cifar10():
@@ -247,7 +270,8 @@ def latency():
     some = x[calibration_rows(x, 0)] - x.mean(axis=0)
     model = load_model(_MODEL.value)
     # Nothing is refitted: how long a network takes does not depend on that.
-    half = remove_units(model, indices("magnitude", model, inner_layers(model), 0.5, some))
+    paths = inner_layers(model)
+    half = remove_units(model, first(order("magnitude", model, paths, some), 0.5))
     cut = {
         size: remove_units(
             model, choose_units(model, some, target={"flops": 0.5}, multiple_of=size)
@@ -301,19 +325,23 @@ def main(argv):
     del argv
     logging.set_verbosity(logging.ERROR)
     warnings.filterwarnings("ignore", "Without calibration_data=")
-    if _MODEL.value is None and set(_ONLY.value) != {"lenet"}:
-        raise app.UsageError("All but lenet needs --model, a network for CIFAR-10.")
+    if _MODEL.value is None and not {"lenet", "lenet5"}.issuperset(_ONLY.value):
+        raise app.UsageError("All but lenet and lenet5 needs --model, a network for CIFAR-10.")
     own = _SHARES.value and [float(share) for share in _SHARES.value]
+    every = [GREEDY, *UNIT_CRITERIA]
+    mlp = [GREEDY, *(name for name in UNIT_CRITERIA if name != "feature_entropy")]  # of maps
     if "lenet" in _ONLY.value:
-        criteria = _CRITERIA.value or [GREEDY, *sorted(set(UNIT_CRITERIA) - {"feature_entropy"})]
-        study("LeNet-300-100, MNIST", lenets(), own or [0.5, 0.6, 0.7, 0.8, 0.9], criteria)
+        shares, networks = own or [0.5, 0.6, 0.7, 0.8, 0.9], of_mnist((784,), lenet)
+        study("LeNet-300-100, MNIST", networks, shares, _CRITERIA.value or mlp)
+    if "lenet5" in _ONLY.value:
+        networks = of_mnist((28, 28, 1), lenet5)
+        study("LeNet-5, MNIST", networks, own or [0.25, 0.5, 0.75], _CRITERIA.value or every)
     if "train" in _ONLY.value:
         train()
     if "latency" in _ONLY.value:
         latency()
     if "resnet" in _ONLY.value:
-        criteria = _CRITERIA.value or [GREEDY, *UNIT_CRITERIA]
-        study("ResNet, CIFAR-10", resnets(), own or [0.25, 0.5, 0.75], criteria)
+        study("ResNet, CIFAR-10", resnets(), own or [0.25, 0.5, 0.75], _CRITERIA.value or every)
 
 
 if __name__ == "__main__":
