@@ -40,17 +40,11 @@ def run(config, workdir, overwrite=False):
         model = studies.build(config, config.hidden)
         watch, monitors = Watch(held_out), []
         if seed == 0:  # whose figures are drawn
-            monitors = [
-                EntropyMonitor(held_out, **LAYERS),
-                EntropyMonitor(held_out, measures=("mutual_information",)),
-            ]
+            monitors = [EntropyMonitor(held_out, **LAYERS)]
         studies.train(model, data, config, seed, callbacks=[watch, *monitors])
         records += check(config, model, data.test.arrays, watch.history, seed)
         if seed == 0:
-            of_maps, of_dense = (monitor.profiles for monitor in monitors)
-            draw(config, folder, model, held_out, watch.history, of_maps)
-            plane = plots.information_plane(of_dense)
-            studies.draw(folder, "information_plane.png", plane)
+            draw(config, folder, model, held_out, watch.history, monitors[0].profiles)
     studies.write(folder, records, tables(config, records))
     return records
 
@@ -200,7 +194,7 @@ def tables(config, records):
         have = [r for r in records if (r["layer"], r["choice"]) == (layer, CHOICES[0])]
         for words, key, unit in (
             ("I(kernel; labels)", "labels", "bits"),
-            ("I(input; kernel)", "input", "bits"),
+            ("I(input; kernel + noise)", "input", "bits"),
             ("feature entropy", "feature_entropy", "nats"),
         ):
             found = [

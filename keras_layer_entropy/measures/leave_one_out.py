@@ -29,6 +29,7 @@ WIDTHS = 7
 POWERS = 4.0 ** np.arange(-2, 6)
 # Share of the answer that is the guess without the layer: one sample costs 6.6 bits at most.
 GUESS = 0.01
+NOISE = 0.1  # its variance as a share of what it is added to
 ROUNDING = 1e-6  # what it leaves of a constant, against its size, is no variation
 LEAST = 1e-30  # of a class that has no sample near
 DRAWS = 2**22  # numbers of noise that are drawn at most
@@ -57,7 +58,7 @@ class Bounds(NamedTuple):
     per_class: np.ndarray
 
 
-def leave_one_out_information(t: Tensor, membership: Tensor, noise: float = 0.1) -> Bounds:
+def leave_one_out_information(t: Tensor, membership: Tensor, noise: float = NOISE) -> Bounds:
     """Information of a whole layer, bounded by what the other samples tell of each.
 
     **Of the class.** The other samples guess the class of sample i, those nearby most: with
@@ -118,7 +119,7 @@ def leave_one_out_information(t: Tensor, membership: Tensor, noise: float = 0.1)
     return bounds_of(t, [membership], noise)[0]
 
 
-def bounds_of(t: Tensor, memberships: Sequence[Tensor], noise: float = 0.1) -> list[Bounds]:
+def bounds_of(t: Tensor, memberships: Sequence[Tensor], noise: float = NOISE) -> list[Bounds]:
     """`leave_one_out_information` of one layer for several ways to put its samples into classes.
 
     Distances are computed once. The weights of samples are those of the first way.

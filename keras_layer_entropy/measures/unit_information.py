@@ -16,6 +16,7 @@ from keras import ops
 
 from keras_layer_entropy.backend import Tensor, at_least_float32
 from keras_layer_entropy.measures.class_sums import like_positions
+from keras_layer_entropy.measures.leave_one_out import NOISE, ROUNDING
 from keras_layer_entropy.measures.measure import (
     MOST_SAMPLES,
     LayerInfo,
@@ -42,6 +43,9 @@ from keras_layer_entropy.measures.pairs import checked_samples, in_blocks
 ESTIMATORS = ("quantile", "kernel")
 WIDEST = 1024  # units of a layer that are compared with one another
 _BLOCK = 2**24  # numbers of maps that are compared at a time: 64 MiB, a few times over
+_STEP = 0.025  # of the grid of a density, in standard deviations: a twelfth of that of the noise
+_FURTHEST = 64.0  # beyond lie 1/4,096 of the samples at most: it is enough to know that they do
+_TAIL = 12.0  # what lies between the two ends of a grid, in standard deviations of the noise
 
 
 class QuantileInformation(NamedTuple):
@@ -110,7 +114,8 @@ def quantile_information(values: Tensor, membership: Tensor, bins: int = 10) -> 
     >>> [round(float(value), 3) for value in quantile_information(values, labels).labels]
     [1.001, 0.0]
     """
-    values, membership = checked_samples(_units(values, bins), membership)
+    check_bins(bins)
+    values, membership = checked_samples(_units(values), membership)
     weight = ops.sum(membership, axis=-1)
     codes = _quantile_codes(values, weight, bins)
     in_bin = (ops.cast(codes == k, values.dtype) for k in range(bins))
@@ -165,7 +170,8 @@ def pairwise_information(values: Tensor, bins: int = 10) -> Tensor:
     >>> [round(float(value), 2) for value in found[0]]  # the same up to a sign; without the sign
     [3.33, 3.33, 2.32]
     """
-    values = _units(values, bins)
+    check_bins(bins)
+    values = _units(values)
     weight = ops.ones_like(values[:, 0])
     samples, units = ops.shape(values)
     number = ops.sum(weight)
@@ -188,6 +194,78 @@ def pairwise_information(values: Tensor, bins: int = 10) -> Tensor:
     found = in_blocks(rows, values.shape[1], values.shape[1] * bins * bins)
     unknown = _unknown(values, weight)
     return ops.where(ops.logical_or(unknown[:, None], unknown), np.nan, found)
+
+
+def noisy_information(values: Tensor, weight: Tensor | None = None) -> np.ndarray:
+    """How well each unit tells samples apart once noise is added to it, I(X; T_k + e), in bits.
+
+    A unit is a function of the input, so that I(X; T_k) is infinite, or the entropy of the data.
+    With Gaussian noise e of a tenth of the unit's variance, s^2 = 0.1 Var(T_k), it is finite and
+    does not change with the scale of the unit. With h the differential entropy
+
+    I(X; T_k + e) = h(T_k + e) - 1/2 log2(2 pi exp(1) s^2)
+
+    where the density of T_k + e is that of the samples with noise around each, on a grid.
+    It is highest, 1/2 log2(1 + 1 / 0.1) = 1.73, where values are normal. A unit that is on for a
+    share p of the samples, and else off, has nearly -p log2 p - (1 - p) log2(1 - p): the rarer it
+    is on, the less it tells.
+
+    For arrays, not inside a compiled graph.
+
+    Args:
+        values: `[samples, units]`.
+        weight: `[samples]`, how much each counts, None for all alike.
+
+    Returns:
+        float64 NumPy array `[units]`; 0 for a unit that is the same in all samples; NaN for one
+        that is not finite in a sample that counts, and if none counts.
+
+    Raises:
+        ValueError: other shapes, no samples.
+
+    Source: as `leave_one_out_information`, whose lower bound of I(X; T + noise) this is for a layer
+    of one unit, with the noise integrated and not drawn.
+
+    Example:
+
+    >>> samples = np.arange(1000)
+    >>> values = np.stack([samples % 2, samples % 10 == 0, 0 * samples], axis=1)
+    >>> noisy_information(values).round(2).tolist()  # on for one of two, for one of ten, never
+    [1.0, 0.47, 0.0]
+    """
+    columns = np.asarray(ops.convert_to_numpy(_units(values)), np.float64)
+    weights = np.ones(len(columns)) if weight is None else ops.convert_to_numpy(weight)
+    weights = np.asarray(weights, np.float64)
+    if weights.shape != columns.shape[:1]:
+        raise ValueError(
+            f"weight has shape {weights.shape} and values {columns.shape}; expected [samples] and "
+            "[samples, units]."
+        )
+    columns, weights = columns[weights > 0], weights[weights > 0]
+    return np.array([_noisy_information(column, weights) for column in columns.T])
+
+
+def _noisy_information(column: np.ndarray, weights: np.ndarray) -> float:
+    if not len(column) or not np.isfinite(column).all():
+        return math.nan
+    share = weights / weights.sum()
+    centred = column - share @ column
+    deviation = math.sqrt(share @ np.square(centred))
+    if deviation <= ROUNDING * np.abs(column).max():
+        return 0.0
+    places = np.clip(centred / deviation, -_FURTHEST, _FURTHEST) / _STEP
+    places -= places.min()
+    cells = places.astype(int)
+    size = int(cells.max()) + 2 + math.ceil(_TAIL * math.sqrt(NOISE) / _STEP)
+    # A value between two places counts at both.
+    above = places - cells
+    mass = np.bincount(cells, share * (1.0 - above), size).astype(np.float64)
+    mass += np.bincount(cells + 1, share * above, size)
+    gaussian = np.exp(-2.0 * NOISE * np.square(np.pi * np.fft.rfftfreq(size, _STEP)))
+    mass = np.fft.irfft(np.fft.rfft(mass) * gaussian, size)
+    mass = mass[mass > 0]  # but for rounding all are
+    entropy = -np.sum(mass * np.log2(mass / _STEP))
+    return max(0.0, float(entropy - 0.5 * math.log2(2.0 * math.pi * math.e * NOISE)))
 
 
 def redundant_units(
@@ -335,8 +413,7 @@ def _unknown(values: Tensor, weight: Tensor) -> Tensor:
     return ops.any(ops.logical_and(ops.isnan(values), (weight > 0)[:, None]), axis=0)
 
 
-def _units(values: Tensor, bins: int) -> Tensor:
-    check_bins(bins)
+def _units(values: Tensor) -> Tensor:
     values = at_least_float32(values)
     if len(values.shape) != 2 or 0 in values.shape:
         raise ValueError(
@@ -351,7 +428,8 @@ class UnitInformation(Measure):
 
     A unit of a convolution or of a sequence gives a map of values for a sample, one of a Dense
     layer a single value. The estimator `"quantile"`, the fast one, looks at the mean of a unit's
-    map, in bins that hold about equally many samples (`quantile_information`); `"kernel"` at whole
+    map, of the labels in bins that hold about equally many samples (`quantile_information`), of the
+    input with noise in proportion to its spread (`noisy_information`); `"kernel"` at whole
     maps, with a Gaussian kernel around every sample (`kernel_information`). `"kernel"` depends on
     the scale of activations, and says that everything is known, whatever the labels, where no two
     maps lie near one another: look at what is shuffled.
@@ -402,8 +480,9 @@ class UnitInformation(Measure):
         "input": Words(
             "I(input; unit)",
             "bits",
-            "What a unit tells of which sample it was, averaged over units; of binned units their "
-            "entropy.",
+            "What a unit, with a little noise added, tells of which sample it was, averaged over "
+            "units: at most 1.73, where its values are normal; of one that is on or off at most 1. "
+            "(By kernel density of whole maps at most the logarithm of the number of samples.)",
         ),
     }
     panels = (*Measure.panels, Panel("whole"))
@@ -463,7 +542,7 @@ class UnitInformation(Measure):
             of_units = {
                 "labels": found.labels,
                 "labels_shuffled": chance.labels,
-                "input": found[0],  # of either estimator
+                "input": self._about_input(found, means, membership),
                 "per_class": found.per_class,
             }
             pairwise = self.options["pairwise"]
@@ -482,6 +561,13 @@ class UnitInformation(Measure):
             self.unit,
             details=details,
         )
+
+    def _about_input(
+        self, found: QuantileInformation | Information, means: np.ndarray, membership: np.ndarray
+    ) -> Tensor:
+        if isinstance(found, Information):
+            return found.input
+        return noisy_information(means, membership.sum(axis=-1))
 
     def _estimate(
         self, maps: np.ndarray, means: np.ndarray, membership: np.ndarray

@@ -51,8 +51,7 @@ def unit_information(profiles: Sequence[UnitProfile], title: str | None = None) 
 
     Returns:
         `matplotlib.figure.Figure`: two heat maps, units x epochs, I(T_k; Y) and I(X; T_k), bits.
-        With bins of one size the second is the logarithm of their number but for units that often
-        give the same, dead ones most of all.
+        The second is of the unit with noise added: low for units that are rarely on.
 
     Raises:
         ValueError: no profiles, or profiles of several layers.

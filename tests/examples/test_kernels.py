@@ -42,7 +42,8 @@ def test_run(tmp_path):
     names = {path.name for path in tmp_path.iterdir()}
     kinds = ("information", "classes", "ranks", "pairs", "ranking")
     assert names == {
-        *("results.md", "results.json", "information_plane.png"),
+        "results.md",
+        "results.json",
         *("feature_entropy_depth.png", "feature_entropy_epochs.png"),
         *(f"conv_{i}_{kind}.png" for i in (1, 2) for kind in kinds),
     }
