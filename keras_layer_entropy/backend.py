@@ -42,6 +42,43 @@ def at_least_float32(x):
     return x if wide else ops.cast(x, "float32")
 
 
+def rows_of(variable, rows):
+    """Some rows of a Keras variable, without a copy of the others."""
+    value = variable.value
+    return value.sparse_read(rows) if _in_place(value) else ops.take(value, rows, axis=0)
+
+
+def set_rows(variable, rows, values):
+    """Sets some rows, none of them twice; in place where the backend can."""
+    value = variable.value
+    if _in_place(value):
+        value.scatter_update(_slices(values, rows))
+    else:
+        variable.assign(ops.scatter_update(value, rows[:, None], values))
+
+
+def add_rows(variable, rows, values):
+    """Adds to some rows, to the same one more than once as well; in place where it can."""
+    value = variable.value
+    if _in_place(value):
+        value.scatter_add(_slices(values, rows))
+    elif name() == "jax":
+        variable.assign(value.at[rows].add(values))
+    else:
+        variable.assign(value + ops.scatter(rows[:, None], values, variable.shape))
+
+
+def _in_place(value):
+    """Whether it is a variable of TensorFlow, and no tensor."""
+    return hasattr(value, "sparse_read")
+
+
+def _slices(values, rows):
+    import tensorflow as tf
+
+    return tf.IndexedSlices(values, rows)
+
+
 def graph_of(tensor):
     """The TensorFlow graph of a symbolic tensor; None for any other tensor."""
     try:

@@ -11,6 +11,8 @@ import numpy as np
 from keras import ops, tree
 
 from keras_layer_entropy.analysis.profile import EntropyProfile
+from keras_layer_entropy.backend import strategy
+from keras_layer_entropy.measures.class_sums import MANY, ClassIds
 from keras_layer_entropy.measures.entropy import Undecided
 from keras_layer_entropy.measures.kept_samples import KeptSamples, width
 from keras_layer_entropy.measures.measure import (
@@ -25,6 +27,7 @@ from keras_layer_entropy.recording.labels import LabelStatistic, find_labels
 from keras_layer_entropy.version import versions
 
 MOST_STATE = 4 * 2**30  # bytes that the state of a measurement may take
+ID_COLUMNS = 2  # id and weight, of a kept sample
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +103,9 @@ class Measurement:
             loss=request.model.loss if request.model.compiled else None,
             output_names=getattr(request.model, "output_names", None),
         )
+        # Variables of several replicas have no rows that are written one by one.
+        if self._labels.num_classes > MANY and strategy(request.model) is None:
+            self._labels = dataclasses.replace(self._labels, by_id=True)
         self._check_labels_are_there()
         self._infos = [
             LayerInfo(a.path, a.units, {k: tuple(x.shape) for k, x in a.features().items()})
@@ -107,9 +113,11 @@ class Measurement:
         ]
         self._is_output = [activation.is_output for activation in activations]
         rows = [request.rows_of(x, activations, self._infos) for x in request.measures]
-        keeping = _keeping(request.measures, rows, self._infos, inputs, self._labels.num_classes)
+        of_class = ID_COLUMNS if self._labels.by_id else self._labels.num_classes
+        keeping = _keeping(request.measures, rows, self._infos, inputs, of_class)
         self._check_memory(rows, keeping.size if keeping else 0)
-        self._kept = _Kept(keeping) if keeping else None
+        by_id = self._labels.num_classes if self._labels.by_id else None
+        self._kept = _Kept(keeping, by_id) if keeping else None
         self._counts = LabelStatistic(self._labels.num_classes, rows=self._labels.kind == "one_hot")
         self._left_out = keras.metrics.Sum(name="left_out")
         self._measuring = [
@@ -147,12 +155,17 @@ class Measurement:
         of_layers = [_all_samples(x) if membership is None else membership for x in features]
         for info, tensors, weights in zip(self._infos, features, of_layers, strict=True):
             _check_positions(info.path, tensors["pattern"].shape, weights.shape)
+        by_id = dense = None
+        if isinstance(membership, ClassIds):
+            by_id, dense = membership.grouped(), functools.cache(membership.dense)
         for x in self._measuring:
             for row, state in zip(x.rows, x.states, strict=True):
                 if state is not None:
-                    tensors = features[row]
+                    tensors, weights = features[row], of_layers[row]
+                    if by_id is not None:
+                        weights = by_id if getattr(state, "takes_ids", False) else dense()
                     values, mask = tensors[x.measure.reads], tensors.get("mask")
-                    state.update_state(values, of_layers[row], mask)
+                    state.update_state(values, weights, mask)
         if self._kept:
             self._kept.update(features, inputs, found.weights)
 
@@ -167,7 +180,9 @@ class Measurement:
             return True
         if membership is None:
             membership = _all_samples(features[0])
-        expected = ops.shape(membership)[:-1]
+        expected = ops.shape(
+            membership.ids if isinstance(membership, ClassIds) else membership[..., 0]
+        )
         found = [ops.shape(tensors["pattern"])[:-1][: len(expected)] for tensors in features]
         sizes = [pair for shape in found for pair in zip(shape, expected, strict=False)]
         equal = [ops.equal(*p) for p in sizes if not all(isinstance(n, int) for n in p)]
@@ -339,7 +354,7 @@ class _Keeping:
         return KeptSamples.size(self.widths, self.most)
 
 
-def _keeping(measures, rows, infos, inputs, classes):
+def _keeping(measures, rows, infos, inputs, of_class):
     """The `_Keeping` for measures, each of layers in some rows; None where nothing is kept.
 
     Args:
@@ -347,7 +362,7 @@ def _keeping(measures, rows, infos, inputs, classes):
         rows: of each of them.
         infos: `LayerInfo` of each row.
         inputs: what the model is given in a first batch.
-        classes: number of classes.
+        of_class: how many numbers say what class a sample is of.
 
     Raises:
         ValueError: samples of no fixed size, or inputs without numbers that a measure looks at.
@@ -376,15 +391,20 @@ def _keeping(measures, rows, infos, inputs, classes):
         shapes = [infos[row].shapes["output"] for _, row in columns.values()]
         names = ", ".join(measure.name for measure in places)
         raise _no_fixed_size(names, [*(tuple(x.shape) for x in given), *shapes])
-    widths = [sum(map(width, given)), *kept, classes]
+    widths = [sum(map(width, given)), *kept, of_class]
     return _Keeping(list(columns.values()), places, expected, widths)
 
 
 class _Kept:
-    """The samples that a pass keeps: the state of a `_Keeping`."""
+    """The samples that a pass keeps: the state of a `_Keeping`.
 
-    def __init__(self, keeping):
-        self._keeping = keeping
+    Args:
+        keeping: what is kept.
+        classes: number of classes where it is their ids that are kept, else None.
+    """
+
+    def __init__(self, keeping, classes=None):
+        self._keeping, self._classes = keeping, classes
         self.metric = KeptSamples(keeping.widths, keeping.most)
 
     def update(self, features, inputs, membership):
@@ -408,13 +428,23 @@ class _Kept:
         ):
             raise _no_fixed_size(keeping.names, shapes)
         flat = [ops.reshape(ops.cast(x, "float32"), (-1, width(x))) for x in inputs]
-        counts = ops.any(membership > 0, axis=-1)
+        if isinstance(membership, ClassIds):
+            counts = membership.weights > 0
+            membership = ops.stack(
+                [ops.cast(membership.ids, "float32"), membership.weights], axis=-1
+            )
+        else:
+            counts = ops.any(membership > 0, axis=-1)
         flat = ops.concatenate(flat, axis=-1) if flat else ops.zeros_like(membership[:, :0])
         self.metric.update_state([flat, *layers, membership], counts)
 
     def samples(self, measure):
         """The `Samples` of a measure."""
         inputs, *layers, membership = (rows[: measure.samples] for rows in self.metric.result())
+        if self._classes is not None:
+            ids, weights = membership.T
+            membership = np.zeros((len(ids), self._classes), "float32")
+            membership[np.arange(len(ids)), ids.astype(int)] = weights
         places = self._keeping.places[measure]
         return Samples(inputs, [layers[place] for place in places], membership)
 

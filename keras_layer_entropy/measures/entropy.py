@@ -16,7 +16,12 @@ import numpy as np
 from keras import ops
 
 from keras_layer_entropy.backend import Tensor, at_least_float32
-from keras_layer_entropy.measures.class_sums import ClassMeans, any_per_class, like_positions
+from keras_layer_entropy.measures.class_sums import (
+    ClassIds,
+    ClassMeans,
+    any_per_class,
+    like_positions,
+)
 from keras_layer_entropy.measures.measure import (
     LayerInfo,
     Measure,
@@ -339,12 +344,16 @@ class Undecided(keras.metrics.Metric):
         given, logs: two states of the measure.
     """
 
+    takes_ids = True
+
     def __init__(self, given: Any, logs: Any, name: str | None = None) -> None:
         super().__init__(name=name, dtype="float32")
         self._given, self._logs = given, logs
         self._misfits = self.add_variable((), "zeros", "float32", name="misfits")
 
-    def update_state(self, values: Tensor, membership: Tensor, mask: Tensor | None = None) -> None:
+    def update_state(
+        self, values: Tensor, membership: Tensor | ClassIds, mask: Tensor | None = None
+    ) -> None:
         """Adds a batch, as to each of the two."""
         logs, fits = log_pattern(values)
         misfit = ops.logical_not(fits)
@@ -551,14 +560,12 @@ class ActivationEntropy(_Normalized):
         self, layers: Sequence[LayerInfo], states: Sequence[Any], samples: Samples | None
     ) -> MeasureResult:
         normalizer = self.normalizer([layer.units for layer in layers])
-        found = [state.means() for state in states]
-        rows = [self._nats(mean) / n for (_, mean), n in zip(found, normalizer, strict=True)]
+        rows = [x.of_means(self._nats) / n for x, n in zip(states, normalizer, strict=True)]
         details = {
-            layer.path: {"pattern": _where_known(known, self._pattern(mean))}
-            for layer, (known, mean) in zip(layers, found, strict=True)
+            layer.path: {"pattern": state.of_means(self._pattern)}
+            for layer, state in zip(layers, states, strict=True)
             if self.options["keep_patterns"]
         }
-        rows = [_where_known(known, row) for (known, _), row in zip(found, rows, strict=True)]
         return MeasureResult(rows, unit=self.unit, normalizer=normalizer, details=details)
 
     def _nats(self, mean: np.ndarray) -> np.ndarray:
@@ -670,11 +677,12 @@ class Instability(_Normalized):
     def result(
         self, layers: Sequence[LayerInfo], states: Sequence[Any], samples: Samples | None
     ) -> MeasureResult:
-        normalizer, rows = self.normalizer([x.units for x in layers]), []
-        for state, most in zip(states, normalizer, strict=True):
-            known, mean = state.means()
+        def nats(mean: np.ndarray) -> np.ndarray:
             pooled = ops.convert_to_numpy(shannon_entropy(mean[:, :-1]))
-            rows.append(_where_known(known, np.maximum(pooled - mean[:, -1], 0.0) / most))
+            return np.maximum(pooled - mean[:, -1], 0.0)
+
+        normalizer = self.normalizer([x.units for x in layers])
+        rows = [x.of_means(nats) / most for x, most in zip(states, normalizer, strict=True)]
         return MeasureResult(rows, unit=self.unit, normalizer=normalizer)
 
 
@@ -720,18 +728,10 @@ class StateEntropy(Measure):
     def result(
         self, layers: Sequence[LayerInfo], states: Sequence[Any], samples: Samples | None
     ) -> MeasureResult:
-        rows = []
-        for state in states:
-            known, mean = state.means()
-            bits = ops.convert_to_numpy(binary_entropy(mean)).mean(axis=-1)
-            rows.append(_where_known(known, bits))
-        return MeasureResult(rows, unit=self.unit)
+        def bits(mean: np.ndarray) -> np.ndarray:
+            return ops.convert_to_numpy(binary_entropy(mean)).mean(axis=-1)
 
-
-def _where_known(known: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Values `[classes, ...]`, NaN for classes that are not known."""
-    known = known.reshape(-1, *[1] * (values.ndim - 1))
-    return np.where(known, np.asarray(values, np.float64), np.nan)
+        return MeasureResult([state.of_means(bits) for state in states], unit=self.unit)
 
 
 def _shifted(mean: np.ndarray) -> np.ndarray:

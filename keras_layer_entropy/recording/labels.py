@@ -16,7 +16,7 @@ import keras
 import numpy as np
 from keras import ops, tree
 
-from keras_layer_entropy.measures.class_sums import CompensatedSum, sum_samples
+from keras_layer_entropy.measures.class_sums import ClassIds, CompensatedSum, count_samples
 
 _REGRESSION = (
     *("mean_squared_error", "mean_absolute_error", "mean_absolute_percentage_error"),
@@ -38,8 +38,8 @@ class Membership(typing.NamedTuple):
 
     Attributes:
         weights: weight of each sample in each class, float32 `[batch, ..., classes]`, one entry per
-            position where labels or weights have one. Without labels one column of the weights,
-            or None where there are none either, and the others are None.
+            position where labels or weights have one; or the same as `ClassIds`. Without labels one
+            column of the weights, or None where there are none either, and the others are None.
         value: what names a label that is no class, `[batch, ...]`.
         misfit: for which labels no class could be told, bool `[batch, ...]`.
         several: which labels name several classes or none, bool `[batch, ...]`, or None for
@@ -53,8 +53,7 @@ class Membership(typing.NamedTuple):
 
     def only(self, counted):
         """The same of the samples or positions that are counted, bool like `weights[..., 0]`."""
-        inside = ops.cast(counted, "float32")
-        weights = self.weights * _with_axes(inside, len(self.weights.shape))
+        weights = _times(self.weights, ops.cast(counted, "float32"))
         if self.misfit is None:
             return self._replace(weights=weights)
         return Membership(weights, self.value, *_flags_of(self, counted))
@@ -75,6 +74,7 @@ class Labels:
         ignored: a class id that the loss leaves out (`ignore_class`), or None.
         signed: whether -1 stands for 0, as hinge losses have it.
         multi_label: whether rows are known to name several classes or none.
+        by_id: whether class ids stay what they are (`ClassIds`).
         other_keys: what else the same output may be called among sample weights.
     """
 
@@ -85,6 +85,7 @@ class Labels:
     ignored: int | None = None
     signed: bool = False
     multi_label: bool = False
+    by_id: bool = False
     other_keys: tuple = dataclasses.field(default=(), compare=False, repr=False)
 
     def membership(self, y, sample_weight=None):
@@ -133,14 +134,14 @@ class Labels:
     def _of_ids(self, y):
         label = ops.squeeze(y, axis=-1) if self.squeeze else y
         index = ops.cast(label, "int32")
-        inside = ops.one_hot(index, self.num_classes, dtype="float32")
         fits = ops.logical_and(index >= 0, index < self.num_classes)
         misfit = ops.logical_not(ops.logical_and(fits, ops.cast(index, label.dtype) == label))
+        counts = fits
         if self.ignored is not None:
-            counts = index != self.ignored
-            inside = inside * ops.cast(counts, "float32")[..., None]
-            misfit = ops.logical_and(misfit, counts)
-        return Membership(inside, label, misfit)
+            counted = index != self.ignored
+            counts, misfit = ops.logical_and(fits, counted), ops.logical_and(misfit, counted)
+        inside = ClassIds(ops.where(fits, index, 0), ops.cast(counts, "float32"), self.num_classes)
+        return Membership(inside if self.by_id else inside.dense(), label, misfit)
 
     def _pick(self, structure):
         """The entry of a structure of labels or weights; the structure itself when it is a leaf."""
@@ -156,16 +157,21 @@ class Labels:
 
 
 def _weighted(found, weight):
-    positions = len(found.value.shape)
-    inside = found.weights
-    if len(weight.shape) > positions:  # a weight per position, a label per sample
-        extra = len(weight.shape) - positions
-        shape = ops.shape(inside)
-        inside = ops.reshape(inside, (*shape[:-1], *[1] * extra, shape[-1]))
-    else:  # a weight per sample, perhaps a label per position
-        weight = _with_axes(weight, positions)
-    weights = inside * weight[..., None]
-    return Membership(weights, found.value, *_flags_of(found, weight != 0))
+    weight = _with_axes(weight, len(found.value.shape))  # of a sample, perhaps a label per position
+    flags = _flags_of(found, weight != 0)
+    return Membership(_times(found.weights, weight), found.value, *flags)
+
+
+def _times(weights, factor):
+    """Weights in classes times a factor `[batch, ...]`, which may be one for each position."""
+    shape = ops.shape(weights.ids if isinstance(weights, ClassIds) else weights[..., 0])
+    rank = max(len(shape), len(factor.shape))
+    shape, factor = (*shape, *[1] * (rank - len(shape))), _with_axes(factor, rank)
+    if isinstance(weights, ClassIds):
+        product = ops.reshape(weights.weights, shape) * factor
+        ids = ops.broadcast_to(ops.reshape(weights.ids, shape), ops.shape(product))
+        return weights._replace(ids=ids, weights=product)
+    return ops.reshape(weights, (*shape, weights.shape[-1])) * factor[..., None]
 
 
 def _flags_of(found, counted):
@@ -475,7 +481,7 @@ class LabelStatistic(CompensatedSum):
 
     def update_state(self, membership, label=None, misfit=None, several=None):
         """Adds a batch, as `Labels.membership` returns it."""
-        count = sum_samples(ops.cast(membership > 0, "float32"))
+        count = count_samples(membership)
         if misfit is None:
             self.add(ops.pad(count, [[0, 2]]))
             return

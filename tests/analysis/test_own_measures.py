@@ -39,7 +39,7 @@ class Liveliness(Measure):
         return ops.mean(ops.abs(values) ** self.options["power"], axis=-1, keepdims=True)
 
     def result(self, layers, states, samples):
-        rows = [np.where(known, mean[:, 0], np.nan) for known, mean in (s.means() for s in states)]
+        rows = [state.of_means(lambda mean: mean[:, 0]) for state in states]
         peaks = [np.abs(layer).max() for layer in samples.layers]
         return MeasureResult(rows, {"peak": peaks}, {"peak": np.zeros(len(layers))}, self.unit)
 
