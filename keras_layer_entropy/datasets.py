@@ -268,7 +268,8 @@ def _npz(spec: DatasetSpec, path: pathlib.Path) -> Dataset:
         if x in arrays and (y in arrays or several):
             return _from_arrays(spec, arrays[x], arrays.get(y, several), None)
     raise ValueError(
-        f"{path} holds the arrays {list(arrays)}; expected {' or '.join(map(str, choices))}."
+        f"{path} holds the arrays {list(arrays)}; expected {' or '.join(map(str, choices))}. (Data "
+        "without labels can be used from Python.)"
     )
 
 

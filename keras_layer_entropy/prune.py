@@ -568,7 +568,7 @@ class _Progress(keras.callbacks.Callback):
 
     def finish_step(self, step):
         """Prints what came of a step."""
-        verdict = "removed" if step.accepted else "kept"
+        verdict = "removed" if step.accepted else "rolled back"
         text = self._quality.text
         retrained = f", retrained {text(step.quality_retrained)}" if self._epochs else ""
         error = step.standard_error

@@ -56,6 +56,8 @@ def two_heads(x):
 def segmentation(x):
     inputs = keras.Input((8, 8, 1))
     maps = layers.Conv2D(6, 3, padding="same", activation="relu", name="first")(inputs)
+    small = layers.Conv2D(6, 3, padding="same", activation="relu")(layers.MaxPooling2D()(maps))
+    maps = layers.Concatenate()([maps, layers.UpSampling2D()(small)])
     maps = layers.Conv2D(6, 3, padding="same", activation="relu", name="second")(maps)
     model = keras.Model(inputs, layers.Conv2D(2, 1, activation="softmax", name="out")(maps))
     model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])

@@ -30,6 +30,10 @@ MOST_STATE = 4 * 2**30  # bytes that the state of a measurement may take
 ID_COLUMNS = 2  # id and weight, of a kept sample
 
 
+class OtherPositionsError(ValueError):
+    """A layer has other samples or positions than there are labels for."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Request:
     """What is to be measured of a model.
@@ -486,7 +490,7 @@ def _check_positions(path, values, membership):
         found = tuple(values[:-1])
     pairs = zip(found, expected, strict=False)
     if len(found) != len(expected) or any(None not in p and p[0] != p[1] for p in pairs):
-        raise ValueError(
+        raise OtherPositionsError(
             f"Layer {path!r} has activations of shape {tuple(values)}, but there are labels or "
             f"weights for {expected}: choose other layers with layers=, or pass num_classes=1 to "
             "take all samples for one class."

@@ -211,7 +211,7 @@ def fit_of(
 
 
 _BLOCK = 2048  # features at a time
-_NOT_FINITE = "The activations are not finite (NaN or infinite): look at the weights."
+_NOT_FINITE = "The activations are not finite (NaN or infinite): look at the data and the weights."
 
 
 def _product(x: np.ndarray, kernel: np.ndarray) -> np.ndarray:

@@ -90,6 +90,10 @@ def flat_graph(model):
     >>> [call.path for call in flat_graph(model).calls]
     ['block/a', 'logits']
     """
+    if not isinstance(model, keras.Model):
+        raise ValueError(
+            f"model={model!r}; expected a keras.Model (load_model opens what was saved)."
+        )
     functional = opened(model)
     if functional is None and isinstance(model, keras.Sequential):
         raise ValueError(

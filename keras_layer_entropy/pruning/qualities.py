@@ -235,6 +235,9 @@ def _chosen(model: keras.Model, source: Any, options: PruningOptions) -> Quality
 def _more_is_better(metric: keras.metrics.Metric, name: str, options: PruningOptions) -> bool:
     direction = getattr(metric, "_direction", None)
     if options.mode != "auto":
+        if direction is not None and (direction == "up") != (options.mode == "max"):
+            less = "more" if direction == "up" else "less"
+            raise ValueError(f"mode={options.mode!r}, but {less} {name} is better: leave mode out.")
         return options.mode == "max"
     if direction is None:
         raise ValueError(

@@ -12,6 +12,7 @@ import numpy as np
 from keras import ops, tree
 
 from keras_layer_entropy.analysis.analyzer import analyze_model
+from keras_layer_entropy.analysis.measurement import OtherPositionsError
 from keras_layer_entropy.analysis.profile import EntropyProfile
 from keras_layer_entropy.backend import Data
 from keras_layer_entropy.pruning.accuracies import accuracy_metrics
@@ -241,7 +242,7 @@ class _Search:
         self._distilled = self._distillation()
         self._analyzed = _analyzed(model, options)
         self._num_classes = self._classes()
-        self.before = self._analyze(model, baseline=True)
+        self.before = self._analyzed_first()
         one_class = len(self.before.classes) > 1 and int((self.before.count > 0).sum()) < 2
         if one_class and self._quality.name == "accuracy":
             raise ValueError(
@@ -387,6 +388,24 @@ class _Search:
             seed=self._options.seed,
             verbose=0,
         )
+
+    def _analyzed_first(self) -> EntropyProfile:
+        """Of the original; where labels are of some layers' positions alone, of all as one class.
+
+        Which layers these are does not matter to a search: their entropies are shown, no more.
+        """
+        try:
+            return self._analyze(self._original, baseline=True)
+        except OtherPositionsError as error:
+            if self._options.num_classes is not None:
+                raise
+            warnings.warn(
+                "Entropies are those of all samples together, and not of each class: "
+                f"{str(error).partition(': choose')[0]}.",
+                stacklevel=5,
+            )
+            self._num_classes = 1
+            return self._analyze(self._original, baseline=True)
 
     def _working_copy(self, model: keras.Model) -> keras.Model:
         copy, _ = without(model, None)

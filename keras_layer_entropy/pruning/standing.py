@@ -162,7 +162,9 @@ class Standing:
     def below(self, step: PruningStep) -> str:
         """That the quality fell too far in a step."""
         text = self.quality.text
-        error = "" if step.standard_error is None else f" ± {text(step.standard_error)}"
+        error = ""
+        if step.standard_error is not None:
+            error = f" ± {text(step.standard_error)}, which counts against it"
         side = "least" if self.quality.higher else "most"
         return (
             f"without it {self.quality.words} is {text(step.quality_retrained)}{error}, where at "

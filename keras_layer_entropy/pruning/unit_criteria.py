@@ -127,6 +127,11 @@ def takers_of(situation: UnitSituation) -> dict[str, Taker]:
     found = {}
     for path, (layer, gram) in grams.items():
         owners = np.tile(channels.ties.roots(channels.takers[path]), patches.taps_of(layer))
+        if not np.isfinite(gram).all():
+            raise ValueError(
+                f"What {path!r} is given is not finite (NaN or infinite) for some of the "
+                "calibration data: look at these data, and at the weights of the layers before it."
+            )
         gram = centred(gram, patches.features_of(layer))
         found[path] = Taker(gram, patches.matrix(layer), owners)
     return found

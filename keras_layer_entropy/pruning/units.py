@@ -181,6 +181,7 @@ def _checked(
         )
     named: dict[str, list[int]] = {}
     shares: dict[str, int] = {}
+    given: dict[str, float] = {}
     for name, wanted in units.items():
         found = list(choose_layers(model, name))
         if len(found) > 1:
@@ -192,6 +193,14 @@ def _checked(
             raise ValueError(f"{path!r} makes no units that could be taken out.")
         count, reasons = len(channels.makers[path]), channels.reasons(path)
         if isinstance(wanted, numbers.Real) and not isinstance(wanted, numbers.Integral):
+            for other in shares:
+                tied = np.isin(channels.roots(path), channels.roots(other)).any()
+                if tied and given[other] != wanted:
+                    raise ValueError(
+                        f"{other!r} and {path!r} are tied, so that the same share goes from both; "
+                        f"{given[other]} and {wanted} are given: name one of them."
+                    )
+            given[path] = wanted
             shares[path] = _count(name, float(wanted), count)
             if len(reasons) == count:
                 raise ValueError(f"{path!r} cannot be thinned: {reasons[0]}.")

@@ -153,7 +153,10 @@ def test_less_loss_is_better():
         assert step.accepted == (worse <= limit)
         if not step.accepted:
             lost, error = map(result.quality.text, (step.quality_retrained, step.standard_error))
-            assert f"without it loss is {lost} ± {error}, where at" in result.reasons[step.part]
+            assert (
+                f"without it loss is {lost} ± {error}, which counts against it, where at"
+                in result.reasons[step.part]
+            )
     assert not result.steps[-1].accepted
     model.layers[-1].set_weights([100 * np.ones((8, 2)), np.full(2, 50.0)])  # any other is better
     result = searched(model, (X, TARGETS), epochs=2, max_drop=0.0)
@@ -404,6 +407,10 @@ def test_whether_more_is_better():
         chosen(model, quality="own_metric")
     assert chosen(model, quality="own_metric", mode="max").higher
     assert not chosen(model, quality="own_metric", mode="min").higher
+    assert not chosen(model, quality="mae", mode="min").higher
+    for name, mode, words in (("mae", "max", "less mae"), ("r2_score", "min", "more r2_score")):
+        with pytest.raises(ValueError, match=f"mode='{mode}', but {words} is better"):
+            chosen(model, quality=name, mode=mode)
 
 
 def unlossy():

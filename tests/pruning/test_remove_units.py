@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
-from keras_layer_entropy import load_model, save_model
+from keras_layer_entropy import choose_units, load_model, save_model
 from keras_layer_entropy.pruning import patches, repair, unit_criteria
 from keras_layer_entropy.pruning.channels import find_channels
 from keras_layer_entropy.pruning.reconstruction import Taker, least_missed
@@ -594,6 +594,7 @@ def test_slots_are_cut_like_their_weights(name, random):
         ({"flat": [0]}, "'flat' makes no units that could be taken out"),
         ({}, "expected a dict"),
         (["a"], "expected a dict"),
+        ({"a": 0.5, "b": 0.3}, "'a' and 'b' are tied, .* 0.5 and 0.3 are given: name one of them"),
         ({"a": [0], "b": [1]}, "Units 0 and 1 of 'a' go together, or with layers that are tied"),
     ],
 )  # fmt: skip
@@ -618,6 +619,12 @@ def test_bad_data_are_one_clear_error(random):
         remove_units(model, {"a": [0]})
     with pytest.raises(ValueError, match="not finite"):
         remove_units(model, {"a": 0.5}, np.full_like(x, np.nan))
+    for bad in (np.nan, np.inf):
+        one_bad = np.where(np.arange(50)[:, None] == 7, bad, x)
+        with pytest.raises(ValueError, match="What 'out' is given is not finite"):
+            choose_units(model, one_bad, target={"flops": 0.5})
+    with pytest.raises(ValueError, match="model='model.keras'; expected a keras.Model"):
+        remove_units("model.keras", {"a": 0.5}, x)
     with pytest.raises(ValueError, match="criterion='taste'; expected one of"):
         remove_units(model, {"a": 0.5}, x, criterion="taste")
     subclassed = type("Mine", (keras.Model,), {"call": lambda self, x: x})()
