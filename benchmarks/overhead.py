@@ -8,10 +8,12 @@ for CPU time and for wall time. Fits are of a fresh model each, without a warm-u
 epochs after the first, the whole fits, and how long a pass waits for its first step.
 """
 
+import functools
 import resource
 import subprocess
 import sys
 import time
+import warnings
 
 import keras
 import numpy as np
@@ -20,7 +22,9 @@ from absl import app, flags
 from keras_layer_entropy import EntropyAnalyzer, EntropyMonitor
 
 _PAIRS = flags.DEFINE_integer("pairs", 15, "Pairs per comparison.", lower_bound=7)
-_ONLY = flags.DEFINE_list("only", None, "Some of analyze, hand, fit, memory (default: all).")
+_ONLY = flags.DEFINE_list(
+    "only", None, "Some of analyze, hand, classes, fit, memory (default: all)."
+)
 _STREAM = flags.DEFINE_integer("stream", None, "(Used by itself, for the memory of one process.)")
 BATCH = 256
 
@@ -230,6 +234,48 @@ def hand(pairs):
         compare(f"analysis / loop by hand, {name}", measure, hand_loop(model, x, y), pairs)
 
 
+def classes(pairs):
+    """`analyze_model`, warm, over `evaluate`, for 6 x 512 and an output for each of many classes.
+
+    What does not grow with the samples is taken apart: batches are counted by the difference of
+    passes over all samples and over a quarter of them.
+    """
+    header("classes, samples", "a batch, CPU time", "a batch, wall time", "the rest, CPU time")
+    random = np.random.default_rng(0)
+    for number in (10, 100, 1000, 5000):
+        samples = max(80 * BATCH, 10 * number)
+        hidden = [keras.layers.Dense(512, "relu") for _ in range(6)]
+        head = keras.layers.Dense(number, "softmax")
+        model = keras.Sequential([keras.Input((784,)), *hidden, head])
+        compile_like_a_user(model)
+        x = random.normal(size=(samples, 784)).astype("float32")
+        y, analyzer = random.permutation(np.arange(samples) % number), EntropyAnalyzer(model)
+
+        def evaluate(count, model=model, x=x, y=y):
+            model.evaluate(x[:count], y[:count], batch_size=BATCH, verbose=0)
+
+        def measure(count, analyzer=analyzer, x=x, y=y):
+            analyzer.analyze((x[:count], y[:count]), batch_size=BATCH, verbose=0)
+
+        some, ratios, rest = samples // 4 // BATCH * BATCH, [], []
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a quarter may lack a class
+            for pair in range(pairs + 1):
+                found = [
+                    [seconds(functools.partial(each, count)) for count in (samples, some)]
+                    for each in (measure, evaluate)
+                ]
+                whole, less = np.transpose(found, (1, 0, 2))
+                steps = (whole - less) / (samples - some)  # [measure and evaluate, CPU and wall]
+                if pair:  # the first compiles
+                    ratios.append(steps[0] / steps[1])
+                    rest.append((less - some * steps)[0, 0] - (less - some * steps)[1, 0])
+        columns = [spread(column) for column in np.transpose(ratios)]
+        print(
+            f"| {number}, {samples} | {' | '.join(columns)} | {np.median(rest):.2f} s |", flush=True
+        )
+
+
 class Clock(keras.callbacks.Callback):
     """When epochs end, and how long each training and validation pass waits for its first step.
 
@@ -326,7 +372,8 @@ def main(argv):
     if _STREAM.value is not None:
         stream(_STREAM.value)
         return
-    for name, part in {"analyze": analyze, "hand": hand, "fit": fit}.items():
+    parts = {"analyze": analyze, "hand": hand, "classes": classes, "fit": fit}
+    for name, part in parts.items():
         if _ONLY.value is None or name in _ONLY.value:
             part(_PAIRS.value)
     if _ONLY.value is None or "memory" in _ONLY.value:

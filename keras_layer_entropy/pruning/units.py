@@ -200,7 +200,7 @@ def _checked(
                         f"{other!r} and {path!r} are tied, so that the same share goes from both; "
                         f"{given[other]} and {wanted} are given: name one of them."
                     )
-            given[path] = wanted
+            given[path] = float(wanted)
             shares[path] = _count(name, float(wanted), count)
             if len(reasons) == count:
                 raise ValueError(f"{path!r} cannot be thinned: {reasons[0]}.")
