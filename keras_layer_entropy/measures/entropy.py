@@ -709,7 +709,9 @@ class StateEntropy(Measure):
         "half of the samples."
     )
     caveat = (
-        "It does not change with the scale of weights, but says nothing of how far a neuron is on."
+        "It does not change with the scale of weights, but says nothing of how far a neuron is on. "
+        "Low is not dispensable: units chosen by it could be taken out no better than at random, "
+        "and whole layers on some networks alone."
     )
     reads = "pre_activation"
 

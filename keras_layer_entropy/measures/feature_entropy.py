@@ -254,7 +254,9 @@ class FeatureEntropy(Measure):
     )
     caveat = (
         "It depends on the size of the map: pooling alone changes it. Compare it with noise of "
-        "the same size and with the untrained network. Layers without maps have none."
+        "the same size and with the untrained network. Layers without maps have none. Kernels of "
+        "high entropy are not dispensable: chosen by it, they could be taken out no better than at "
+        "random."
     )
     whole = {
         "selective_rate": Words(

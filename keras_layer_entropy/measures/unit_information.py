@@ -468,7 +468,9 @@ class UnitInformation(Measure):
     )
     caveat = (
         "A mean over units: some may tell much where it is low. Units that tell the same each "
-        "count. Only what lies above the value for shuffled labels is information."
+        "count. Only what lies above the value for shuffled labels is information. A unit that "
+        "tells little may be one that the layers behind need: chosen by this, units could be taken "
+        "out no better than at random; choose_units looks at what would be missed."
     )
     whole = {
         "labels": Words(
