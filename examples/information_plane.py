@@ -54,15 +54,16 @@ def measure(config, data, shuffled):
     measures = ["activation_entropy", *(MEASURES[k](samples=config.samples) for k in ESTIMATORS)]
     density = MutualInformation("kernel", samples=config.samples, name=DENSITY)
     closer = [*measures, density, "linear_probe"]
-    before = analyze_model(model, some, measures=closer, verbose=0)
-    monitor = EntropyMonitor(data=some, measures=measures)
+    layers = [keras.layers.Dense, *([keras.layers.Conv2D] if config.convolutions else [])]
+    before = analyze_model(model, some, layers=layers, measures=closer, verbose=0)
+    monitor = EntropyMonitor(data=some, layers=layers, measures=measures)
     if shuffled:
         y = np.random.default_rng(config.seed).permutation(y)
     model.fit(
         Shuffled((x, y), config.batch_size, config.seed),
         epochs=config.epochs, verbose=0, callbacks=[monitor],
     )  # fmt: skip
-    after = analyze_model(model, some, measures=closer, verbose=0)
+    after = analyze_model(model, some, layers=layers, measures=closer, verbose=0)
     profiles = [dataclasses.replace(before, epoch=-1), *monitor.profiles[:-1]]
     profiles.append(dataclasses.replace(after, epoch=config.epochs - 1))
     return profiles, studies.accuracy(model, data.test.arrays)

@@ -190,7 +190,14 @@ def _checked(
         if path in named or path in shares:
             raise ValueError(f"units= names {path!r} twice.")
         if path not in channels.makers:
-            raise ValueError(f"{path!r} makes no units that could be taken out.")
+            layer = choose_layers(model, path)[path]
+            depthwise = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
+            grouped = isinstance(layer, depthwise) or getattr(layer, "groups", 1) > 1
+            raise ValueError(
+                f"{path!r} makes no units that could be taken out"
+                + (" of it alone: they go with those of the layer before it, name that" * grouped)
+                + "."
+            )
         count, reasons = len(channels.makers[path]), channels.reasons(path)
         if isinstance(wanted, numbers.Real) and not isinstance(wanted, numbers.Integral):
             for other in shares:

@@ -591,7 +591,8 @@ def test_slots_are_cut_like_their_weights(name, random):
         ({"out": 0.5}, "'out' cannot be thinned: it is an output of the model"),
         ({"out": [0]}, "Unit 0 of 'out' has to stay: it is an output of the model"),
         ({"nowhere": [0]}, "nowhere"),
-        ({"flat": [0]}, "'flat' makes no units that could be taken out"),
+        ({"flat": [0]}, r"'flat' makes no units that could be taken out\."),
+        ({"group": [0]}, "out of it alone: they go with those of the layer before it, name that"),
         ({}, "expected a dict"),
         (["a"], "expected a dict"),
         ({"a": 0.5, "b": 0.3}, "'a' and 'b' are tied, .* 0.5 and 0.3 are given: name one of them"),
@@ -602,6 +603,7 @@ def test_bad_units_are_one_clear_error(units, message):
     inputs = keras.Input((4,))
     x = layers.Dense(6, name="a")(inputs)
     x = layers.Add()([x, layers.Dense(6, name="b")(x)])
+    x = layers.GroupNormalization(3, name="group")(x)
     model = keras.Model(inputs, layers.Dense(2, name="out")(layers.Flatten(name="flat")(x)))
     with pytest.raises(ValueError, match=message), warnings.catch_warnings():
         warnings.simplefilter("ignore")
