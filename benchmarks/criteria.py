@@ -33,6 +33,7 @@ import time
 import keras
 import ml_collections
 import numpy as np
+import scipy.stats
 import tensorflow as tf
 from absl import app, flags
 from ml_collections import config_flags
@@ -321,8 +322,8 @@ def without_training(criterion, networks, removals):
 def rank_correlation(one, other):
     """Spearman's, of what two criteria say of the layers of which both say something."""
     both = [path for path in one if path in other]
-    ranks = [np.argsort(np.argsort([losses[path] for path in both])) for losses in (one, other)]
-    return float(np.corrcoef(*ranks)[0, 1])
+    pair = ([losses[path] for path in both] for losses in (one, other))
+    return float(scipy.stats.spearmanr(*pair).statistic)
 
 
 def merged(model, layer):

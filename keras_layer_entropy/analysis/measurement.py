@@ -12,7 +12,7 @@ from keras import ops, tree
 
 from keras_layer_entropy.analysis.profile import EntropyProfile
 from keras_layer_entropy.backend import strategy
-from keras_layer_entropy.measures.class_sums import MANY, ClassIds
+from keras_layer_entropy.measures.class_sums import MANY, ClassIds, positions_of
 from keras_layer_entropy.measures.entropy import Undecided
 from keras_layer_entropy.measures.kept_samples import KeptSamples, width
 from keras_layer_entropy.measures.measure import (
@@ -120,8 +120,8 @@ class Measurement:
         of_class = ID_COLUMNS if self._labels.by_id else self._labels.num_classes
         keeping = _keeping(request.measures, rows, self._infos, inputs, of_class)
         self._check_memory(rows, keeping.size if keeping else 0)
-        by_id = self._labels.num_classes if self._labels.by_id else None
-        self._kept = _Kept(keeping, by_id) if keeping else None
+        classes = self._labels.num_classes if self._labels.by_id else None
+        self._kept = _Kept(keeping, classes) if keeping else None
         self._counts = LabelStatistic(self._labels.num_classes, rows=self._labels.kind == "one_hot")
         self._left_out = keras.metrics.Sum(name="left_out")
         self._measuring = [
@@ -184,9 +184,7 @@ class Measurement:
             return True
         if membership is None:
             membership = _all_samples(features[0])
-        expected = ops.shape(
-            membership.ids if isinstance(membership, ClassIds) else membership[..., 0]
-        )
+        expected = positions_of(membership)
         found = [ops.shape(tensors["pattern"])[:-1][: len(expected)] for tensors in features]
         sizes = [pair for shape in found for pair in zip(shape, expected, strict=False)]
         equal = [ops.equal(*p) for p in sizes if not all(isinstance(n, int) for n in p)]

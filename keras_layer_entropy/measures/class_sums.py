@@ -318,6 +318,13 @@ def count_samples(membership: Tensor | ClassIds) -> Tensor:
     return _sum_samples(ops.cast(membership > 0, "float32"))
 
 
+def positions_of(membership: Tensor | ClassIds) -> tuple[Any, ...]:
+    """Shape of what has a class: `(batch, ...)`, with tensors for what is not known."""
+    if isinstance(membership, ClassIds):
+        return tuple(ops.shape(membership.ids))
+    return tuple(ops.shape(membership)[:-1])
+
+
 def _sizes(membership: Tensor | ClassIds) -> Tensor:
     """Weights of all samples and positions of each class, as `per_class` would add them."""
     if isinstance(membership, ClassIds):

@@ -242,7 +242,8 @@ class Measure:
 
         Its `update_state(values, membership, mask)` is given the tensor that the measure `reads`,
         the weight of each sample in each class, and a mask or None; `not_finite()` says for which
-        classes, bool `[classes]`, there was NaN or infinity.
+        classes, bool `[classes]`, there was NaN or infinity. A state whose attribute `takes_ids` is
+        True is given `class_sums.ClassIds` where there are many classes, not weights in each.
         """
         return None
 

@@ -63,6 +63,7 @@ class Outputs:
         for call in self.graph.calls:
             self._values.update(_made(call, self._values))
         self._wanted = [_scores(self._values[number]) for number in self.graph.outputs]
+        _check_finite(model, self._wanted)
 
     def value(self, number):
         """A tensor by its number, an array."""
@@ -96,7 +97,17 @@ def distance(model, other, inputs):
         [_scores((np.concatenate(batches), None)) for batches in _outputs(each, inputs)]
         for each in (model, other)
     )
+    _check_finite(other, wanted)
     return float(np.mean([_distance(a, b) for a, b in zip(found, wanted, strict=True)]))
+
+
+def _check_finite(model, outputs):
+    """Raises where nothing could be compared with what a model gives."""
+    if not all(np.isfinite(array).all() for array in outputs):
+        raise ValueError(
+            f"What {model.name!r} gives is not finite (NaN or infinite) for some of the "
+            "calibration data: look at these data, and at its weights."
+        )
 
 
 def _outputs(model, inputs):

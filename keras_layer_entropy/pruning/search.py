@@ -392,7 +392,7 @@ class _Search:
     def _analyzed_first(self) -> EntropyProfile:
         """Of the original; where labels are of some layers' positions alone, of all as one class.
 
-        Which layers these are does not matter to a search: their entropies are shown, no more.
+        Criteria by entropy then go by these, too; to all others entropies are only shown.
         """
         try:
             return self._analyze(self._original, baseline=True)

@@ -16,7 +16,12 @@ import keras
 import numpy as np
 from keras import ops, tree
 
-from keras_layer_entropy.measures.class_sums import ClassIds, CompensatedSum, count_samples
+from keras_layer_entropy.measures.class_sums import (
+    ClassIds,
+    CompensatedSum,
+    count_samples,
+    positions_of,
+)
 
 _REGRESSION = (
     *("mean_squared_error", "mean_absolute_error", "mean_absolute_percentage_error"),
@@ -164,7 +169,7 @@ def _weighted(found, weight):
 
 def _times(weights, factor):
     """Weights in classes times a factor `[batch, ...]`, which may be one for each position."""
-    shape = ops.shape(weights.ids if isinstance(weights, ClassIds) else weights[..., 0])
+    shape = positions_of(weights)
     rank = max(len(shape), len(factor.shape))
     shape, factor = (*shape, *[1] * (rank - len(shape))), _with_axes(factor, rank)
     if isinstance(weights, ClassIds):

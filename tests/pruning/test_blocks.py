@@ -182,6 +182,15 @@ def test_a_branch_that_is_linear_is_replaced_without_loss():
     np.testing.assert_allclose(smaller.predict(new), model.predict(new), atol=1e-3)
 
 
+@pytest.mark.parametrize("stand_in", [None, "auto"])
+def test_data_that_are_not_finite_choose_nothing(stand_in):
+    x = np.random.default_rng(0).normal(size=(20, 6, 6, 4)).astype("float32")
+    x[7, 2, 2, 3] = np.nan
+    model = network(basic, x)
+    with pytest.raises(ValueError, match="not finite .* look at these data"):
+        choose_blocks(model, x, stand_in=stand_in)
+
+
 def test_layers_behind_are_fitted_to_what_they_did_on_what_they_are_given():
     inputs = keras.Input((8,))
     x = layers.Dense(8, "tanh", name="first")(inputs)
