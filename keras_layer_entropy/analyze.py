@@ -25,9 +25,6 @@ _MEASURES = flags.DEFINE_list(
     f"Some of {', '.join(MEASURES)}; the first is always measured. With options: "
     "logdet:beta=1.0:samples=500, activation_entropy:pattern=per_sample:normalization=none.",
 )
-_NUM_CLASSES = flags.DEFINE_integer(
-    "num_classes", None, "Number of classes (default: the model's outputs); 1 for all together."
-)
 _BASELINE = flags.DEFINE_boolean(
     "baseline", True, "Also measure the same network freshly initialised."
 )
@@ -54,7 +51,7 @@ def _analyze(model_path, measures, output, page):
         model,
         dataset.batches(FLAGS.batch_size),
         layers=FLAGS.layers,
-        num_classes=_NUM_CLASSES.value,
+        num_classes=FLAGS.num_classes,
         measures=measures,
         batch_size=FLAGS.batch_size,
         baseline=_BASELINE.value,

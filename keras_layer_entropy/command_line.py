@@ -50,6 +50,9 @@ flags.DEFINE_float(
     "scale", None, "Inputs are multiplied by this (default: as recorded, or 1/255 for images)."
 )
 flags.DEFINE_list("layers", None, "Names or paths of layers (default: every Dense).")
+flags.DEFINE_integer(
+    "num_classes", None, "Number of classes (default: the model's outputs); 1 for all together."
+)
 flags.DEFINE_integer("batch_size", 256, "Samples per batch.", lower_bound=1)
 flags.DEFINE_integer("seed", 0, "Seed of everything random.")
 flags.DEFINE_float("tolerance", FLAT_TOLERANCE, "A layer over which entropy falls by less is flat.")

@@ -294,6 +294,7 @@ def _options():
         keep=tuple(_KEEP.value),
         refit=_REFIT.value,
         seed=FLAGS.seed,
+        num_classes=FLAGS.num_classes,
         remove=_REMOVE.value,
         target=_target() or None,
         step_share=_STEP_SHARE.value,
@@ -489,7 +490,8 @@ def _write_report(search, model, validation):
         profile = analyze_model(
             network, validation, measures=_SHOWN, batch_size=FLAGS.batch_size,
             layers=list(known.layers) if search.of_units else FLAGS.layers, baseline=True,
-            num_classes=1 if len(known.classes) == 1 else None, seed=FLAGS.seed, verbose=0,
+            num_classes=1 if len(known.classes) == 1 else FLAGS.num_classes, seed=FLAGS.seed,
+            verbose=0,
         )  # fmt: skip
         profile = profile.with_classes(known.classes)
         settings = {**profile.settings, **known.settings}

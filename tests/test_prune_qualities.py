@@ -91,7 +91,7 @@ def right_pixels(y, p):
     [
         (regression, (), "loss", "min", squared),
         (autoencoder, (), "loss", "min", absolute),
-        (multi_label, ("--quality=recall",), "recall", "max", recall),
+        (multi_label, ("--quality=recall", "--num_classes=1"), "recall", "max", recall),
         (two_heads, ("--quality=loss",), "loss", "min", sum_of_losses),
         (segmentation, (), "accuracy", "max", right_pixels),
     ],
@@ -113,6 +113,7 @@ def test_what_is_reported_is_what_it_is(make, flags, name, mode, value, tmp_path
     code, out, err = call("prune", "--model", path, "--dataset", tmp_path / "data.npz", *QUICK,
                           *flags)  # fmt: skip
     assert code == 0, out + err
+    assert "num_classes" not in err  # or it is told what to pass, which these flags take
     record = json.loads((tmp_path / "model_pruned.pruning.json").read_text())
     smaller = load_model(tmp_path / "model_pruned.keras")
     assert smaller.count_params() < model.count_params()

@@ -12,6 +12,7 @@ import numpy as np
 from keras import ops, tree
 
 from keras_layer_entropy.backend import Data
+from keras_layer_entropy.pruning import patches
 from keras_layer_entropy.pruning.block_parts import Block, chosen_blocks, parameters_of
 from keras_layer_entropy.pruning.blocks import without_blocks
 from keras_layer_entropy.pruning.cost import Cost, check_target, cost_of, is_met, shares
@@ -171,7 +172,8 @@ def _predicted(
         if layer is not None:
             layer.build(walk.graph.shapes[block.given])
             make_identity(layer)
-            StandIn(layer, layer.name, held[block.given], walk.value(block.made)).fit()
+            given = list(patches.enough(layer, held[block.given]))
+            StandIn(layer, layer.name, given, walk.value(block.made)).fit()
             instead, words = np.asarray(ops.convert_to_numpy(layer(instead))), _words(layer)
         change = outputs.change({block.made: instead})
         saves = _saves(walk.graph, block, flops, layer, held[block.given][0].shape)

@@ -4,7 +4,7 @@ import numpy as np
 from keras import ops
 
 from keras_layer_entropy.pruning.graph import flat_graph, run
-from keras_layer_entropy.pruning.walking import Walk, mask_of, masked
+from keras_layer_entropy.pruning.walking import Walk, array_of, mask_of, masked
 
 SAMPLES = 64
 _SIZE = 0.1  # of what is added, beside the spread of what a layer gives
@@ -58,8 +58,8 @@ class Outputs:
 
     def __init__(self, model, inputs):
         self.graph = flat_graph(model)
-        pairs = ((number, (batches[0][:SAMPLES], None)) for number, batches in enumerate(inputs))
-        self._values = dict(pairs)
+        first = (ops.convert_to_tensor(batches[0][:SAMPLES]) for batches in inputs)
+        self._values = {number: (tensor, None) for number, tensor in enumerate(first)}
         for call in self.graph.calls:
             self._values.update(_made(call, self._values))
         self._wanted = [_scores(self._values[number]) for number in self.graph.outputs]
@@ -67,7 +67,7 @@ class Outputs:
 
     def value(self, number):
         """A tensor by its number, an array."""
-        return self._values[number][0]
+        return array_of(self._values[number][0])
 
     def change(self, instead):
         """The root mean square change of the outputs, relative to their spread over the samples.
@@ -75,7 +75,10 @@ class Outputs:
         Args:
             instead: number of a tensor inside the model -> what it is in place of what it was.
         """
-        given = {number: (array, self._values[number][1]) for number, array in instead.items()}
+        given = {
+            number: (ops.convert_to_tensor(array), self._values[number][1])
+            for number, array in instead.items()
+        }
         changed = dict(given)
         for call in self.graph.calls:
             if not changed.keys().isdisjoint(call.inputs):
@@ -118,9 +121,10 @@ def _outputs(model, inputs):
 
 
 def _made(call, values):
-    """Number -> (array, mask or None) of what a call gives."""
+    """Number -> (tensor, mask or None) of what a call gives."""
     given = run(call, [masked(*values[number]) for number in call.inputs])
-    pairs = [(np.asarray(ops.convert_to_numpy(tensor)), mask_of(tensor)) for tensor in given]
+    # PyTorch would hold all that a tensor comes of.
+    pairs = [(ops.stop_gradient(ops.convert_to_tensor(x)), mask_of(x)) for x in given]
     return dict(zip(call.outputs, pairs, strict=True))
 
 
@@ -136,7 +140,7 @@ def _distance(found, wanted):
 
 def _scores(pair):
     """Outputs as they are, `[samples, ...]`, but for probabilities: their logarithms."""
-    outputs = pair[0].astype(np.float64)
+    outputs = array_of(pair[0]).astype(np.float64)
     if outputs.min() < 0 or not np.allclose(outputs.sum(axis=-1), 1.0, atol=1e-2):
         return outputs
     logarithms = np.log(np.maximum(outputs, _LEAST))

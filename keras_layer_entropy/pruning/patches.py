@@ -16,6 +16,7 @@ _SEPARABLE = (layers.SeparableConv1D, layers.SeparableConv2D)
 _PLACES = (*_CONVOLUTIONS, *_TRANSPOSED, *_SEPARABLE)  # layers that look at places
 _MOST = 2**25  # numbers that rows hold at a time
 _CHEAP = 2e9  # products that may be in float64; of more, float32 is enough
+_LEAST, _ROWS = 256, 50  # samples, and rows for each feature, that are enough to choose by
 
 
 def obstacle(layer):
@@ -187,6 +188,20 @@ def rows_of(layer, x):
 def at_a_time(layer, x):
     """How many samples of a batch are looked at at a time, so that their rows fit into memory."""
     return max(1, int(_MOST // max(1.0, rows_of(layer, x) * features_of(layer))))
+
+
+def enough(layer, batches):
+    """Yields the first of what a layer takes, batches that say enough of it to choose by.
+
+    These are all, or as many as give 50 rows for each feature, of 256 samples at least: where each
+    sample has many places, more of them make a choice dear and hardly better.
+    """
+    samples = found = 0
+    for x in batches:
+        if samples >= _LEAST and found >= _ROWS * features_of(layer):
+            return
+        samples, found = samples + len(x), found + len(x) * rows_of(layer, x)
+        yield x
 
 
 def gram(parts, ones):

@@ -120,7 +120,8 @@ def takers_of(situation: UnitSituation) -> dict[str, Taker]:
         if call.path in channels.takers and refitted:
             layer = patches.mixer(call.operation)
             batches = (patches.taken(call, values) for values in walk.batches(call))
-            gram = patches.gram(_with_ones(layer, batches), patches.features_of(layer))
+            some = patches.enough(layer, batches)
+            gram = patches.gram(_with_ones(layer, some), patches.features_of(layer))
             before = grams[call.path][1] if call.path in grams else 0.0
             grams[call.path] = layer, before + gram
         walk.make(call)

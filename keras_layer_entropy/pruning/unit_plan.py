@@ -270,7 +270,7 @@ def _part(
     # A loss is a share of squares, times the effect of what takes the units: times that again.
     seen = [weights[path] for path in consumers if path in weights]
     change = math.sqrt(max(loss, 0.0) * float(np.mean(seen))) if seen else None
-    return part, Prediction(loss, f"{len(indices)} of {width} units, {how} ({loss:.3g})", change)
+    return part, Prediction(loss, f"{len(indices)} of {width} units, {how}", change)
 
 
 def _out_of_reach(before: Cost, after: Cost, target: Mapping[str, float]) -> str:

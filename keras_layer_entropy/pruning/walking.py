@@ -49,7 +49,7 @@ class Walk:
         """Makes a call."""
         outputs = list(zip(*(run(call, values) for values in self.batches(call)), strict=True))
         for number, parts in zip(call.outputs, outputs, strict=True):
-            self._values[number] = [_array(part) for part in parts]
+            self._values[number] = [array_of(part) for part in parts]
             masks = [mask_of(part) for part in parts]
             if masks[0] is not None:
                 self._masks[number] = masks
@@ -119,14 +119,15 @@ def batch_of(model, x, size):
     return [[part] for part in functional._standardize_inputs(batch)]
 
 
-def _array(tensor):
+def array_of(tensor):
+    """A tensor as an array of NumPy."""
     return np.asarray(ops.convert_to_numpy(tensor))
 
 
 def mask_of(tensor):
     """The mask of what a call gave, an array or None; a later call that takes it may forget it."""
     mask = get_keras_mask(tensor)
-    return None if mask is None else _array(mask)
+    return None if mask is None else array_of(mask)
 
 
 def masked(value, mask):

@@ -15,7 +15,8 @@ PLAN_NOTE = (
     "they share something. Time is that of the calls one by one with 256 samples on this machine, "
     "and about what of it goes; a linear layer in place of a block is not counted. The change of "
     "the outputs is predicted before any training, the root mean square over their spread: of a "
-    "block with what stands in for it, of a layer once the next ones are refitted, of units about."
+    "block with what stands in for it, of a layer once the next ones are refitted, of units about. "
+    "A search asks all of this anew after each step, so that it may go in another order."
 )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from keras_layer_entropy import choose_units, prune_model, remove_units
-from keras_layer_entropy.pruning import Plan, PruningOptions, plan
+from keras_layer_entropy.pruning import Plan, PruningOptions, patches, plan
 from keras_layer_entropy.pruning.budget import Budget
 from keras_layer_entropy.pruning.channels import find_channels
 from keras_layer_entropy.pruning.effects import effects
@@ -460,3 +460,18 @@ def test_what_changes_no_output_goes_at_the_end():
     x = numbers(50, seed=1)[0]
     assert np.allclose(plain.predict(x, verbose=0), simple.predict(x, verbose=0), atol=1e-5)
     assert simple.evaluate(*numbers(50), verbose=0)[1] > 0.5
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "batches"),
+    [
+        (keras.layers.Conv2D(4, 3), (10, 10, 2), 2),  # 15 samples have 50 rows for 18 features
+        (keras.layers.Conv1D(4, 3), (4, 20), 12),  # 1,500 samples, of two rows each, for 60
+        (dense(4), (30,), 12),  # 1,500 samples for 30
+        (dense(4), (100,), 16),  # 5,000, more than there are
+    ],
+)
+def test_a_choice_looks_at_no_more_samples_than_say_enough(layer, shape, batches):
+    layer.build((None, *shape))
+    given = [np.zeros((128, *shape), "float32")] * 16
+    assert len(list(patches.enough(layer, given))) == batches
