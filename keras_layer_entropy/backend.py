@@ -79,6 +79,28 @@ def _slices(values, rows):
     return tf.IndexedSlices(values, rows)
 
 
+def is_traced(tensor):
+    """Whether a tensor has no value: it stands in a graph that is being made."""
+    if name() == "jax":
+        import jax
+
+        return isinstance(tensor, keras.KerasTensor | jax.core.Tracer)
+    return isinstance(tensor, keras.KerasTensor) or graph_of(tensor) is not None
+
+
+def compiled(function):
+    """A function of a tensor and a number, compiled by XLA for each number; as it is on PyTorch."""
+    if name() == "tensorflow":
+        import tensorflow as tf
+
+        return tf.function(function, jit_compile=True, autograph=False)
+    if name() == "jax":
+        import jax
+
+        return jax.jit(function, static_argnums=1)
+    return function
+
+
 def graph_of(tensor):
     """The TensorFlow graph of a symbolic tensor; None for any other tensor."""
     try:

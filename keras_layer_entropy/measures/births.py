@@ -9,15 +9,18 @@ together, and the clique complex of what has entered is watched: each triangle i
 at which it first has a loop (first Betti number over Z2 above 0) is the birth.
 """
 
+import functools
 import math
+from typing import Any
 
 import numpy as np
 from keras import ops
 
-from keras_layer_entropy.backend import Tensor, at_least_float32
+from keras_layer_entropy.backend import Tensor, at_least_float32, compiled, is_traced
 
 MAX_DENSITY, MAX_RANK = 0.8, 50  # the limits of Zhao & Zhang
 WORD = 32  # bits of an int32
+FEW, BLOCK, LARGE_BLOCK = 32, 256, 2**22  # maps, and numbers in maps
 TIED_BYTES = 2**22  # of cocycles at a time: what a processor's cache holds
 
 
@@ -28,6 +31,8 @@ def birth_index(maps: Tensor, max_density: float = MAX_DENSITY, max_rank: int = 
     which, with all edges of that rank in, the first Betti number is not 0. It counts as none in
     rank 1, whose index is 0 (that takes four equal largest edges), beyond index `max_rank`, and
     beyond rank ceil(max_density m (m - 1) / 2). Only the order of the weights matters.
+
+    Of 32 maps or more it compiles itself, which takes seconds when it sees an m for the first time.
 
     Args:
         maps: tensor `[..., m, m]`, what follows the unit's activation function; m must be known
@@ -65,14 +70,40 @@ def birth_index(maps: Tensor, max_density: float = MAX_DENSITY, max_rank: int = 
     m = maps.shape[-1]
     shape = ops.shape(maps)[:-2]
     maps = ops.reshape(maps, (-1, m, m))
-    finite = ops.all(ops.isfinite(maps), axis=(1, 2))
-    maps = ops.where(finite[:, None, None], maps, 0.0)
     limit = min(int(max_rank) + 1, math.ceil(max_density * (m * (m - 1) // 2)))
-    if m < 4 or maps.shape[0] == 0:
+    at_once = is_traced(maps) or maps.shape[0] < FEW
+    return ops.reshape((_of_maps if at_once else _of_many)(maps, limit), shape)
+
+
+def _of_maps(maps: Tensor, limit: int) -> Tensor:
+    """Birth indices `[maps]` of `maps` `[maps, m, m]`, of ranks up to `limit`."""
+    finite = ops.all(ops.isfinite(maps), axis=(1, 2))
+    if maps.shape[1] < 4 or maps.shape[0] == 0:
         births = ops.zeros_like(finite, dtype="int32")
     else:
+        maps = ops.where(finite[:, None, None], maps, 0.0)
         births = _births(ops.maximum(maps, ops.swapaxes(maps, 1, 2)), limit)
-    return ops.reshape(ops.where(finite, births, -1), shape)
+    return ops.where(finite, births, -1)
+
+
+def _of_many(maps: Tensor, limit: int) -> Tensor:
+    """The same in blocks of two sizes, the last one filled up, so that little is compiled."""
+    count, m, _ = maps.shape
+    large = max(BLOCK, LARGE_BLOCK // m**2)
+    found, start = [], 0
+    while start < count:
+        size = large if count - start >= large else BLOCK
+        block = maps[start : start + size]
+        if block.shape[0] < size:
+            block = ops.pad(block, ((0, size - block.shape[0]), (0, 0), (0, 0)))
+        found.append(_compiled()(block, limit))
+        start += size
+    return ops.concatenate(found)[:count]
+
+
+@functools.cache
+def _compiled() -> Any:
+    return compiled(_of_maps)
 
 
 def _births(weights: Tensor, limit: int) -> Tensor:
@@ -82,6 +113,7 @@ def _births(weights: Tensor, limit: int) -> Tensor:
     then taken up again, as many at a time as memory allows.
     """
     m = weights.shape[-1]
+    weights = ops.where(np.eye(m, dtype=bool), -math.inf, weights)  # no edge leads back
     births, undecided = _births_but_for_ties(weights, limit)
     some = max(1, TIED_BYTES // (4 * _words(m) * m * (m - 1) // 2))
     if weights.shape[0] is not None:
@@ -103,37 +135,40 @@ def _births_but_for_ties(weights: Tensor, limit: int) -> tuple[Tensor, Tensor]:
 
     As long as there is no loop, an edge makes one exactly if its ends are connected already and
     have no common neighbour: with one, the triangle that they form fills whatever the edge closes
-    (Mayer-Vietoris). This follows edges one by one, so that it decides only ranks of one edge.
+    (Mayer-Vietoris). Edges of one rank may come in any order. Without such an edge there is no
+    loop; there is one if the ends of such an edge have no common neighbour by its equals either, as
+    it may then come last; else it is not known here.
     """
     m = weights.shape[-1]
     ends = np.stack(np.triu_indices(m, 1)).astype("int32")
     edges = ops.take(ops.reshape(weights, (-1, m * m)), ends[0] * m + ends[1], axis=1)
     seen = min(limit + 1, edges.shape[1])
     values, edge = ops.top_k(edges, seen)
-    begins, rank = _ranks(values, ops.min(edges, axis=1, keepdims=True), limit)
-    # The last edge that is seen may have equals that are not: it does not count as alone.
-    alone = begins & (values > ops.take(values, np.minimum(np.arange(seen) + 1, seen - 1), axis=1))
+    rank = _ranks(values, ops.min(edges, axis=1, keepdims=True), limit)
     by_step = [ops.transpose(x) for x in (values, edge, rank)]
 
-    def enter(step: Tensor, labels: Tensor, first: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def enter(
+        step: Tensor, labels: Tensor, doubt: Tensor, birth: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         value, edge, rank = (ops.take(x, step, axis=0) for x in by_step)
         u, v = (ops.take(end, edge) for end in ends)
         both = ops.minimum(_pick(weights, u), _pick(weights, v))
-        common = ops.any(both > value[:, None], axis=1)
         label_u, label_v = _pick(labels, u), _pick(labels, v)
-        loop = (label_u == label_v) & ~common & (first == seen) & (rank <= limit)
+        loop = (label_u == label_v) & ~ops.any(both > value[:, None], axis=1)
+        loop = loop & (rank <= limit) & (birth == 0) & ((doubt == 0) | (doubt == rank))
         labels = ops.where(labels == label_v[:, None], label_u[:, None], labels)
-        return step + 1, labels, ops.where(loop, step, first)
+        sure = loop & ~ops.any(both >= value[:, None], axis=1)
+        return step + 1, labels, ops.where(loop, rank, doubt), ops.where(sure, rank, birth)
 
-    def unfinished(step: Tensor, labels: Tensor, first: Tensor) -> Tensor:
+    def unfinished(step: Tensor, labels: Tensor, doubt: Tensor, birth: Tensor) -> Tensor:
         rank = ops.take(by_step[2], ops.minimum(step, seen - 1), axis=0)
-        return (step < seen) & ops.any((first == seen) & (rank <= limit))
+        open_ = ((doubt == 0) & (rank <= limit)) | ((doubt == rank) & (birth == 0))
+        return (step < seen) & ops.any(open_)
 
-    none = ops.full_like(edge[:, 0], seen)
-    first = ops.while_loop(unfinished, enter, (0, _own_labels(weights), none))[-1]
-    found, step = first < seen, ops.minimum(first, seen - 1)
-    births = ops.where(found, _pick(rank, step) - 1, 0)
-    return births, ops.where(found, ~_pick(alone, step), by_step[2][-1] <= limit)
+    none = ops.zeros_like(by_step[2][0])
+    doubt, birth = ops.while_loop(unfinished, enter, (0, _own_labels(weights), none, none))[-2:]
+    undecided = (birth == 0) & ((doubt > 0) | (by_step[2][-1] <= limit))
+    return ops.maximum(birth - 1, 0), undecided
 
 
 def _births_with_ties(weights: Tensor, limit: int) -> Tensor:
@@ -155,7 +190,7 @@ def _births_with_ties(weights: Tensor, limit: int) -> Tensor:
     edges = ops.take(ops.reshape(weights, (-1, m * m)), ends[0] * m + ends[1], axis=1)
     order = ops.argsort(-edges, axis=1)
     values = _pick(edges, order)
-    rank = _ranks(values, values[:, -1:], limit)[1]
+    rank = _ranks(values, values[:, -1:], limit)
     entry = ops.cast(ops.argsort(order, axis=1), "int32")
     entry = ops.pad(entry, ((0, 0), (0, 1)), constant_values=total)
     entry = ops.take(entry, number, axis=1)  # [maps, m, m], the step in which each edge enters
@@ -202,8 +237,8 @@ def _births_with_ties(weights: Tensor, limit: int) -> Tensor:
     return ops.while_loop(lambda *state: ops.any(state[-1] < 0), enter, start)[-1]
 
 
-def _ranks(values: Tensor, lowest: Tensor, limit: int) -> tuple[Tensor, Tensor]:
-    """Of `values` `[maps, edges]` that fall along the last axis: which begin a rank, and all ranks.
+def _ranks(values: Tensor, lowest: Tensor, limit: int) -> Tensor:
+    """The ranks of `values` `[maps, edges]` that fall along the last axis.
 
     The lowest of all values gets rank `limit` + 1: with it the graph is complete and has no loops.
     """
@@ -211,7 +246,7 @@ def _ranks(values: Tensor, lowest: Tensor, limit: int) -> tuple[Tensor, Tensor]:
     # Not by slices: XLA on CPU takes the top k by a full sort, ten times slower, if they are cut.
     begins = (values < ops.take(values, np.maximum(steps - 1, 0), axis=1)) | (steps == 0)
     rank = ops.cumsum(ops.cast(begins, "int32"), axis=1)
-    return begins, ops.where(values > lowest, rank, limit + 1)
+    return ops.where(values > lowest, rank, limit + 1)
 
 
 def _pick(x: Tensor, index: Tensor) -> Tensor:

@@ -432,3 +432,15 @@ def test_a_single_rank(random):
     found = births.birth_index(maps, max_rank=1)
     np.testing.assert_array_equal(found, references(maps, max_rank=1))
     assert set(ops.convert_to_numpy(found)) == {0, 1}
+
+
+@pytest.mark.parametrize("count", [births.FEW - 1, births.BLOCK, 700])
+def test_maps_in_blocks_of_two_sizes(count, random, monkeypatch):
+    """What is compiled for blocks, the last one filled up, is what all maps give at once."""
+    monkeypatch.setattr(births, "LARGE_BLOCK", 25 * 300)  # 700 are 300, 300 and 100 of 256
+    maps = random.normal(size=(count, 5, 5)).astype("float32").round(1)
+    maps[-1, 2, 3] = np.nan
+    found = ops.convert_to_numpy(births.birth_index(maps))
+    expected = ops.convert_to_numpy(births._of_maps(ops.convert_to_tensor(maps), 9))
+    np.testing.assert_array_equal(found, expected)
+    assert found[-1] == -1 and len(np.unique(found)) > 4
