@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN = TF_CPP_MIN_LOG_LEVEL=3 $(VENV)/bin/python
+# Two processes of tests: threads of OpenBLAS that spin would only get in one another's way.
+TESTS = OPENBLAS_NUM_THREADS=1 $(RUN) -m pytest -n 2
 
 .PHONY: demo test mutants format clean
 
@@ -14,8 +16,8 @@ test: $(VENV)/.installed-test
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy keras_layer_entropy
-	$(RUN) -m pytest -n 2
-	KERAS_BACKEND=jax $(RUN) -m pytest -n 2 -m "not tensorflow"
+	$(TESTS)
+	KERAS_BACKEND=jax $(TESTS) -m "not tensorflow"
 
 mutants: $(VENV)/.installed-test
 	$(VENV)/bin/python -m pip install --quiet --editable '.[test,mutants]'

@@ -32,8 +32,10 @@ setup(
         "pillow>=10",
         "rich>=13",
         "scikit-learn>=1.4",
+        "scipy>=1.13",
         "tensorflow>=2.21",
         "tensorflow-datasets>=4.9.7",
+        "threadpoolctl>=3.1",
     ],
     extras_require={
         "mutants": ["cosmic-ray>=8.7", "pytest-cov>=6"],
@@ -46,7 +48,6 @@ setup(
             "pytest>=8",
             "pytest-xdist>=3.6",
             "ruff>=0.12",
-            "scipy>=1.13",  # sparse matrices as data
             "selenium>=4.30",  # drives the browser that tests the report
             "tensorboard>=2.19",
             "tf_keras>=2.21",  # to write the files of Keras 2 that tests read

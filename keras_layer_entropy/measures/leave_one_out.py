@@ -17,8 +17,10 @@ from keras import ops
 
 from keras_layer_entropy.backend import Tensor, at_least_float32
 from keras_layer_entropy.measures.pairs import (
+    Distances,
     checked_samples,
     distances,
+    distances_of_products,
     in_blocks,
     row_products,
 )
@@ -119,10 +121,16 @@ def leave_one_out_information(t: Tensor, membership: Tensor, noise: float = NOIS
     return bounds_of(t, [membership], noise)[0]
 
 
-def bounds_of(t: Tensor, memberships: Sequence[Tensor], noise: float = NOISE) -> list[Bounds]:
+def bounds_of(
+    t: Tensor,
+    memberships: Sequence[Tensor],
+    noise: float = NOISE,
+    products: np.ndarray | None = None,
+) -> list[Bounds]:
     """`leave_one_out_information` of one layer for several ways to put its samples into classes.
 
-    Distances are computed once. The weights of samples are those of the first way.
+    Distances are computed once, from `pairs.centred_products` of `t` where that is given. The
+    weights of samples are those of the first way.
 
     Example:
 
@@ -144,6 +152,7 @@ def bounds_of(t: Tensor, memberships: Sequence[Tensor], noise: float = NOISE) ->
         raise ValueError(f"t has shape {rows.shape}; expected [samples, features].")
     if not counts.all():
         rows = rows[counts]
+        products = None if products is None else products[np.ix_(counts, counts)]
     if len(rows) < 2 or not np.isfinite(rows).all():
         return [_everywhere(np.nan, x) for x in of_classes]
     samples = ops.convert_to_tensor(rows)
@@ -153,7 +162,8 @@ def bounds_of(t: Tensor, memberships: Sequence[Tensor], noise: float = NOISE) ->
     if total <= rows.shape[1] * (ROUNDING * largest) ** 2:  # all samples are the same
         return [_everywhere(0.0, x) for x in of_classes]
     columns = np.concatenate(of_classes, axis=1)
-    sums, logarithms = _tables(samples, total, weights, columns, noise)
+    of_pairs = distances(samples) if products is None else distances_of_products(products)
+    sums, logarithms = _tables(samples, of_pairs, total, weights, columns, noise)
     about_input = _about_input(logarithms, weights)
     ends = np.cumsum([x.shape[1] for x in of_classes])[:-1]
     return [
@@ -177,12 +187,18 @@ def _total_variance(t: Tensor, weights: np.ndarray) -> float:
 
 
 def _tables(
-    t: Tensor, total: float, weights: np.ndarray, of_classes: np.ndarray, noise: float
+    t: Tensor,
+    of_pairs: Distances,
+    total: float,
+    weights: np.ndarray,
+    of_classes: np.ndarray,
+    noise: float,
 ) -> tuple[np.ndarray, np.ndarray]:
     """What every pair of samples is asked for, in one pass over their distances.
 
     Args:
         t: `[samples, features]`, centred.
+        of_pairs: its `Distances`.
         total: what the variances of its features add up to; distances are counted against it.
         weights: `[samples]`.
         of_classes: `[samples, columns]`, weights in classes.
@@ -199,7 +215,7 @@ def _tables(
     random = np.random.default_rng(SEED).normal(0.0, noise**0.5, (draws, features))
     along = ops.matmul(ops.convert_to_tensor(random, t.dtype), ops.transpose(t))  # e_i't_j
     along = along / total**0.5
-    squares, unit = distances(t)
+    squares, unit = of_pairs
     square = float(ops.convert_to_numpy(unit).item()) ** 2 / total
     log_weight = ops.convert_to_tensor(np.log(weights), t.dtype)
     columns = ops.convert_to_tensor(of_classes, t.dtype)

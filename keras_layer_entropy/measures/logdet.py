@@ -9,12 +9,12 @@ added to each direction: all quantities that are compared need the same. Half pr
 in float32; every other floating dtype is kept.
 """
 
-import copy
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import scipy.linalg
 from keras import ops
 
 from keras_layer_entropy.backend import Tensor, at_least_float32
@@ -30,6 +30,8 @@ from keras_layer_entropy.measures.measure import (
     is_int,
     is_positive,
 )
+from keras_layer_entropy.measures.one_thread import one_thread
+from keras_layer_entropy.measures.pairs import centred_products
 
 MODES = ("covariance", "correlation")
 
@@ -387,13 +389,17 @@ class LogDet(Measure):
         )
         self.samples = samples
 
+    @one_thread()
     def result(
         self, layers: Sequence[LayerInfo], states: Sequence[Any], samples: Samples
     ) -> MeasureResult:
         beta, membership = self.options["beta"], samples.membership
         beta = 100.0 * samples.inputs.shape[1] if beta is None else beta
         inputs, labels = _View(samples.inputs, beta), _View(one_hot(membership), beta)
-        views = [_View(rows, beta) for rows in samples.layers]
+        views = [
+            _View(rows, beta, functools.partial(samples.products, number))
+            for number, rows in enumerate(samples.layers)
+        ]
         entropies = [view.entropy for view in views]
         per_class = [[v.entropy_within(weight > 0) for weight in membership.T] for v in views]
         whole: dict[str, Any] = {"entropy": entropies}
@@ -406,60 +412,128 @@ class LogDet(Measure):
         for name, row in others.items():
             pairs = list(zip(row, views, strict=True))
             whole[name] = [_information(*pair) for pair in pairs]
-            mixed = [(other and other.shuffled(), view) for other, view in pairs]
-            shuffled[name] = [_information(*pair) for pair in mixed]
-        joint = [_joint_entropy(views[: i + 1]) for i in range(len(views))]
+            # Every sample with what another one gave.
+            shuffled[name] = [_information(*pair, shift=1) for pair in pairs]
+        joint = _joint_entropies(views)
         whole["total_correlation"] = np.maximum(np.cumsum(entropies) - joint, 0.0)
         return MeasureResult(per_class, whole, shuffled, self.unit)
 
 
 class _View:
-    """One tensor of the samples: as columns where these are few, else as products of samples."""
+    """One tensor of the samples: centred columns A where these are few, else the products AA'.
 
-    def __init__(self, rows: np.ndarray, beta: float) -> None:
-        self.beta = beta
+    Both are scaled so that its entropy is 1/2 ln det(I + A'A).
+    """
+
+    def __init__(
+        self, rows: np.ndarray, beta: float, products: Callable[[], np.ndarray] | None = None
+    ) -> None:
         self.samples, self.width = rows.shape
-        self.columns = np.asarray(rows, np.float64) if self.width <= self.samples else None
-        if self.columns is None:  # the rows themselves may be large
-            self.gram = np.asarray(sample_gram(np.asarray(rows, np.float64)))
+        self.finite = bool(np.isfinite(rows).all())
+        self._scale = beta / self.samples
+        self.columns: Any = None
+        if self.width <= self.samples:
+            self.columns = _centred(rows) * self._scale**0.5
+        self._products = products or functools.partial(centred_products, rows)
 
     @functools.cached_property
-    def gram(self) -> np.ndarray:
-        return np.asarray(sample_gram(self.columns))
+    def squares(self) -> np.ndarray:
+        """A'A."""
+        return self.columns.T @ self.columns
+
+    @functools.cached_property
+    def products(self) -> np.ndarray:
+        """AA'."""
+        if self.columns is not None:
+            return self.columns @ self.columns.T
+        return self._scale * self._products()
+
+    @functools.cached_property
+    def root(self) -> np.ndarray:
+        return _root(self.products if self.columns is None else self.squares)
 
     @functools.cached_property
     def entropy(self) -> float:
-        return _joint_entropy([self])
-
-    def shuffled(self) -> "_View":
-        """The same, every sample with the values of another."""
-        other = copy.copy(self)
-        if self.columns is not None:
-            other.columns = np.roll(self.columns, 1, axis=0)
-        if "gram" in vars(self):
-            other.gram = np.roll(self.gram, 1, axis=(0, 1))
-        return other
+        return _sum_of_logs(self.root)
 
     def entropy_within(self, some: np.ndarray) -> float:
         """The entropy of some of the samples, which are centred on their own mean."""
-        if some.sum() < 2:
+        count = some.sum()
+        if count < 2:
             return np.nan  # one sample has no variance, whatever its class has
-        if self.columns is not None:
-            return float(logdet_entropy(self.columns[some], self.beta))
-        gram = self.gram[np.ix_(some, some)] * (self.samples / some.sum())
-        gram = gram - gram.mean(axis=0) - gram.mean(axis=1, keepdims=True) + gram.mean()
-        return float(logdet_entropy_of_gram(gram, self.beta))
+        if self.columns is None:
+            gram = self.products[np.ix_(some, some)]
+            gram = gram - gram.mean(axis=0) - gram.mean(axis=1, keepdims=True) + gram.mean()
+        else:
+            part = _centred(self.columns[some])
+            gram = part.T @ part if self.width <= count else part @ part.T
+        return _entropy_of(gram * (self.samples / count))
 
 
-def _joint_entropy(views: Sequence[_View]) -> float:
-    beta = views[0].beta
-    if sum(view.width for view in views) <= views[0].samples:
-        columns = np.concatenate([view.columns for view in views], axis=1)
-        return float(logdet_entropy(columns, beta))
-    return float(logdet_entropy_of_gram(sum(view.gram for view in views), beta))
+def _joint_entropies(views: Sequence[_View]) -> np.ndarray:
+    """The entropy of the first view, of the first two together, and so on."""
+    found = np.full(len(views), np.nan)
+    known = int(np.logical_and.accumulate([view.finite for view in views]).sum())
+    ends = np.cumsum([view.width for view in views[:known]])
+    few = int(np.sum(ends <= views[0].samples))
+    if few:  # all in one: what a triangular matrix begins with is that of the first ones
+        columns = np.concatenate([view.columns for view in views[:few]], axis=1)
+        logarithms = np.log(np.abs(np.diag(_root(columns.T @ columns))))
+        found[:few] = np.cumsum(logarithms)[ends[:few] - 1]
+    if few < known:
+        gram = sum(view.products for view in views[:few])
+        for place in range(few, known):
+            gram = gram + views[place].products
+            found[place] = _entropy_of(gram)
+    return found
 
 
-def _information(one: _View | None, other: _View) -> float:
+def _information(one: _View | None, other: _View, shift: int = 0) -> float:
+    """How much two views share, the samples of one of them moved on by `shift`.
+
+    With LL' = I + B'B of what has columns, or I + BB', the joint determinant is that of LL' times
+    that of what is left of the other one, which is small where its columns are few.
+    """
     if one is None:
         return np.nan
-    return max(one.entropy + other.entropy - _joint_entropy([one, other]), 0.0)
+    if one.columns is None and other.columns is not None:
+        one, other, shift = other, one, -shift
+    if one.columns is None:
+        gram = np.roll(one.products, shift, axis=(0, 1)) + other.products
+        return max(one.entropy + other.entropy - _entropy_of(gram), 0.0)
+    columns = np.roll(one.columns, shift, axis=0)
+    if other.columns is None:
+        seen = _solved(other.root, columns)
+        return max(one.entropy - _entropy_of(seen.T @ seen), 0.0)
+    seen = _solved(one.root, columns.T @ other.columns)
+    return max(other.entropy - _entropy_of(other.squares - seen.T @ seen), 0.0)
+
+
+def _centred(rows: np.ndarray) -> np.ndarray:
+    rows = np.asarray(rows, np.float64)
+    return rows - rows.mean(axis=0)
+
+
+def _entropy_of(gram: np.ndarray) -> float:
+    """1/2 ln det(I + gram)."""
+    return _sum_of_logs(_root(gram))
+
+
+def _sum_of_logs(root: np.ndarray) -> float:
+    return float(np.sum(np.log(np.abs(np.diag(root)))))
+
+
+def _root(gram: np.ndarray) -> np.ndarray:
+    """The lower triangular L with LL' = I + gram; NaN where that is not finite."""
+    whole = gram + np.eye(len(gram))
+    if not np.isfinite(whole).all():
+        return np.full_like(whole, np.nan)
+    try:
+        return scipy.linalg.cholesky(whole, lower=True, check_finite=False)
+    except scipy.linalg.LinAlgError:  # 1 is less than what rounding leaves of the largest
+        values, vectors = np.linalg.eigh(whole)
+        return np.linalg.qr((vectors * np.sqrt(np.maximum(values, 1.0))).T)[1].T
+
+
+def _solved(root: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    return scipy.linalg.solve_triangular(root, columns, lower=True, check_finite=False)

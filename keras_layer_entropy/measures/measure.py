@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from keras_layer_entropy.backend import Tensor
+from keras_layer_entropy.measures.one_thread import one_thread
+from keras_layer_entropy.measures.pairs import centred_products
 
 # How many samples are kept for measures that compare them with one another.
 MOST_SAMPLES = 2000
@@ -71,6 +73,16 @@ class Samples:
     inputs: np.ndarray
     layers: list[np.ndarray]
     membership: np.ndarray
+    _products: dict[int, np.ndarray] = dataclasses.field(
+        default_factory=dict, init=False, repr=False
+    )
+
+    def products(self, layer: int) -> np.ndarray:
+        """`pairs.centred_products` of a layer by its number, made once for all measures."""
+        if layer not in self._products:
+            with one_thread():
+                self._products[layer] = centred_products(self.layers[layer])
+        return self._products[layer]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

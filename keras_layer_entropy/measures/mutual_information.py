@@ -399,8 +399,11 @@ class MutualInformation(Measure):
         per_class, details = [], {}
         whole: dict[str, list[float]] = {"input": [], "labels": []}
         chance = []
-        for layer, rows in zip(layers, samples.layers, strict=True):
-            found, shuffled, *single = self._estimate(rows, ways)
+        for number, (layer, rows) in enumerate(zip(layers, samples.layers, strict=True)):
+            # Of few samples with many features their products are the cheaper way to distances.
+            by_products = rows.shape[1] > len(rows) and self.options["estimator"] == "leave_one_out"
+            products = samples.products(number) if by_products else None
+            found, shuffled, *single = self._estimate(rows, ways, products)
             for key, values in whole.items():
                 values.append(float(getattr(found, key)))
             chance.append(float(shuffled.labels))
@@ -416,13 +419,13 @@ class MutualInformation(Measure):
         return MeasureResult(per_class, whole, {"labels": chance}, self.unit, details=details)
 
     def _estimate(
-        self, rows: np.ndarray, ways: Sequence[np.ndarray]
+        self, rows: np.ndarray, ways: Sequence[np.ndarray], products: np.ndarray | None
     ) -> Sequence[Information | Bounds]:
         """What is found in a layer for each way to put its samples into classes."""
         estimator = self.options["estimator"]
         option = ESTIMATORS[estimator]
         own = {} if self.options[option] is None else {option: self.options[option]}
         if estimator == "leave_one_out":
-            return bounds_of(rows, ways, **own)
+            return bounds_of(rows, ways, products=products, **own)
         estimate = kernel_information if estimator == "kernel" else binned_information
         return [estimate(rows, membership, **own) for membership in ways]

@@ -13,6 +13,7 @@ from keras_layer_entropy.backend import Tensor, at_least_float32
 
 # Numbers of a pairwise table that are held at a time: 8 MiB of float32, a few times over.
 BLOCK = 2**21
+FEATURES = 1024  # at a time, of wide tensors
 # Steps of the grid from 0 to the longest vector: their products are whole numbers below 2^24, which
 # float32 holds exactly, and they have 11 bits, all that TF32 multiplies with.
 GRID = 2000
@@ -68,6 +69,44 @@ def distances(t: Tensor) -> Distances:
         return ops.where(itself, 0.0 * distance, distance)  # not 0.0: NaN stays
 
     return Distances(rows, unit)
+
+
+def distances_of_products(products: np.ndarray) -> Distances:
+    """The same from what `centred_products` gives, as precise as float64 makes it.
+
+    Example:
+
+    >>> found = distances_of_products(centred_products(np.array([[-1.5], [-0.5], [2.0]])))
+    >>> table = ops.convert_to_numpy(found.rows(ops.arange(3))) * found.unit**2
+    >>> table.round(3).tolist()
+    [[0.0, 1.0, 12.25], [1.0, 0.0, 6.25], [12.25, 6.25, 0.0]]
+    """
+    square = np.diag(products)
+    longest = square.max()
+    table = np.maximum(_sums(square, square) - 2.0 * products, 0.0)
+    table /= longest if longest > 0 else 1.0
+    np.fill_diagonal(table, 0.0 * square)  # not 0.0: NaN stays
+    table = ops.convert_to_tensor(table, "float32")
+    unit = np.sqrt(longest if longest > 0 else 1.0).reshape(1, 1)
+    return Distances(lambda index: ops.take(table, index, axis=0), unit)
+
+
+def centred_products(rows: np.ndarray) -> np.ndarray:
+    """AA' of `[samples, features]` less their means, float64 `[samples, samples]`.
+
+    Some features at a time, so that a large tensor is not held once more.
+
+    Example:
+
+    >>> centred_products(np.array([[1.0, 5.0], [3.0, 5.0]])).tolist()
+    [[1.0, -1.0], [-1.0, 1.0]]
+    """
+    found = np.zeros((len(rows), len(rows)))
+    for start in range(0, rows.shape[1], FEATURES):
+        part = np.asarray(rows[:, start : start + FEATURES], np.float64)
+        part = part - part.mean(axis=0)
+        found += part @ part.T
+    return found
 
 
 def in_blocks(function: Callable[[Tensor], Tensor], number: int, row: int) -> Tensor:

@@ -4,6 +4,8 @@ import dataclasses
 
 import numpy as np
 
+from keras_layer_entropy.measures.one_thread import one_thread
+
 RIDGE = 1e-6  # relative to standardised features, as for `ridge_regression`
 
 
@@ -143,6 +145,7 @@ class _Pool:
 class _State:
     """One layer, as units go."""
 
+    @one_thread()
     def __init__(self, taker):
         self._weight = taker.weight
         scale = np.sqrt(np.maximum(np.diag(taker.gram), np.finfo(np.float64).tiny))
@@ -155,6 +158,7 @@ class _State:
             if owner >= 0:
                 self._features.setdefault(owner, []).append(feature)
 
+    @one_thread()
     def costs(self, units):
         """What each unit costs now, `[units]`."""
         found, by_size = np.zeros(len(units)), {}
@@ -173,6 +177,7 @@ class _State:
         """Whether it takes one of some units."""
         return not self._features.keys().isdisjoint(units)
 
+    @one_thread()
     def remove(self, unit):
         """Lets a unit go."""
         gone = self._features.pop(unit, None)

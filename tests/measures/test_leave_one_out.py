@@ -262,3 +262,13 @@ def test_not_finite_or_too_few_is_not_known(random):
 def test_errors(call, message):
     with pytest.raises(ValueError, match=message):
         call(np.ones((4, 3)), np.eye(2)[[0, 1, 0, 1]])
+
+
+def test_distances_from_products_are_distances(random):
+    """To what exponentials of distances in float32 give; without the samples that do not count."""
+    t = np.float32(random.normal(size=(60, 200)) * 3 + 100)
+    membership = one_hot(random.integers(0, 3, 60), 3)
+    membership[:5] = 0
+    found = bounds_of(t, [membership], products=pairs.centred_products(t))
+    for values, want in zip(found[0], bounds_of(t, [membership])[0], strict=True):
+        np.testing.assert_allclose(values, want, atol=1e-5)

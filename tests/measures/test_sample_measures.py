@@ -1,13 +1,17 @@
 """What is measured on kept samples, against NumPy written from the formulas."""
 
+import itertools
+
 import numpy as np
 import pytest
+import threadpoolctl
 from sklearn.metrics import mutual_info_score
 
 from keras_layer_entropy.measures import LogDet, MutualInformation
 from keras_layer_entropy.measures.leave_one_out import leave_one_out_information
 from keras_layer_entropy.measures.measure import LayerInfo, Samples
 from keras_layer_entropy.measures.mutual_information import binned_information
+from keras_layer_entropy.measures.one_thread import one_thread
 
 CLASSES = 3
 
@@ -47,25 +51,47 @@ def information(x, y):
 
 
 def close(found, want):
-    # float32 samples; log-determinants of up to 54 directions (float32 ones on JAX).
+    # float32 samples, and exponentials of their distances.
     np.testing.assert_allclose(found, want, rtol=2e-4, atol=2e-4)
 
 
-def test_logdet_is_the_formulas(samples):
-    found = logdet(samples, beta=2.0)
-    x, (a, b), y = samples.inputs, samples.layers, samples.membership
-    close(found.per_class, [[entropy(t[y[:, c] > 0]) for c in range(CLASSES)] for t in (a, b)])
-    close(found.whole["entropy"], [entropy(a), entropy(b)])
-    close(found.whole["input"], [information(x, a), information(x, b)])
-    close(found.whole["labels"], [information(a, y), information(b, y)])
-    close(found.whole["previous"][1:], [information(a, b)])
+@pytest.mark.parametrize("order", [(0, 1), (1, 0), (1, 2, 0, 3), (3, 0, 1)])
+def test_logdet_is_the_formulas(order, samples, random):
+    """Of narrow and wide layers in all orders, in float64."""
+    wider = np.cos(samples.layers[1] @ random.normal(size=(80, 60)))
+    other = np.sin(samples.layers[0] @ random.normal(size=(4, 30)))
+    layers = [(*samples.layers, np.float32(wider), np.float32(other))[i] for i in order]
+    found = logdet(Samples(samples.inputs, layers, samples.membership), beta=2.0)
+    x, y = samples.inputs, samples.membership
+    mixed_x, mixed_y = np.roll(x, 1, axis=0), np.roll(y, 1, axis=0)
+    before = list(itertools.pairwise(layers))
+    alone = [entropy(t) for t in layers]
+    joint = [entropy(*layers[: i + 1]) for i in range(len(layers))]
+    for values, want in (
+        (found.per_class, [[entropy(t[y[:, c] > 0]) for c in range(CLASSES)] for t in layers]),
+        (found.whole["entropy"], alone),
+        (found.whole["input"], [information(x, t) for t in layers]),
+        (found.whole["labels"], [information(y, t) for t in layers]),
+        (found.whole["previous"][1:], [information(*pair) for pair in before]),
+        (found.whole["total_correlation"], np.cumsum(alone) - joint),
+        (found.shuffled["input"], [information(mixed_x, t) for t in layers]),
+        (found.shuffled["labels"], [information(mixed_y, t) for t in layers]),
+        (found.shuffled["previous"][1:],
+         [information(np.roll(a, 1, axis=0), b) for a, b in before]),
+    ):  # fmt: skip
+        np.testing.assert_allclose(values, want, rtol=1e-9, atol=1e-9)
     assert np.isnan([found.whole["previous"][0], found.shuffled["previous"][0]]).all()
-    total = entropy(a) + entropy(b) - entropy(a, b)
-    close(found.whole["total_correlation"], [0, total])
-    other = np.roll(x, 1, axis=0), np.roll(y, 1, axis=0), np.roll(a, 1, axis=0)
-    close(found.shuffled["input"], [information(other[0], a), information(other[0], b)])
-    close(found.shuffled["labels"], [information(a, other[1]), information(b, other[1])])
-    close(found.shuffled["previous"][1:], [information(other[2], b)])
+
+
+def test_logdet_where_rounding_is_larger_than_the_one(samples):
+    """Then nobody knows it to more than that, but it is a number, and the larger one is larger."""
+    layers = [np.repeat(t, 2, axis=1) * 1e12 for t in samples.layers]
+    found = logdet(Samples(samples.inputs, layers, samples.membership), beta=2.0)
+    one = logdet(samples, beta=2.0)
+    for name, values in found.whole.items():
+        known = ~np.isnan(one.whole[name])
+        assert np.isfinite(values[known]).all()
+    assert (found.whole["entropy"] > one.whole["entropy"]).all()
 
 
 def test_beta_is_a_hundred_for_each_input_feature(samples):
@@ -193,3 +219,16 @@ def test_a_class_of_one_sample_has_no_logdet(samples):
     layers = [layer[rows] for layer in samples.layers]
     found = logdet(Samples(samples.inputs[rows], layers, samples.membership[rows])).per_class
     assert np.isnan(found).tolist() == [[False, False, True]] * 2
+
+
+def test_one_thread_and_as_many_as_before():
+    def threads():
+        return [lib["num_threads"] for lib in threadpoolctl.threadpool_info()
+                if lib["user_api"] == "blas"]  # fmt: skip
+
+    with one_thread():  # what loads the libraries
+        pass
+    before = threads()
+    with one_thread():
+        assert set(threads()) == {1}
+    assert threads() == before
