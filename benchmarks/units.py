@@ -5,6 +5,7 @@
     python benchmarks/units.py --only=resnet --model=ResNet56.json
     python benchmarks/units.py --only=train --model=ResNet56.json
     python benchmarks/units.py --only=latency --model=ResNet56.json
+    python benchmarks/units.py --only=passes --model=ResNet56.json
 
 `lenet` trains LeNet-300-100 on MNIST, a network for each seed, and takes the same share of both
 hidden layers; `lenet5` does so with both convolutions of a small CNN. `resnet` takes the same share
@@ -22,10 +23,17 @@ images (distillation, https://arxiv.org/abs/1503.02531).
 
 `latency` measures how long that network takes as it is, thinned and simplified, for some batch
 sizes, without and with XLA: all of them in turn, as ratios to the network itself in the same round.
+
+`passes` counts what choosing and refitting takes, in passes over the calibration data: samples that
+calls of the network are made on, over the number of calls, and samples whose products are summed,
+over the number of layers of which they are.
 """
 
+import collections
+import functools
 import time
 import warnings
+from unittest import mock
 
 import keras
 import numpy as np
@@ -33,6 +41,7 @@ from absl import app, flags, logging
 
 from keras_layer_entropy import choose_units, load_model, remove_units, simplify_model
 from keras_layer_entropy.datasets import DatasetSpec, load_parts
+from keras_layer_entropy.pruning import effects, patches, walking
 from keras_layer_entropy.pruning.channels import find_channels
 from keras_layer_entropy.pruning.flops import count_flops
 from keras_layer_entropy.pruning.unit_criteria import (
@@ -44,7 +53,9 @@ from keras_layer_entropy.pruning.unit_criteria import (
 from keras_layer_entropy.pruning.units import calibration_source
 from keras_layer_entropy.pruning.walking import inputs_of
 
-_ONLY = flags.DEFINE_list("only", ["lenet"], "Some of lenet, lenet5, resnet, train, latency.")
+_ONLY = flags.DEFINE_list(
+    "only", ["lenet"], "Some of lenet, lenet5, resnet, train, latency, passes."
+)
 _SEEDS = flags.DEFINE_integer("seeds", 5, "Networks, or calibration subsets.", lower_bound=1)
 _MODEL = flags.DEFINE_string("model", None, "The network for CIFAR-10.")
 _SHARES = flags.DEFINE_list("shares", None, "Shares that go (default: those of the tables).")
@@ -322,6 +333,47 @@ def latency():
         print(f"| {name} | {flops:.2f} | {parameters:.2f} | {' | '.join(cells)} |", flush=True)
 
 
+def passes():
+    """Prints how many passes over the calibration data a run without training takes."""
+    x, *_ = cifar10()
+    some = x[calibration_rows(x, 0)] - x.mean(axis=0)
+    model, plans = load_model(_MODEL.value), []
+    calls = len(walking.flat_graph(model).calls)
+    print(f"\nResNet, CIFAR-10, {len(some)} samples, half of the operations go\n")
+    print("| passes over the calibration data | activations | products |\n|---|---|---|")
+    for what, do in (
+        ("choose_units", lambda: plans.append(choose_units(model, some, target={"flops": 0.5}))),
+        ("remove_units", lambda: remove_units(model, plans[0], some)),
+    ):
+        samples, layers = collections.Counter(), set()
+
+        def called(function, call, values, *rest, samples=samples):
+            samples["calls"] += len(values[0])
+            return function(call, values, *rest)
+
+        def computed(function, layer, values, *rest, samples=samples):
+            samples["calls"] += len(values)
+            return function(layer, values, *rest)
+
+        def summed(function, layer, values, *rest, samples=samples, layers=layers):
+            samples["rows"] += len(values)
+            layers.add(layer)
+            return function(layer, values, *rest)
+
+        with (
+            mock.patch.object(walking, "run", functools.partial(called, walking.run)),
+            mock.patch.object(effects, "run", functools.partial(called, effects.run)),
+            mock.patch.object(
+                patches, "before_activation", functools.partial(computed, patches.before_activation)
+            ),
+            mock.patch.object(patches, "rows", functools.partial(summed, patches.rows)),
+        ):
+            do()
+        made = samples["calls"] / (calls * len(some))
+        products = samples["rows"] / (len(layers) * len(some))
+        print(f"| {what} | {made:.1f} | {products:.1f} |", flush=True)
+
+
 def main(argv):
     """Runs the studies that were asked for."""
     del argv
@@ -342,6 +394,8 @@ def main(argv):
         train()
     if "latency" in _ONLY.value:
         latency()
+    if "passes" in _ONLY.value:
+        passes()
     if "resnet" in _ONLY.value:
         study("ResNet, CIFAR-10", resnets(), own or [0.25, 0.5, 0.75], _CRITERIA.value or every)
 

@@ -1,8 +1,11 @@
 """The house stands as CONTRIBUTING.md says: who imports whom, and who leans on Keras's inside."""
 
 import ast
+import os
 import pathlib
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -212,3 +215,16 @@ def test_an_underscore_of_keras_is_seen(tmp_path):
     other = "from keras.src.ops.node import Node\ndef g(a):\n    return getattr(a, '_built')\n"
     files = package(tmp_path, one=text, other=other, neither="def f(a):\n    a._asdict()\n")
     assert leanings(files) == {"one.py": {"_losses"}, "other.py": {"Node", "_built"}}
+
+
+def test_another_backend_does_not_import_tensorflow():
+    """Keras does where it writes a configuration, and is not asked to by an import."""
+    code = (
+        "import sys, keras_layer_entropy, keras_layer_entropy.analyze, keras_layer_entropy.prune\n"
+        "print('tensorflow' in sys.modules, 'jax' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+        env=os.environ | {"KERAS_BACKEND": "jax", "PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    assert done.stdout.split() == ["False", "True"]

@@ -97,7 +97,8 @@ def first_to_go(
             own = [taker for taker in takers if holds(taker.owners, units)]
             if not own:
                 raise ValueError(
-                    f"No layer that could be refitted takes what {path!r} makes: name the units."
+                    f"No layer that could be refitted takes what {path!r} makes: name the units, "
+                    'or choose criterion="magnitude", which asks for none.'
                 )
             gone.update(least_missed(own, [(left, more)]))
         else:
