@@ -49,7 +49,7 @@ def rows_of(variable, rows):
 
 
 def set_rows(variable, rows, values):
-    """Sets some rows, none of them twice; in place where the backend can."""
+    """Sets some rows, in place where the backend can; of one that is named twice any of both."""
     value = variable.value
     if _in_place(value):
         value.scatter_update(_slices(values, rows))
@@ -69,8 +69,8 @@ def add_rows(variable, rows, values):
 
 
 def _in_place(value):
-    """Whether it is a variable of TensorFlow, and no tensor."""
-    return hasattr(value, "sparse_read")
+    """Whether it is a variable of TensorFlow on one device, and no tensor."""
+    return hasattr(value, "sparse_read") and strategy(value) is None
 
 
 def _slices(values, rows):
@@ -126,7 +126,7 @@ def as_in_a_step(value):
 
 
 def strategy(model):
-    """The TensorFlow distribution strategy that the model was made under, or None."""
+    """The TensorFlow strategy that a model, or a variable, is distributed by, or None."""
     return getattr(model, "_distribute_strategy", None)
 
 

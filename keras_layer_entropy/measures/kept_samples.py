@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_layer_entropy.backend import Tensor, of_all_replicas
+from keras_layer_entropy.backend import Tensor, of_all_replicas, set_rows
 from keras_layer_entropy.measures.measure import MOST_SAMPLES
 
 
@@ -39,10 +39,10 @@ class KeptSamples(keras.metrics.Metric):
         # Every replica holds the same, which must not be added up.
         alone = {"aggregation": "only_first_replica"}
         self._seen = self.add_variable((), "zeros", "int32", name="seen", **alone)
-        # 0 marks a row that is still free.
-        self._priority = self.add_variable((most,), "zeros", "int32", name="priority", **alone)
+        # 0 marks a row that is still free; the last one takes what is not kept.
+        self._priority = self.add_variable((most + 1,), "zeros", "int32", name="priority", **alone)
         self._rows = [
-            self.add_variable((most, width), "zeros", "float32", name=f"rows_{i}", **alone)
+            self.add_variable((most + 1, width), "zeros", "float32", name=f"rows_{i}", **alone)
             for i, width in enumerate(widths)
         ]
 
@@ -72,25 +72,32 @@ class KeptSamples(keras.metrics.Metric):
     def merge_state(self, statistics: Iterable["KeptSamples"]) -> None:
         """Joins the samples that others, with another seed each, kept."""
         for other in statistics:
-            self._keep(other._priority[:], [rows[:] for rows in other._rows])
+            self._keep(other._priority[: other.most], [x[: other.most] for x in other._rows])
             self._seen.assign(self._seen + other._seen)
 
     def result(self) -> list[np.ndarray]:
         """The rows that were kept of each tensor, list of float32 `[kept, width]`."""
-        kept = ops.convert_to_numpy(self._priority) > 0
+        priority = np.asarray(ops.convert_to_numpy(self._priority))[: self.most]
+        kept = np.argsort(-priority, kind="stable")[: np.count_nonzero(priority)]
         return [np.asarray(ops.convert_to_numpy(rows))[kept] for rows in self._rows]
 
     @staticmethod
     def size(widths: Iterable[int], most: int = MOST_SAMPLES) -> int:
         """Bytes that such a state takes while it is updated and read, copies included."""
-        return 4 * 4 * most * (1 + sum(widths))
+        return 3 * 4 * (most + 1) * (1 + sum(widths))
 
     def _keep(self, priority: Tensor, rows: Sequence[Tensor]) -> None:
-        priority = ops.concatenate([self._priority[:], priority])
-        highest, chosen = ops.top_k(priority, self.most)
-        self._priority.assign(highest)
+        """The highest of the new ones take the places of the lowest, as long as they are higher."""
+        highest = ops.argsort(-priority)[: self.most]
+        priority = ops.take(priority, highest)
+        places = ops.argsort(self._priority[: self.most])[: ops.shape(highest)[0]]
+        higher = priority > ops.take(self._priority[:], places)
+        places = ops.where(higher, places, self.most)
+        # Nothing is touched but these rows: all of them may be large.
+        set_rows(self._priority, places, priority)
         for kept, new in zip(self._rows, rows, strict=True):
-            kept.assign(ops.take(ops.concatenate([kept[:], new]), chosen, axis=0))
+            if kept.shape[1]:
+                set_rows(kept, places, ops.take(new, highest, axis=0))
 
 
 def one_hot(membership: np.ndarray) -> np.ndarray:
