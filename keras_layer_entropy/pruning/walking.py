@@ -1,6 +1,7 @@
 """The calls of a model one after the other, each on all samples: what each is given and gives."""
 
 import collections
+import tempfile
 
 import keras
 import numpy as np
@@ -14,7 +15,8 @@ class Walk:
     """The tensors of a model for some samples, as its calls are made one after the other.
 
     A tensor is a list of arrays, one for each batch, and is forgotten when no later call takes it;
-    a mask that it has goes with it.
+    a mask that it has goes with it. Of what calls gave a GiB is held in memory, and the rest lies
+    in temporary files.
 
     Args:
         model: a built Sequential or functional model.
@@ -25,6 +27,7 @@ class Walk:
         self.graph = flat_graph(model)
         self._values = dict(enumerate(inputs))
         self._masks = {}
+        self._sizes = collections.Counter()  # in memory
         self._wanted = collections.Counter(x for call in self.graph.calls for x in call.inputs)
         self._wanted.update(self.graph.outputs)
 
@@ -47,13 +50,25 @@ class Walk:
 
     def make(self, call):
         """Makes a call."""
-        outputs = list(zip(*(run(call, values) for values in self.batches(call)), strict=True))
-        for number, parts in zip(call.outputs, outputs, strict=True):
-            self._values[number] = [array_of(part) for part in parts]
-            masks = [mask_of(part) for part in parts]
-            if masks[0] is not None:
-                self._masks[number] = masks
+        for number in call.outputs:
+            self._values[number] = []
+        for values in self.batches(call):
+            for number, part in zip(call.outputs, run(call, values), strict=True):
+                self._values[number].append(self._held(number, array_of(part)))
+                mask = mask_of(part)
+                if mask is not None:
+                    self._masks.setdefault(number, []).append(mask)
         self.forget(call)
+
+    def _held(self, number, array):
+        """An array of a tensor, in memory or in a file that is gone when the array is."""
+        if not array.nbytes or sum(self._sizes.values()) + array.nbytes <= MOST:
+            self._sizes[number] += array.nbytes
+            return array
+        with tempfile.TemporaryFile() as file:
+            held = np.memmap(file, array.dtype, "w+", shape=array.shape)
+        held[...] = array
+        return held
 
     def take(self, call, other, same):
         """Lets a call give what one that is the `same` gives in another walk."""
@@ -69,8 +84,8 @@ class Walk:
             self._wanted[number] -= 1
         for number in (*call.inputs, *call.outputs):
             if not self._wanted[number]:
-                self._values.pop(number, None)
-                self._masks.pop(number, None)
+                for known in (self._values, self._masks, self._sizes):
+                    known.pop(number, None)
 
 
 def inputs_of(model, source):
@@ -101,6 +116,7 @@ def inputs_of(model, source):
 
 
 _BATCH = 128  # samples at a time
+MOST = 2**30  # bytes of tensors in memory
 
 
 def batch_of(model, x, size):

@@ -8,7 +8,7 @@ import pytest
 from keras import layers, ops
 
 from keras_layer_entropy import choose_units, load_model, save_model
-from keras_layer_entropy.pruning import patches, repair, unit_criteria
+from keras_layer_entropy.pruning import patches, repair, unit_criteria, walking
 from keras_layer_entropy.pruning.channels import find_channels
 from keras_layer_entropy.pruning.reconstruction import Taker, least_missed
 from keras_layer_entropy.pruning.rewrite import thinned
@@ -972,6 +972,23 @@ def test_memory_that_patches_take_is_bounded(random, monkeypatch):
     assert patches.at_a_time(model.layers[2], x[..., [0] * 6]) == 1
     pieces = remove_units(model, {"a": [0, 1]}, x)
     np.testing.assert_allclose(np.asarray(pieces(x)), np.asarray(whole(x)), atol=1e-4)
+
+
+def test_activations_that_are_too_large_lie_in_files(random, monkeypatch):
+    """The same numbers to the last bit; a masked sequence, too, whose masks stay in memory."""
+    inputs = keras.Input((12,), dtype="int32")
+    x = layers.Embedding(20, 6, mask_zero=True)(inputs)
+    x = layers.Dense(8, "relu", name="b")(layers.LSTM(5)(layers.Dense(6, name="a")(x)))
+    model = keras.Model(inputs, layers.Dense(3, name="c")(x))
+    data, units = random.integers(0, 20, (300, 12)), {"a": [0, 1], "b": [2]}
+    whole = quietly(model, units, data)
+    files, made = np.memmap, []
+    monkeypatch.setattr(walking, "MOST", 10_000)
+    monkeypatch.setattr(np, "memmap", lambda *args, **kw: made.append(1) or files(*args, **kw))
+    found = quietly(model, units, data)
+    assert len(made) > 10
+    for one, other in zip(found.weights, whole.weights, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_requests_that_contradict_each_other(random):
