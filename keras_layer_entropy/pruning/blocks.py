@@ -50,7 +50,8 @@ def remove_blocks(
         blocks: name of a block, that of the sum that a branch joins, say (`"conv2_block3_add"`), or
             several; or the `Plan` of `choose_blocks`.
         calibration_data: `(x, y)` or `x` arrays, a `tf.data.Dataset` or a `PyDataset`; labels are
-            not used. All of it is held in memory, with what the layers give for it. Without, what
+            not used. All of it is held in memory; what the layers give for it, beyond a GiB of each
+            model, in temporary files. Without, what
             remains keeps its weights, with a warning, and nothing stands in for anything.
         stand_in: what stands in for a branch or composite layer, as for
             `stand_ins.make_stand_in`: `"auto"`, a kernel size, or None for nothing.
