@@ -51,8 +51,8 @@ def remove_blocks(
             several; or the `Plan` of `choose_blocks`.
         calibration_data: `(x, y)` or `x` arrays, a `tf.data.Dataset` or a `PyDataset`; labels are
             not used. All of it is held in memory; what the layers give for it, beyond a GiB of each
-            model, in temporary files. Without, what
-            remains keeps its weights, with a warning, and nothing stands in for anything.
+            model, in temporary files. Without, what remains keeps its weights, with a warning, and
+            nothing stands in for anything.
         stand_in: what stands in for a branch or composite layer, as for
             `stand_ins.make_stand_in`: `"auto"`, a kernel size, or None for nothing.
         batch_size: batch size for arrays.

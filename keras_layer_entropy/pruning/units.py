@@ -56,7 +56,8 @@ def remove_units(
             float: `round(units * share)` of them; or the `Plan` of `choose_units`.
         calibration_data: `(x, y)` or `x` arrays, a `tf.data.Dataset` or a `PyDataset`; labels are
             used by some criteria only. All of it is held in memory; what the layers give for it,
-            beyond a GiB of each model, in temporary files. Without, what remains keeps its weights, with a warning.
+            beyond a GiB of each model, in temporary files. Without, what remains keeps its
+            weights, with a warning.
         criterion: which units a share takes: `"reconstruction"`, those that the layers behind miss
             least once they are refitted (`reconstruction.least_missed`), or a name in
             `unit_criteria.UNIT_CRITERIA`.
