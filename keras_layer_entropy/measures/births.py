@@ -20,7 +20,7 @@ from keras_layer_entropy.backend import Tensor, at_least_float32, compiled, is_t
 
 MAX_DENSITY, MAX_RANK = 0.8, 50  # the limits of Zhao & Zhang
 WORD = 32  # bits of an int32
-FEW, BLOCK, LARGE_BLOCK = 32, 256, 2**22  # maps, and numbers in maps
+FEW, BLOCK, LARGE_BLOCK = 128, 256, 2**22  # maps, and numbers in maps
 TIED_BYTES = 2**22  # of cocycles at a time: what a processor's cache holds
 
 
@@ -32,7 +32,7 @@ def birth_index(maps: Tensor, max_density: float = MAX_DENSITY, max_rank: int = 
     rank 1, whose index is 0 (that takes four equal largest edges), beyond index `max_rank`, and
     beyond rank ceil(max_density m (m - 1) / 2). Only the order of the weights matters.
 
-    Of 32 maps or more it compiles itself, which takes seconds when it sees an m for the first time.
+    Of 128 maps or more it compiles itself, which takes seconds when an m is new to it.
 
     Args:
         maps: tensor `[..., m, m]`, what follows the unit's activation function; m must be known
