@@ -152,13 +152,14 @@ def _births_but_for_ties(weights: Tensor, limit: int) -> tuple[Tensor, Tensor]:
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         value, edge, rank = (ops.take(x, step, axis=0) for x in by_step)
         u, v = (ops.take(end, edge) for end in ends)
-        both = ops.minimum(_pick(weights, u), _pick(weights, v))
+        # Through whom both are connected first.
+        common = ops.max(ops.minimum(_pick(weights, u), _pick(weights, v)), axis=1)
         label_u, label_v = _pick(labels, u), _pick(labels, v)
-        loop = (label_u == label_v) & ~ops.any(both > value[:, None], axis=1)
+        loop = (label_u == label_v) & (common <= value)
         loop = loop & (rank <= limit) & (birth == 0) & ((doubt == 0) | (doubt == rank))
         labels = ops.where(labels == label_v[:, None], label_u[:, None], labels)
-        sure = loop & ~ops.any(both >= value[:, None], axis=1)
-        return step + 1, labels, ops.where(loop, rank, doubt), ops.where(sure, rank, birth)
+        birth = ops.where(loop & (common < value), rank, birth)
+        return step + 1, labels, ops.where(loop, rank, doubt), birth
 
     def unfinished(step: Tensor, labels: Tensor, doubt: Tensor, birth: Tensor) -> Tensor:
         rank = ops.take(by_step[2], ops.minimum(step, seen - 1), axis=0)

@@ -12,7 +12,7 @@ def one_thread() -> Iterator[None]:
     """A context, and a decorator, in which NumPy and SciPy compute with one thread.
 
     OpenBLAS's threads wait for one another by spinning. Where something else holds a processor, a
-    training that goes on beside, say, small matrices then take a hundred times as long; and what
+    training that goes on beside, say, small matrices then take many times as long; and what
     one thread gives does not depend on how many there are.
 
     Example:
