@@ -214,6 +214,7 @@ def transformer():
     for seed in range(_SEEDS.value):
         model = classifier(DEPTH, x, y, seed)
         whole.append(100 * right(model, *test).mean())
+        print(f"# {seed}: {whole[-1]:.2f} % right", flush=True)
         rows = np.random.default_rng(seed).permutation(len(x))[:1000]
         for way in ways:
             networks = shrunk(model, counts, x[rows], way)
@@ -222,6 +223,8 @@ def transformer():
         for count in counts:
             again = classifier(DEPTH - count, x, y, seed)
             lost["from scratch", count].append(whole[-1] - 100 * right(again, *test).mean())
+        for (way, count), values in lost.items():
+            print(f"# {seed}, {way}, {count}: {values[-1]:.2f} points lost", flush=True)
     print(f"\n{spread(whole)} % right")
     print(f"\n| points lost, of {DEPTH} blocks | {' | '.join(map(str, counts))} |")
     print("|---" * (len(counts) + 1) + "|")

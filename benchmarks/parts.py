@@ -186,7 +186,10 @@ def network(name):
         layer.momentum = momentum
     for variable in model.variables:
         if len(variable.shape) == 1 and "seed" not in variable.path:
-            value, factor = np.array(variable), random.uniform(0.7, 1.3, variable.shape)
+            value, factor = (
+                keras.ops.convert_to_numpy(variable),
+                random.uniform(0.7, 1.3, variable.shape),
+            )
             offset = random.uniform(-0.3, 0.3, variable.shape) if (value == 0).all() else 0.0
             variable.assign(value * factor + offset)
     for layer in model.layers:
@@ -216,7 +219,7 @@ def take_nothing(channels, gone):
     """Zeroes, in the model that was looked at, what kernels take of some units."""
     for part in channels.slices:
         if part.variable.path.endswith("kernel") and not part.makes:
-            value = np.moveaxis(np.array(part.variable), part.axis, 0)
+            value = np.moveaxis(keras.ops.convert_to_numpy(part.variable), part.axis, 0)
             value[np.isin(channels.ties.roots(part.ids), gone)] = 0.0
             part.variable.assign(np.moveaxis(value, 0, part.axis))
 
@@ -258,7 +261,7 @@ def plant(channels, dead, constant, twins):
         kernel = name.endswith("kernel")
         if kernel and not part.makes and not depthwise:
             continue
-        value = np.moveaxis(np.array(part.variable), part.axis, 0)
+        value = np.moveaxis(keras.ops.convert_to_numpy(part.variable), part.axis, 0)
         roots = channels.ties.roots(part.ids)
         # Without gamma, it is the moving mean by which a normalisation of 0 is not 0.
         if (
@@ -296,10 +299,12 @@ def can_go_on(model, x, found):
     if not np.allclose(outputs(again, x), found, rtol=1e-12, atol=1e-12 * found.std()):
         return "other outputs once loaded"
     again.compile("sgd", "mse", run_eagerly=True)
-    before = [np.array(variable) for variable in again.trainable_variables]
+    before = [keras.ops.convert_to_numpy(variable) for variable in again.trainable_variables]
     loss = again.train_on_batch(x, np.zeros(found.shape))
     after = again.trainable_variables
-    moved = any((a != np.array(b)).any() for a, b in zip(before, after, strict=True))
+    moved = any(
+        (a != keras.ops.convert_to_numpy(b)).any() for a, b in zip(before, after, strict=True)
+    )
     return "yes" if np.isfinite(loss) and moved else f"a loss of {loss}"
 
 
