@@ -31,8 +31,16 @@ def version():
 
 
 def records_inside_fit():
-    """Whether the steps of `fit` can be watched from inside: on TensorFlow alone."""
-    return name() == "tensorflow"
+    """Whether the steps of `fit` can be watched from inside.
+
+    Not on JAX: its steps are pure functions of the variables that Keras lists before the training.
+    """
+    return name() in ("tensorflow", "torch")
+
+
+def steps_are_traced():
+    """Whether a step of `fit` is made once, a graph, and not looked up anew for each batch."""
+    return name() != "torch"
 
 
 def at_least_float32(x):
@@ -101,6 +109,15 @@ def compiled(function):
     return function
 
 
+def without_gradients():
+    """Inside the block nothing is kept for gradients; a context manager."""
+    if name() != "torch":
+        return contextlib.nullcontext()
+    import torch
+
+    return torch.no_grad()
+
+
 def graph_of(tensor):
     """The TensorFlow graph of a symbolic tensor; None for any other tensor."""
     try:
@@ -123,6 +140,30 @@ def as_in_a_step(value):
     if isinstance(value, tf.experimental.Optional):  # what a generator's None becomes
         return None
     return value.values[0] if isinstance(value, tf.distribute.DistributedValues) else value
+
+
+def is_torch_module(value):
+    """Whether it is a module of PyTorch that is no layer of Keras."""
+    if name() != "torch":
+        return False
+    import torch
+
+    return isinstance(value, torch.nn.Module) and not isinstance(value, keras.Layer)
+
+
+_PARAMETERS = "_torch_params"  # what Keras lists of a layer for PyTorch, when it is asked
+
+
+def attributes(layer):
+    """What was set on a layer, by name; PyTorch keeps the layers among it apart."""
+    modules = dict(vars(layer).get("_modules", {}))
+    modules.pop(_PARAMETERS, None)
+    return vars(layer) | modules
+
+
+def forget_parameters(layer):
+    """Lets the variables of a layer be listed anew for PyTorch."""
+    vars(layer).get("_modules", {}).pop(_PARAMETERS, None)
 
 
 def strategy(model):
@@ -150,6 +191,9 @@ def across_replicas(build):
     """Calls `build`, which makes variables inside of a step, where a distribution strategy allows
     it.
     """
+    if name() != "tensorflow":
+        build()
+        return
     import tensorflow as tf
 
     replica = tf.distribute.get_replica_context()
@@ -168,6 +212,9 @@ def across_replicas(build):
 
 def either(condition, do, otherwise):
     """Does one or the other in a step, as a tensor says if the condition is one."""
+    if name() != "tensorflow":
+        (do if condition else otherwise)()
+        return
     import tensorflow as tf
 
     if isinstance(condition, bool) or tf.distribute.has_strategy():  # which has no branches

@@ -48,7 +48,8 @@ def inputs_like(*shape, samples=50):
 
 
 def linear(layer, x):
-    out = np.asarray(x, np.float64) @ np.asarray(layer.kernel, np.float64)
+    x = keras.ops.convert_to_numpy(x).astype(np.float64)
+    out = x @ np.asarray(layer.kernel, np.float64)
     return out if layer.bias is None else out + np.asarray(layer.bias, np.float64)
 
 
@@ -200,7 +201,7 @@ def convolutional():
     model = keras.Model(inputs, dense(CLASSES, name="out")(x))
 
     def truth(found, x):
-        flat = np.asarray(found["pool"](found["conv"](x))).reshape(len(x), -1)
+        flat = keras.ops.convert_to_numpy(found["pool"](found["conv"](x))).reshape(len(x), -1)
         return _a_then_out()(found, flat)
 
     return Case(model, inputs_like(8, 8, 1), truth)

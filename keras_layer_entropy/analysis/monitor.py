@@ -42,7 +42,7 @@ class EntropyMonitor(keras.callbacks.Callback):
 
     Args:
         data: held-out data to measure on after each epoch, as for `analyze_model` (not a
-            generator); None to record inside `fit`'s own passes (TensorFlow backend only). The
+            generator); None to record inside `fit`'s own passes (TensorFlow, PyTorch). The
             keys of such a measurement are `val_<layer>_entropy`.
         steps: number of batches of `data`, None for all; data that never end need it.
         layers, num_classes, measures: as for `EntropyAnalyzer`.
@@ -54,7 +54,7 @@ class EntropyMonitor(keras.callbacks.Callback):
         profiles: one `EntropyProfile` per measured epoch of the last `fit`.
 
     Raises:
-        RuntimeError: without `data` on another backend than TensorFlow.
+        RuntimeError: without `data` on JAX.
         ValueError: bad arguments, at once, or when training begins: layers that there are not,
             data that cannot be read.
 
@@ -96,9 +96,8 @@ class EntropyMonitor(keras.callbacks.Callback):
             )
         if data is None and not backend.records_inside_fit():
             raise RuntimeError(
-                "EntropyMonitor() records inside fit's own passes, which only the TensorFlow "
-                f"backend allows; on {backend.name()} give it the data to measure on: "
-                "EntropyMonitor(data=(x, y))."
+                f"EntropyMonitor() records inside fit's own passes, which {backend.name()} does "
+                "not allow: give it the data to measure on, EntropyMonitor(data=(x, y))."
             )
         if steps is not None and data is None:
             raise ValueError(f"steps={steps!r} without data: fit has steps of its own.")
@@ -119,6 +118,9 @@ class EntropyMonitor(keras.callbacks.Callback):
         self.profiles = []
         self._aside = False
         if self._data is None:
+            if self.model.jit_compile and not backend.steps_are_traced():
+                self._step_aside(f"{backend.name()} compiles its steps (jit_compile=True).")
+                return
             validates = fit_validates(self.model)
             if validates is None:
                 self._step_aside("no fit of Keras is running, in whose passes it records.")

@@ -115,8 +115,10 @@ def _hash(number: Tensor, seed: int) -> Tensor:
 
     Source: Wellons, *Prospecting for Hash Functions*, 2018, its `lowbias32`.
     """
+    word = np.uint32(2**32 - 1)  # PyTorch has no uint32 to reckon in: there it is an int64
     x = ops.cast(number, "uint32") + np.uint32((1 + 0x9E3779B9 * seed) % 2**32)
+    x = ops.bitwise_and(x, word)
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B), (16, 1)):
         x = ops.bitwise_xor(x, ops.right_shift(x, np.uint32(shift)))
-        x = x * np.uint32(factor)
+        x = ops.bitwise_and(x * np.uint32(factor), word)
     return ops.maximum(ops.cast(ops.right_shift(x, np.uint32(1)), "int32"), 1)

@@ -118,7 +118,7 @@ def projected(x: Tensor, features: int, seed: int = 0) -> Tensor:
     random = np.random.default_rng(seed)
     places = random.integers(features, size=wide).astype("int32")
     signs = random.choice(np.array([-1.0, 1.0], "float32"), size=wide)
-    rows = ops.transpose(ops.cast(x, "float32") * signs)
+    rows = ops.transpose(ops.multiply(ops.cast(x, "float32"), signs))
     return ops.transpose(ops.segment_sum(rows, places, num_segments=features))
 
 

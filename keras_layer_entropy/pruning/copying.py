@@ -22,6 +22,8 @@ from keras.src.ops.node import Node
 from keras.src.random.seed_generator import make_default_seed
 from keras.src.utils.tracking import Tracker
 
+from keras_layer_entropy import backend
+from keras_layer_entropy.backend import attributes, forget_parameters, is_torch_module
 from keras_layer_entropy.pruning.graph import first_tensor, nested_inputs
 from keras_layer_entropy.pruning.linear import ATTENTION
 from keras_layer_entropy.recording.passes import own_variables
@@ -94,6 +96,7 @@ class Copies:
         for layer in model._flatten_layers():
             self._parts.update(map(id, (layer, *own_variables(layer))))
         self._memo = {}  # id -> (original, copy); the original is held because ids are used again
+        self._deep = {}  # the same of what PyTorch holds, for `copy.deepcopy`
 
     def __call__(self, value):
         """The copy of anything, or the same object where there is nothing in it to copy."""
@@ -105,6 +108,8 @@ class Copies:
             return self._model(value, [tensor.shape for tensor in _graph_of(value).inputs])
         if isinstance(value, (*_STATEFUL, Tracker)):
             return self._object(value)
+        if is_torch_module(value):
+            return copy.deepcopy(value, self._deep)
         if isinstance(value, tuple):
             return self._tuple(value)
         if isinstance(value, list | dict | set):
@@ -156,6 +161,8 @@ class Copies:
         for name, attribute in vars(old).items():
             if name != "_value" and not name.startswith("_self_"):  # of TensorFlow's tracking
                 vars(new)[name] = attribute
+        if backend.name() == "torch":  # a module of PyTorch's own may hold the same tensor
+            new._value = copy.deepcopy(old._value, self._deep)
         return self.keep(old, new)
 
     def _object(self, old):
@@ -169,6 +176,8 @@ class Copies:
         for name, value in vars(old).items():
             if name not in skipped:
                 vars(new)[name] = self(value)
+        if isinstance(old, keras.Layer):
+            forget_parameters(new)
         if isinstance(old, keras.Operation):
             vars(new).update(_inbound_nodes=[], _outbound_nodes=[], _losses=[], _loss_ids=set())
         if isinstance(old, keras.Model):
@@ -375,9 +384,13 @@ class Copies:
         if type(new) is not type(old):  # what its own code holds is of no use to the other
             return
         gone = set(map(id, self.gone))
-        for name, value in vars(old).items():
+        for name, value in attributes(old).items():
             held = value if isinstance(value, list | tuple) else [value]
-            if name not in vars(new) and name not in _TRAINING and gone.isdisjoint(map(id, held)):
+            if (
+                name not in attributes(new)
+                and name not in _TRAINING
+                and gone.isdisjoint(map(id, held))
+            ):
                 setattr(new, name, self(value))
         for name, (_, store) in old._tracker.config.items():
             for part in store:

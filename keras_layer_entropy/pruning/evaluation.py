@@ -4,6 +4,8 @@ import contextlib
 import dataclasses
 import math
 
+from keras import ops
+
 from keras_layer_entropy.backend import strategy_scope
 from keras_layer_entropy.pruning.accuracies import NAME
 from keras_layer_entropy.pruning.copying import Copies
@@ -72,7 +74,8 @@ def loss_on_data(logs, model):
     A smaller model has fewer of these, and would look better than it is.
     """
     weights = [v for v in model.trainable_variables if v.regularizer is not None]
-    return float(logs["loss"]) - sum(float(v.regularizer(v)) for v in weights)
+    penalties = (float(ops.stop_gradient(v.regularizer(v))) for v in weights)
+    return float(logs["loss"]) - sum(penalties)
 
 
 def logs_of(model, data, batch_size=256, steps=None):

@@ -9,7 +9,12 @@ import weakref
 
 import keras
 
-from keras_layer_entropy.backend import across_replicas, either
+from keras_layer_entropy.backend import (
+    across_replicas,
+    either,
+    steps_are_traced,
+    without_gradients,
+)
 from keras_layer_entropy.recording.passes import rehearsal
 from keras_layer_entropy.recording.recorder import build
 from keras_layer_entropy.recording.watching import replaced_attributes
@@ -55,9 +60,13 @@ class RecordingFunction:
         make_function()  # if Keras has not made it yet
         self._plain = getattr(model, self._name)
         step = functools.partial(self._recording_step, getattr(model, f"{kind}_step"))
-        with replaced_attributes(model, {f"{kind}_step": step}):
-            make_function(force=True)
-        self._recorded = getattr(model, self._name)
+        steps = {f"{kind}_step": step}
+        if steps_are_traced():
+            with replaced_attributes(model, steps):
+                make_function(force=True)
+            self._recorded = getattr(model, self._name)
+        else:
+            self._recorded = functools.partial(self._looked_up, steps)
         setattr(model, self._name, self)
         self._iterators = None if kind == "train" else _Iterators()
         self.recording = False
@@ -80,6 +89,11 @@ class RecordingFunction:
             self.remove()
         return self._plain(iterator)
 
+    def _looked_up(self, steps, batches):
+        """A step of a backend that looks for it on the model at each batch."""
+        with replaced_attributes(self._model, steps):
+            return self._plain(batches)
+
     def _record(self, iterator):
         try:
             return self._recorded(iterator)
@@ -89,10 +103,15 @@ class RecordingFunction:
             raise
 
     def _is_of_fit(self, iterator):
-        """Whether a step is one of `fit`'s own; `train_on_batch` comes with a generator."""
-        if self._iterators is None:
+        """Whether a step is one of `fit`'s own.
+
+        `train_on_batch` comes with a generator, or, where steps are given batches, from elsewhere.
+        """
+        if self._iterators is not None:
+            return self._iterators.made(iterator)
+        if steps_are_traced():
             return not isinstance(iterator, types.GeneratorType)
-        return self._iterators.made(iterator)
+        return sys._getframe(2).f_code is _fit_code()
 
     def _recording_step(self, step, data):
         """A step of the model, measured by what its layers do in it."""
@@ -110,7 +129,8 @@ class RecordingFunction:
         with self._recorder.recording() as recording:
             logs = step(data)
         try:
-            self._measure(recording, x, y, sample_weight)
+            with without_gradients():
+                self._measure(recording, x, y, sample_weight)
         except Exception as error:  # noqa: BLE001
             self._step_aside(error)
         return logs
@@ -142,7 +162,10 @@ class RecordingFunction:
 
 
 class _Iterators:
-    """Knows the iterators that an epoch iterator of Keras makes, and keeps none of them alive."""
+    """Knows the iterators that an epoch iterator of Keras makes, and keeps none of them alive.
+
+    Where steps are given batches, not iterators, it knows the latest batch of them.
+    """
 
     def __init__(self):
         self._watched = None
@@ -157,11 +180,23 @@ class _Iterators:
         # that it goes, with its iterators, when fit lets go of it.
         epoch_iterator._get_iterator = lambda: _Noted(datasets(watched()), self)
 
-    def note(self, iterator):
-        self._latest = weakref.ref(iterator)
+    def of_noted(self, dataset):
+        """An iterator of a data set."""
+        iterator = iter(dataset)
+        if steps_are_traced():
+            self._latest = weakref.ref(iterator)
+            return iterator
+        return self._of_noted_batches(iterator)
 
-    def made(self, iterator):
-        return self._latest is not None and self._latest() is iterator
+    def _of_noted_batches(self, batches):
+        for batch in batches:
+            self._latest = lambda batch=batch: batch
+            yield batch
+
+    def made(self, given):
+        """Whether what a step is given comes from here."""
+        made = given if steps_are_traced() else given[0]
+        return self._latest is not None and self._latest() is made
 
 
 class _Noted:
@@ -172,9 +207,7 @@ class _Noted:
         self._iterators = iterators
 
     def __iter__(self):
-        iterator = iter(self._dataset)
-        self._iterators.note(iterator)
-        return iterator
+        return self._iterators.of_noted(self._dataset)
 
 
 def fit_validates(model):
@@ -196,8 +229,11 @@ def _fit_frame():
     Nobody may look into it while a step runs: in `f_locals` stands whatever `fit` holds, iterators
     with running threads among it, for as long as the frame lives.
     """
-    code = inspect.unwrap(keras.Model.fit).__code__
-    frame = sys._getframe()
+    code, frame = _fit_code(), sys._getframe()
     while frame is not None and frame.f_code is not code:
         frame = frame.f_back
     return frame
+
+
+def _fit_code():
+    return inspect.unwrap(keras.Model.fit).__code__

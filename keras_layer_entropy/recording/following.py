@@ -17,7 +17,7 @@ from keras import ops, tree
 # Keras keeps masks beside tensors and exports no reader for them.
 from keras.src.backend.common.masking import get_keras_mask
 
-from keras_layer_entropy.backend import graph_of
+from keras_layer_entropy.backend import attributes, graph_of
 from keras_layer_entropy.measures.entropy import log_pattern, two_way
 from keras_layer_entropy.recording.layer_kinds import (
     Effect,
@@ -211,7 +211,7 @@ def watch_target(recording, path, layer):
         calls = [(wrapper, "call", functools.partial(_step_by_step, recording, layer, target))]
     else:
         calls = [(layer, call_of(layer), target)]
-    if callable(vars(layer).get("activation")) and not is_linear(layer):
+    if callable(attributes(layer).get("activation")) and not is_linear(layer):
         calls.append((layer, "activation", functools.partial(_applied, applied)))
     return calls
 

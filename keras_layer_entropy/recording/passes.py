@@ -20,6 +20,7 @@ from keras_layer_entropy.backend import (
     batches_of,
     gains_from_jit,
     strategy_scope,
+    without_gradients,
 )
 
 _FEW_BATCHES = 32  # pass in less time than XLA needs to compile
@@ -197,7 +198,7 @@ def rehearsal(model):
     """
     # Keras takes penalties of what such a scope knows alone.
     known = [(v, v.value) for v in model.trainable_variables if v.regularizer is not None]
-    with strategy_scope(model), keras.StatelessScope(state_mapping=known):
+    with strategy_scope(model), without_gradients(), keras.StatelessScope(state_mapping=known):
         yield
 
 

@@ -246,7 +246,7 @@ def test_convolution_channels_are_units(random):
         case.model, (case.x, case.y), layers=keras.layers.Conv2D, measures=ALL_MEASURES, verbose=0
     )
 
-    maps = np.asarray(case.model.get_layer("conv")(case.x))
+    maps = keras.ops.convert_to_numpy(case.model.get_layer("conv")(case.x))
     assert (profile.layers, profile.widths) == (("conv",), (4,))
     want = reference.by_class(reference.activation_entropy, maps, case.y, 3)
     np.testing.assert_allclose(profile.entropy[0], want, **FLOAT32)

@@ -37,7 +37,7 @@ def test_it_is_the_formula(random):
     model, (x, y) = network(), data(random)
     profile = analyze_model(model, (x, y), measures=MEASURES[:1], batch_size=64, verbose=0)
     for row, layer in enumerate(model.layers[:2]):
-        x = np.asarray(layer(x))
+        x = keras.ops.convert_to_numpy(layer(x))
         want = [reference.activation_entropy(x[y == c]) for c in range(CLASSES - 1)]
         # float32 activations.
         np.testing.assert_allclose(profile.entropy[row, :-1], want, rtol=0, atol=2e-6)

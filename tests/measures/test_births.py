@@ -12,21 +12,11 @@ import gudhi
 import keras
 import numpy as np
 import pytest
-from backends import some_on_each
+from backends import compiled, some_on_each
 from keras import ops
 
 from keras_layer_entropy.measures import births, feature_entropy
 from keras_layer_entropy.measures.feature_entropy import birth_entropy, selective_rate
-
-
-def compiled(function, jit=True):
-    if keras.backend.backend() == "jax":
-        import jax
-
-        return jax.jit(function)
-    import tensorflow as tf
-
-    return tf.function(function, jit_compile=jit)
 
 
 @functools.cache
@@ -283,6 +273,10 @@ def test_no_gradient_flows(random):
         gradient = jax.jit(jax.grad(lambda x: (x * births.birth_index(x)[:, None, None]).sum()))(
             maps
         )
+    elif keras.backend.backend() == "torch":
+        x = ops.convert_to_tensor(maps).requires_grad_()
+        (x * births.birth_index(x)[:, None, None]).sum().backward()
+        gradient = ops.convert_to_numpy(x.grad)
     else:
         import tensorflow as tf
 

@@ -158,6 +158,10 @@ def _repeat(step, statistic, count, jit):
         run = lambda state: jax.lax.fori_loop(0, count, body, state)  # noqa: E731
         statistic._parts.assign((jax.jit(run) if jit else run)(statistic._parts.value))
         return
+    if keras.backend.backend() == "torch":
+        for _ in range(count):
+            step()
+        return
     import tensorflow as tf
 
     @tf.function(jit_compile=jit)

@@ -51,7 +51,7 @@ def test_it_is_scikit_learns_ridge_classifier(random, classes, samples, left_out
     profile = analyze_model(model, (x, y), measures=LinearProbe(samples), batch_size=64, verbose=0)
     held = kept_order(600, samples)[:left_out]
     fitted = np.setdiff1d(np.arange(600), held)
-    features = np.asarray(model.layers[0](x), np.float64)
+    features = keras.ops.convert_to_numpy(model.layers[0](x)).astype(np.float64)
     found = profile["linear_probe"]
     ridge = found.details["h"]["ridge"][0]
     expected = sklearn_probe(features[fitted], y[fitted], ridge).predict(features[held])
@@ -73,7 +73,7 @@ def test_gains_are_those_of_the_same_samples(random):
     fitted = np.setdiff1d(np.arange(600), held)
     found, values, right = profile["linear_probe"], x, []
     for layer, details in zip(model.layers, found.details.values(), strict=True):
-        values = np.asarray(layer(values))
+        values = keras.ops.convert_to_numpy(layer(values))
         probe = sklearn_probe(values[fitted].astype(float), y[fitted], details["ridge"][0])
         right.append(probe.predict(values[held]) == y[held])
     right = np.array(right, float)
@@ -112,7 +112,7 @@ def test_shuffled_labels_are_scored_on_samples_that_were_not_fitted(random):
     model = mlp()
     profile = analyze_model(model, (x, y), measures=LinearProbe(5000), verbose=0)
     held = kept_order(600, 5000)[:300]
-    features, labels = np.asarray(model.layers[0](x))[held], np.roll(y[held], 1)
+    features, labels = keras.ops.convert_to_numpy(model.layers[0](x))[held], np.roll(y[held], 1)
     columns = np.hstack([features, np.ones((300, 1)), np.eye(3)[labels]])[:150]
     right = fit_probe(columns.T @ columns, 20)(features[150:]) == labels[150:]
     found = profile["linear_probe"].shuffled["accuracy"][0]
@@ -165,7 +165,7 @@ def test_weights_count_but_not_their_scale(random):
     held = kept_order(600, 5000)[:300]
     found = analyze_model(model, (x, y, weight), measures=LinearProbe(5000), verbose=0)
     fitted = np.setdiff1d(np.arange(600), held)
-    features = np.asarray(model.layers[0](x), np.float64)
+    features = keras.ops.convert_to_numpy(model.layers[0](x)).astype(np.float64)
     copies = np.repeat(features[fitted], weight[fitted].astype(int), axis=0)
     labels = np.repeat(y[fitted], weight[fitted].astype(int))
     ridge = found["linear_probe"].details["h"]["ridge"][0]

@@ -10,10 +10,9 @@ import os
 import subprocess
 import sys
 
-import keras
 import numpy as np
 import pytest
-from backends import some_on_each
+from backends import compiled, some_on_each
 from keras import ops
 from sklearn.metrics import mutual_info_score
 
@@ -462,16 +461,6 @@ def test_nan_gives_nan(random):
             assert np.isnan(found).all()
     t[1, 4, 2] = np.inf
     assert all(np.isnan(f[1]).all() for f in numbers(mutual.kernel_information(t, membership)))
-
-
-def compiled(function, jit):
-    if keras.backend.backend() == "jax":
-        import jax
-
-        return jax.jit(function)
-    import tensorflow as tf
-
-    return tf.function(function, jit_compile=jit)
 
 
 @pytest.mark.parametrize("jit", [pytest.param(False, marks=pytest.mark.tensorflow), True])

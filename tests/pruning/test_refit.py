@@ -34,7 +34,8 @@ def shaken(model):
 def at(model, tensors, x):
     """Tensors inside a functional model, `[rows, features]` float64 each."""
     values = keras.Model(model.input, tensors)(x)
-    return [np.asarray(v, np.float64).reshape(-1, v.shape[-1]) for v in keras.tree.flatten(values)]
+    values = map(keras.ops.convert_to_numpy, keras.tree.flatten(values))
+    return [v.astype(np.float64).reshape(-1, v.shape[-1]) for v in values]
 
 
 def lstsq(x, z, bias=True):

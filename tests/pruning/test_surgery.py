@@ -299,7 +299,9 @@ def tapped(model, paths, x):
     for path in paths:
         del vars(found[path])["call"]
     return {
-        path: np.asarray(ops.cast(t, "float32"), np.float64).reshape(-1, t.shape[-1])
+        path: ops.convert_to_numpy(ops.cast(t, "float32"))
+        .astype(np.float64)
+        .reshape(-1, t.shape[-1])
         for path, t in seen.items()
     }
 
