@@ -5,7 +5,7 @@ RUN = TF_CPP_MIN_LOG_LEVEL=3 $(VENV)/bin/python
 # Two processes of tests: threads of OpenBLAS that spin would only get in one another's way.
 TESTS = OPENBLAS_NUM_THREADS=1 $(RUN) -m pytest -n 2
 
-.PHONY: demo test mutants format clean
+.PHONY: demo test torch test-torch mutants format clean
 
 demo: $(VENV)/.installed
 	$(RUN) examples/digits.py --workdir=runs/digits --overwrite
@@ -17,7 +17,16 @@ test: $(VENV)/.installed-test
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy keras_layer_entropy
 	$(TESTS)
-	KERAS_BACKEND=jax $(TESTS) -m "not tensorflow"
+	KERAS_BACKEND=jax $(TESTS) -m "not tensorflow and not inside_fit"
+
+# An installed PyTorch, or else its CPU build, where there is one for this machine.
+torch: $(VENV)/.installed-test
+	$(VENV)/bin/python -c "import torch" || { \
+		echo "Installing the CPU build of PyTorch: 190 MB to load, 750 MB on disk."; \
+		$(VENV)/bin/python -m pip install --quiet "torch==2.13.0+cpu"; }
+
+test-torch: torch
+	KERAS_BACKEND=torch $(TESTS) -m "not tensorflow"
 
 mutants: $(VENV)/.installed-test
 	$(VENV)/bin/python -m pip install --quiet --editable '.[test,mutants]'

@@ -1,6 +1,7 @@
 """The house stands as CONTRIBUTING.md says: who imports whom, and who leans on Keras's inside."""
 
 import ast
+import importlib.util
 import os
 import pathlib
 import re
@@ -217,14 +218,17 @@ def test_an_underscore_of_keras_is_seen(tmp_path):
     assert leanings(files) == {"one.py": {"_losses"}, "other.py": {"Node", "_built"}}
 
 
-def test_another_backend_does_not_import_tensorflow():
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_another_backend_does_not_import_tensorflow(backend):
     """Keras does where it writes a configuration, and is not asked to by an import."""
+    if importlib.util.find_spec(backend) is None:
+        pytest.skip(f"{backend} is not installed")
     code = (
         "import sys, keras_layer_entropy, keras_layer_entropy.analyze, keras_layer_entropy.prune\n"
-        "print('tensorflow' in sys.modules, 'jax' in sys.modules)"
+        f"print('tensorflow' in sys.modules, {backend!r} in sys.modules)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True,
-        env=os.environ | {"KERAS_BACKEND": "jax", "PYTHONPATH": os.pathsep.join(sys.path)},
+        env=os.environ | {"KERAS_BACKEND": backend, "PYTHONPATH": os.pathsep.join(sys.path)},
     )  # fmt: skip
     assert done.stdout.split() == ["False", "True"]

@@ -111,6 +111,20 @@ def inspect_config(config: Any, custom_objects: Mapping[str, Any] | None = None)
         _check_named(value, custom_objects or {})
 
 
+def optimizers_of_pytorch(config: Any) -> dict[str, type]:
+    """Name -> class of the optimizers that a configuration names as Keras does on PyTorch.
+
+    There each has a class of its own, which other backends cannot import without PyTorch.
+    """
+    named = {v.get("class_name") for v in _dicts(config) if _of_pytorch(v.get("module"))}
+    found = {name: getattr(keras.optimizers, name, None) for name in named if isinstance(name, str)}
+    return {name: each for name, each in found.items() if isinstance(each, type)}
+
+
+def _of_pytorch(module: Any) -> bool:
+    return str(module).startswith("keras.src.backend.torch.optimizers.")
+
+
 def _dicts(config: Any) -> Iterator[dict[str, Any]]:
     """Every dict in a configuration."""
     todo = [(config, 0)]

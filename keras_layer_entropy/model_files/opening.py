@@ -153,10 +153,12 @@ class _Opener:
             return self._rebuilt(hdf5.read_keras(config, weights), weights.id.get_filesize())
         uncompiled = config | {"compile_config": None}
         self._inspect(uncompiled)
-        compilable = self._compilable(config.get("compile_config"))
-        self._check_size(uncompiled, weights.id.get_filesize())
-        _warn_of_version(metadata.get("keras_version"))
-        return self._through_keras(path, "" if path.is_dir() else ".keras", compilable)
+        training = config.get("compile_config")
+        with keras.saving.custom_object_scope(inspection.optimizers_of_pytorch(training)):
+            compilable = self._compilable(training)
+            self._check_size(uncompiled, weights.id.get_filesize())
+            _warn_of_version(metadata.get("keras_version"))
+            return self._through_keras(path, "" if path.is_dir() else ".keras", compilable)
 
     def h5(self, path: pathlib.Path) -> Model:
         with h5py.File(path) as file:

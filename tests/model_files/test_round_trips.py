@@ -1,6 +1,8 @@
 """What is saved and opened again computes and trains as before, on every backend."""
 
+import json
 import os
+import zipfile
 
 import keras
 import models
@@ -58,6 +60,32 @@ def test_saving_leaves_the_model_as_it_was(case, tmp_path):
     loaded = load_model(save_model(case.model, tmp_path / "m.keras"))
     assert isinstance(loaded.optimizer, keras.optimizers.Adam)
     assert float(loaded.optimizer.learning_rate) == pytest.approx(0.02)
+
+
+def test_optimizers_as_pytorch_names_them_open_on_every_backend(tmp_path):
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, name="a")])
+    model.compile(keras.optimizers.AdamW(0.02, weight_decay=0.1), "mse")
+    x = np.ones((4, 3), "float32")
+    model.fit(x, x[:, :2], verbose=0)
+    model.save(tmp_path / "plain.keras")
+    with (
+        zipfile.ZipFile(tmp_path / "plain.keras") as old,
+        zipfile.ZipFile(tmp_path / "m.keras", "w") as new,
+    ):
+        parts = {name: old.read(name) for name in old.namelist()}
+        config = json.loads(parts["config.json"])
+        module = "keras.src.backend.torch.optimizers.torch_adamw"
+        named = {"module": module, "class_name": "AdamW", "registered_name": "AdamW"}
+        config["compile_config"]["optimizer"].update(named)
+        parts["config.json"] = json.dumps(config)
+        for name, part in parts.items():
+            new.writestr(name, part)
+    loaded = load_model(tmp_path / "m.keras")
+    assert isinstance(loaded.optimizer, keras.optimizers.AdamW)
+    for each in (model, loaded):  # the same step from the same state
+        each.train_on_batch(x, x[:, :2])
+    for mine, other in zip(model.get_weights(), loaded.get_weights(), strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-6)
 
 
 def test_stateful_layers_open(tmp_path):

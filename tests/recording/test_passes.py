@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import reference
+from backends import some_on_each
 from keras import ops
 
 from keras_layer_entropy import EntropyAnalyzer, analyze_model, analyze_units
@@ -226,7 +227,13 @@ def of_every_kind():
     }
 
 
-@pytest.mark.parametrize("kind", of_every_kind())
+def _kinds():
+    """Keras itself reads no data set of sparse tensors on PyTorch."""
+    kinds = list(of_every_kind())
+    return some_on_each(kinds, kinds[:-1] if keras.backend.backend() == "torch" else kinds)
+
+
+@pytest.mark.parametrize("kind", _kinds())
 def test_every_kind_of_data_is_measured_as_evaluate_reads_it(kind):
     make = of_every_kind()[kind]
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3, "softmax", name="out")])
