@@ -3,6 +3,7 @@
 from keras_layer_entropy import measures, plots
 from keras_layer_entropy.analysis.analyzer import EntropyAnalyzer, analyze_model, analyze_units
 from keras_layer_entropy.analysis.monitor import EntropyMonitor
+from keras_layer_entropy.analysis.partial import PartialAnalysis
 from keras_layer_entropy.analysis.profile import EntropyProfile
 from keras_layer_entropy.analysis.unit_profile import UnitProfile
 from keras_layer_entropy.comparing import Comparison, compare
@@ -27,6 +28,7 @@ __all__ = [
     "EntropyAnalyzer",
     "EntropyMonitor",
     "EntropyProfile",
+    "PartialAnalysis",
     "PruningOptions",
     "PruningResult",
     "UnitProfile",

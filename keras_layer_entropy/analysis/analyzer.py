@@ -1,19 +1,24 @@
 """Model + data -> EntropyProfile."""
 
 import dataclasses
+import hashlib
 import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import keras
+import numpy as np
+from keras import ops
 
 from keras_layer_entropy.analysis.measurement import Measurement, Request
+from keras_layer_entropy.analysis.partial import PartialAnalysis
 from keras_layer_entropy.analysis.profile import EntropyProfile
 from keras_layer_entropy.analysis.unit_profile import UnitProfile
 from keras_layer_entropy.backend import Data, Tensor, strategy, strategy_scope
 from keras_layer_entropy.measures.feature_entropy import FeatureEntropy
 from keras_layer_entropy.measures.measure import MOST_SAMPLES
 from keras_layer_entropy.measures.registry import MeasureChoice
+from keras_layer_entropy.measures.states import arrays_of, set_arrays
 from keras_layer_entropy.measures.unit_information import UnitInformation
 from keras_layer_entropy.recording.labels import ClassChoice
 from keras_layer_entropy.recording.layers import LayerChoice
@@ -196,11 +201,87 @@ class EntropyAnalyzer:
         with alone_with(self.model):  # the pass moves its metrics, the baseline its weights
             return self._analyze(source, baseline, seed, verbose)
 
+    def analyze_part(
+        self,
+        data: Data,
+        *,
+        start: int = 0,
+        batch_size: int | None = 256,
+        steps: int | None = None,
+        verbose: str | int = "auto",
+    ) -> PartialAnalysis:
+        """Measures the model on a part of the data, to be joined with others.
+
+        Args:
+            data, batch_size, steps, verbose: as for `analyze_model`; what is not counted, layers
+                that all parts have, is taken from the first batch.
+            start: the number of the part's first sample among all samples. Measures that compare
+                single samples keep the same ones, however the data are cut, where each sample has
+                its own number.
+
+        Returns:
+            `PartialAnalysis`.
+
+        Raises:
+            ValueError: as `analyze_model`; a state of a measure or metric that does not add up.
+        """
+        source = Source(data, batch_size, steps)
+        with alone_with(self.model):
+            self._prepare_once(source)
+            self._pass.measurement.start_at(start)
+            try:
+                self._pass.run(source, verbose)
+            finally:
+                self._pass.measurement.start_at(0)
+            return PartialAnalysis(self._described(), arrays_of(self._pass.metrics))
+
+    def profile_of(self, part: PartialAnalysis, data: Data | None = None) -> EntropyProfile:
+        """The profile of what was measured in parts, after all of them were joined.
+
+        Args:
+            part: `PartialAnalysis`.
+            data: data of the same form, of which no more than the first batch is looked at; None
+                where this analyzer has measured some.
+
+        Raises:
+            ValueError: another model, or other layers, classes or measures; no data; as
+                `analyze_model` where labels are no class or there are no samples.
+        """
+        with alone_with(self.model):
+            if self._pass is None:
+                if data is None:
+                    raise ValueError(
+                        "This analyzer has seen no data yet: pass some of the same form, "
+                        "profile_of(part, data=(x, y))."
+                    )
+                self._prepare_once(Source(data, steps=1))
+                self._pass.make_ready()
+            part.check_like(self._described())
+            set_arrays(self._pass.metrics, part.arrays)
+            found = self._pass.get_metrics_result() if self._pass.measures_model else {}
+            metrics = {name: float(value) for name, value in found.items()}
+            return self._pass.measurement.profile(metrics)
+
+    def _described(self) -> dict[str, Any]:
+        """What is measured of which model, JSON."""
+        digest = hashlib.sha256()
+        for variable in self.model.weights:
+            value = np.ascontiguousarray(ops.convert_to_numpy(variable))
+            digest.update(f"{value.dtype}{value.shape}".encode())
+            digest.update(value.view(np.uint8).data if value.size else b"")
+        own = set(map(id, self._pass.measurement.metrics))
+        metrics = [metric.name for metric in self._pass.metrics if id(metric) not in own]
+        described = self._pass.measurement.described()
+        return {"weights": digest.hexdigest(), **described, "metrics": metrics}
+
+    def _prepare_once(self, source: Source) -> None:
+        if self._pass is None:
+            self._pass = self._prepare(*source.first())
+
     def _analyze(
         self, source: Source, baseline: bool, seed: int, verbose: str | int
     ) -> EntropyProfile:
-        if self._pass is None:
-            self._pass = self._prepare(*source.first())
+        self._prepare_once(source)
         profile = self._measure(source, verbose)
         if baseline:
             with untrained(self.model, seed):

@@ -203,6 +203,23 @@ class Measurement:
         for metric in self.metrics:
             metric.reset_state()
 
+    def start_at(self, number):
+        """Says the number, among all samples, of the first one of the passes that follow."""
+        if self._kept:
+            self._kept.metric.start = number
+
+    def described(self):
+        """What is measured, JSON: states of which this is the same join."""
+        return {
+            "layers": [info.path for info in self._infos],
+            "widths": [info.units for info in self._infos],
+            "classes": self._labels.num_classes,
+            "labels": self._labels.kind,
+            "measures": {x.measure.name: repr(x.measure) for x in self._measuring},
+            "of layers": {x.measure.name: list(x.rows) for x in self._measuring},
+            "kept of a sample": self._kept.widths if self._kept else [],
+        }
+
     def profile(self, metrics=None, epoch=None, again=False):
         """What was accumulated, as an `EntropyProfile`; errors and warnings.
 
@@ -408,6 +425,11 @@ class _Kept:
     def __init__(self, keeping, classes=None):
         self._keeping, self._classes = keeping, classes
         self.metric = KeptSamples(keeping.widths, keeping.most)
+
+    @property
+    def widths(self):
+        """Numbers of features of what is kept."""
+        return self._keeping.widths
 
     def update(self, features, inputs, membership):
         """Adds a batch: `Activation.features()` of each layer, and weights `[batch, classes]`."""

@@ -93,6 +93,18 @@ class CompensatedSum(keras.metrics.Metric):
             self.add(other._parts[:, 0])
             self.add(other._parts[:, 1])
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """As `states` joins them."""
+        return {"sum/total": self.total()}
+
+    def set_arrays(self, arrays: dict[str, np.ndarray]) -> None:
+        """From `arrays`, to 48 bits."""
+        self.reset_state()
+        total = arrays["sum/total"]
+        high = total.astype(np.float32)
+        low = np.where(np.isfinite(total), total - high, 0.0).astype(np.float32)
+        self._parts.assign(np.stack([high, low], axis=1))
+
     @staticmethod
     def size(*shape: int) -> int:
         """Bytes of a sum of this shape."""

@@ -21,7 +21,12 @@ class KeptSamples(keras.metrics.Metric):
     Args:
         widths: numbers of features of each tensor.
         most: how many samples are kept.
-        seed: other hashes for another number; states that are to be merged need one each.
+        seed: other hashes for another number; states that are to be merged need one each, or
+            samples of different numbers.
+
+    Attributes:
+        start: the number of the first sample of a pass: not 0 where the data are a part of others,
+            so that each sample has the priority that it has among all.
 
     Source: Cohen & Kaplan, *Summarizing data using bottom-k sketches*, PODC 2007.
     """
@@ -36,6 +41,7 @@ class KeptSamples(keras.metrics.Metric):
         super().__init__(name=name, dtype="float32")
         self.most = most
         self.seed = seed
+        self.start = 0
         # Every replica holds the same, which must not be added up.
         alone = {"aggregation": "only_first_replica"}
         self._seen = self.add_variable((), "zeros", "int32", name="seen", **alone)
@@ -74,6 +80,24 @@ class KeptSamples(keras.metrics.Metric):
         for other in statistics:
             self._keep(other._priority[: other.most], [x[: other.most] for x in other._rows])
             self._seen.assign(self._seen + other._seen)
+
+    def reset_state(self) -> None:
+        """Forgets all samples; the next one has the number `start`."""
+        super().reset_state()
+        self._seen.assign(np.uint32(self.start % 2**32).astype(np.int32))
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """As `states` joins them."""
+        priority = np.asarray(ops.convert_to_numpy(self._priority))[: self.most]
+        rows = {f"highest/rows_{i}": kept for i, kept in enumerate(self.result())}
+        kept = {"highest/priority": -np.sort(-priority)[: np.count_nonzero(priority)]}
+        return {**kept, **rows, "highest/most": np.array(self.most)}
+
+    def set_arrays(self, arrays: dict[str, np.ndarray]) -> None:
+        """From `arrays`."""
+        self.reset_state()
+        rows = [arrays[f"highest/rows_{i}"] for i in range(len(self._rows))]
+        self._keep(ops.convert_to_tensor(arrays["highest/priority"]), rows)
 
     def result(self) -> list[np.ndarray]:
         """The rows that were kept of each tensor, list of float32 `[kept, width]`."""

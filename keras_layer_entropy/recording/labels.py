@@ -503,6 +503,16 @@ class LabelStatistic(CompensatedSum):
         counts = np.rint(self.total()).astype(np.int64)
         return counts[:-2], int(counts[-2]), float(value) if there else None
 
+    def arrays(self):
+        """As `states` joins them; counts are whole numbers."""
+        counts = np.rint(self.total()).astype(np.int64)
+        return {"sum/counts": counts, "first/example": ops.convert_to_numpy(self._example)}
+
+    def set_arrays(self, arrays):
+        """From `arrays`."""
+        super().set_arrays({"sum/total": arrays["sum/counts"].astype(np.float64)})
+        self._example.assign(arrays["first/example"])
+
     @property
     def several(self):
         """How many labels name several classes or none."""

@@ -160,6 +160,11 @@ class StreamingPass(keras.Model):
             self._compile(jit=False)
             return self.run(source, verbose)
 
+    def make_ready(self):
+        """Compiles it where it was never run: after that all its metrics are there."""
+        if self._jit is None:
+            self._compile(jit=False)
+
     def _compile(self, jit):
         with strategy_scope(self._model):
             self.compile(
