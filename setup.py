@@ -38,9 +38,11 @@ setup(
         "threadpoolctl>=3.1",
     ],
     extras_require={
+        "beam": ["apache-beam>=2.77"],
         "mutants": ["cosmic-ray>=8.7", "pytest-cov>=6"],
         "tensorboard": ["tensorboard>=2.19"],
         "test": [
+            "apache-beam>=2.77",
             "gudhi>=3.10",  # persistent homology, to compare the births of loops with
             "jax>=0.6",
             "mypy>=1.16",

@@ -7,6 +7,7 @@ heatmap.png there; with --report=report.html, one page that explains them. Witho
 data set recorded beside the model is used.
 """
 
+import shlex
 import sys
 
 from absl import flags
@@ -24,6 +25,13 @@ _MEASURES = flags.DEFINE_list(
     ["activation_entropy", "instability", "state_entropy"],
     f"Some of {', '.join(MEASURES)}; the first is always measured. With options: "
     "logdet:beta=1.0:samples=500, activation_entropy:pattern=per_sample:normalization=none.",
+)
+_BEAM_OPTIONS = flags.DEFINE_string(
+    "beam_options",
+    None,
+    "Measure a TFDS data set in pieces, by Apache Beam with these options of its own: "
+    '"--runner=DirectRunner --direct_running_mode=multi_processing --direct_num_workers=4", or '
+    "those of a cluster.",
 )
 _BASELINE = flags.DEFINE_boolean(
     "baseline", True, "Also measure the same network freshly initialised."
@@ -47,17 +55,21 @@ def _analyze(model_path, measures, output, page):
     model = command_line.opened(model_path)
     dataset = load_dataset(command_line.dataset_spec(model))
     console.print(f"Data: {command_line.described(dataset.spec)}")
-    profile = analyze_model(
-        model,
-        dataset.batches(FLAGS.batch_size),
+    request = dict(
         layers=FLAGS.layers,
         num_classes=FLAGS.num_classes,
         measures=measures,
         batch_size=FLAGS.batch_size,
         baseline=_BASELINE.value,
         seed=FLAGS.seed,
-        verbose=1 if sys.stdout.isatty() else 0,
     )
+    if _BEAM_OPTIONS.value is None:
+        verbose = 1 if sys.stdout.isatty() else 0
+        profile = analyze_model(
+            model, dataset.batches(FLAGS.batch_size), verbose=verbose, **request
+        )
+    else:
+        profile = _by_beam(model_path, dataset.spec, request)
     if dataset.classes is not None and len(dataset.classes) == len(profile.classes):
         profile = profile.with_classes(dataset.classes)
     profile = command_line.signed(profile, dataset.spec, "analyze")
@@ -73,6 +85,19 @@ def _analyze(model_path, measures, output, page):
     if page is not None:
         profile.report(page, tolerance=FLAGS.tolerance, overwrite=FLAGS.overwrite)
         console.print(f"wrote {page}", highlight=False)
+
+
+def _by_beam(model_path, spec, request):
+    try:
+        from keras_layer_entropy import beam
+    except ImportError as error:
+        raise ValueError(
+            f"--beam_options needs Apache Beam ({error}): pip install 'keras_layer_entropy[beam]'."
+        ) from error
+    return beam.analyze(
+        model_path, spec, shlex.split(_BEAM_OPTIONS.value), custom_objects=FLAGS.custom_objects,
+        allow_unsafe=FLAGS.allow_unsafe, **request,
+    )  # fmt: skip
 
 
 def _measures():

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import importlib
 import logging as python_logging
 import shlex
 import sys
@@ -15,7 +14,7 @@ from absl import app, flags, logging
 from keras_layer_entropy.datasets import SOURCES, DatasetSpec
 from keras_layer_entropy.files import claimed, local_path
 from keras_layer_entropy.measures.entropy import FLAT_TOLERANCE
-from keras_layer_entropy.model_files import dataset_record, load_model
+from keras_layer_entropy.model_files import dataset_record, load_model, objects_of
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string(
@@ -136,13 +135,7 @@ def claimed_for_this_run(*paths):
 
 def opened(path):
     """The model at `path`, made of Keras's objects and those of `--custom_objects`."""
-    for name in FLAGS.custom_objects:
-        try:
-            module = importlib.import_module(name)
-        except ImportError as error:
-            raise ValueError(f"--custom_objects={name} cannot be imported: {error}.") from error
-        own = {key: o for key, o in vars(module).items() if getattr(o, "__module__", None) == name}
-        keras.saving.get_custom_objects().update(own)
+    keras.saving.get_custom_objects().update(objects_of(FLAGS.custom_objects))
     weights = path_of("weights") if path == model_path() else None
     return load_model(path, allow_unsafe=FLAGS.allow_unsafe, weights=weights)
 

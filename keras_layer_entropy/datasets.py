@@ -137,6 +137,40 @@ def load_dataset(spec: DatasetSpec | str) -> Dataset:
     return _tfds(spec)
 
 
+def cut(spec: DatasetSpec, samples: int) -> list[tuple[int, DatasetSpec]]:
+    """A part of a TFDS data set in pieces of so many samples, by position.
+
+    Args:
+        spec: names the part, which may be a slice.
+        samples: of each piece; the last one has what is left.
+
+    Returns:
+        List of (number of the first sample, what names the piece).
+
+    Raises:
+        ValueError: no TFDS data set, or one that is not in place.
+    """
+    if spec.name == "digits" or local_path(spec.name).exists():
+        raise ValueError(
+            f"{spec.name} is read as a whole: only TFDS data sets, which lie in shards, are cut."
+        )
+    import tensorflow_datasets as tfds
+
+    spec = _with_defaults(spec, split="test", data_dir=os.environ.get("TFDS_DATA_DIR"))
+    splits = _tfds_builder(spec).info.splits
+    pieces, start = [], 0
+    for whole in tfds.core.ReadInstruction.from_spec(spec.split).to_absolute(splits):
+        first, last = whole.from_ or 0, whole.to
+        if last is None:
+            last = splits[whole.splitname].num_examples
+        for begin in range(first, last, samples):
+            end = min(begin + samples, last)
+            split = f"{whole.splitname}[{begin}:{end}]"
+            pieces.append((start, dataclasses.replace(spec, split=split)))
+            start += end - begin
+    return pieces
+
+
 def load_parts(spec: DatasetSpec | str, seed: int = 0) -> Parts:
     """Opens the training, validation and test part of a data set.
 
@@ -330,6 +364,8 @@ def _tfds_builder(spec: DatasetSpec) -> Any:
 
 
 def _tfds(spec: DatasetSpec) -> Dataset:
+    import tensorflow_datasets as tfds
+
     spec, builder = _with_defaults(spec, split="test"), _tfds_builder(spec)
     if spec.split not in builder.info.splits and "[" not in str(spec.split):
         raise ValueError(
@@ -337,7 +373,11 @@ def _tfds(spec: DatasetSpec) -> Dataset:
         )
     if builder.info.supervised_keys is None:
         raise ValueError(f"{spec.name} does not say which of its features is the label.")
-    stream = builder.as_dataset(split=spec.split, as_supervised=True, shuffle_files=False)
+    # One shard after the other, so that the number of a sample is its position.
+    order = tfds.ReadConfig(interleave_cycle_length=1)
+    stream = builder.as_dataset(
+        split=spec.split, as_supervised=True, shuffle_files=False, read_config=order
+    )
     label = builder.info.features[builder.info.supervised_keys[1]]
     inputs = stream.element_spec[0]
     if not (inputs.dtype.is_floating or inputs.dtype.is_integer):

@@ -1,5 +1,6 @@
 """Model + data -> EntropyProfile."""
 
+import contextlib
 import dataclasses
 import hashlib
 import warnings
@@ -235,13 +236,20 @@ class EntropyAnalyzer:
                 self._pass.measurement.start_at(0)
             return PartialAnalysis(self._described(), arrays_of(self._pass.metrics))
 
-    def profile_of(self, part: PartialAnalysis, data: Data | None = None) -> EntropyProfile:
+    def alone(self) -> contextlib.AbstractContextManager[None]:
+        """Inside the block no other thread measures the model, or changes it for a while."""
+        return alone_with(self.model)
+
+    def profile_of(
+        self, part: PartialAnalysis, data: Data | None = None, again: bool = False
+    ) -> EntropyProfile:
         """The profile of what was measured in parts, after all of them were joined.
 
         Args:
             part: `PartialAnalysis`.
             data: data of the same form, of which no more than the first batch is looked at; None
                 where this analyzer has measured some.
+            again: whether a profile of the same data has said already what is missing in them.
 
         Raises:
             ValueError: another model, or other layers, classes or measures; no data; as
@@ -255,12 +263,12 @@ class EntropyAnalyzer:
                         "profile_of(part, data=(x, y))."
                     )
                 self._prepare_once(Source(data, steps=1))
-                self._pass.make_ready()
+            self._pass.make_ready()
             part.check_like(self._described())
             set_arrays(self._pass.metrics, part.arrays)
             found = self._pass.get_metrics_result() if self._pass.measures_model else {}
             metrics = {name: float(value) for name, value in found.items()}
-            return self._pass.measurement.profile(metrics)
+            return self._pass.measurement.profile(metrics, again=again)
 
     def _described(self) -> dict[str, Any]:
         """What is measured of which model, JSON."""

@@ -1,8 +1,8 @@
 """States as plain arrays: those of parts of the data make that of the whole.
 
 A state that is a `keras.metrics.Metric` like any other adds up, as it does across replicas. One
-that does not, or that keeps its numbers more exactly than in its variables, has two methods of its own:
-`arrays()`, a dict of arrays, and `set_arrays(arrays)`. Their names begin with how they join:
+that does not, or that keeps its numbers more exactly than in its variables, has two methods of its
+own: `arrays()`, a dict of arrays, and `set_arrays(arrays)`. Names begin with how they join:
 
 - `sum/`: they are added;
 - `first/`: the first of them whose first entry is not 0;

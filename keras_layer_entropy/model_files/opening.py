@@ -2,13 +2,14 @@
 
 import dataclasses
 import functools
+import importlib
 import io
 import os
 import pathlib
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import h5py
@@ -77,6 +78,26 @@ def load_model(
         raise ValueError(f"The {kind} model {path} cannot be opened: {first}") from error
     _warn_of_weights(model)
     return model
+
+
+def objects_of(modules: Iterable[str]) -> dict[str, Any]:
+    """Name -> class or function that modules define, for `custom_objects=`.
+
+    Args:
+        modules: names, to be imported.
+
+    Raises:
+        ValueError: one cannot be imported.
+    """
+    found = {}
+    for name in modules:
+        try:
+            module = importlib.import_module(name)
+        except ImportError as error:
+            raise ValueError(f"--custom_objects={name} cannot be imported: {error}.") from error
+        own = {key: o for key, o in vars(module).items() if getattr(o, "__module__", None) == name}
+        found.update(own)
+    return found
 
 
 def weights_of(path: AnyPath, weights: AnyPath | None = None) -> pathlib.Path:

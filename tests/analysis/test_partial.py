@@ -10,6 +10,7 @@ import keras
 import models
 import numpy as np
 import pytest
+from backends import some_on_each
 from keras import layers
 
 from keras_layer_entropy import EntropyAnalyzer, PartialAnalysis, analyze_model
@@ -37,14 +38,14 @@ def data(classes=3, shape=(4,), samples=90):
     return x, random.integers(0, classes, samples)
 
 
-def parts(model, x, y, order=None, **options):
-    """Each by an analyzer of its own, as on machines of their own."""
+def parts(model, x, y, order=(0, 1, 2, 3), **options):
+    """By two analyzers, as on two machines."""
     cuts = list(itertools.pairwise(CUTS))
+    machines = [EntropyAnalyzer(model, **options) for _ in range(2)]
     return [
-        EntropyAnalyzer(model, **options).analyze_part(
-            (x[a:b], y[a:b]), start=a, batch_size=16, verbose=0
-        )
-        for a, b in (cuts if order is None else [cuts[i] for i in order])
+        machines[i % 2].analyze_part((x[a:b], y[a:b]), start=a, batch_size=16, verbose=0)
+        for i in order
+        for a, b in [cuts[i]]
     ]
 
 
@@ -61,7 +62,9 @@ def assert_same(found, want):
         assert found.metrics[name] == pytest.approx(value, abs=1e-6)
 
 
-@pytest.mark.parametrize("order", [None, (2, 0, 3, 1)])
+@pytest.mark.parametrize(
+    "order", some_on_each([(0, 1, 2, 3), (2, 0, 3, 1)], [(2, 0, 3, 1)]), ids=str
+)
 def test_parts_are_the_whole(order, tmp_path):
     model, (x, y) = network(), data()
     want = analyze_model(model, (x, y), measures=MEASURES, batch_size=16, verbose=0)
@@ -76,6 +79,7 @@ def test_parts_are_the_whole(order, tmp_path):
     assert want.metrics.keys() == {"loss", "accuracy"}
 
 
+@pytest.mark.tensorflow
 def test_joining_in_two_steps_is_the_same():
     model, (x, y) = network(), data()
     a, b, c, d = parts(model, x, y, measures=MEASURES)
@@ -87,6 +91,7 @@ def test_joining_in_two_steps_is_the_same():
         np.testing.assert_allclose(other[name], array, rtol=1e-12, atol=1e-12, err_msg=name)
 
 
+@pytest.mark.tensorflow
 @pytest.mark.filterwarnings("ignore:No sample belongs to", "ignore:The logdet of class")
 def test_many_classes():
     model, (x, y) = network(200), data(200)
@@ -97,6 +102,7 @@ def test_many_classes():
     assert_same(EntropyAnalyzer(model, **options).profile_of(whole, (x, y)), want)
 
 
+@pytest.mark.tensorflow
 def test_convolutions():
     case = models.convolutional()
     x, y = case.x[:90], case.y[:90]
