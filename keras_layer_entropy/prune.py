@@ -190,7 +190,8 @@ def _dry_run(options, model_path, page):
     target = counted(target)
     sample = Source(parts.validation.batches(1)).first()[0]
     left = shares(*found.costs) if len(found.costs) > 1 else least_left(found, model, sample)
-    if any(left[key] > share for key, share in target.items()):
+    missed = any(left[key] > share for key, share in target.items())
+    if missed:
         console.print("The target would not be met: this is all that can go.")
     if options.simplify:
         left = shares(*(cost_of(each, sample) for each in (model, simplify_model(model))))
@@ -200,12 +201,14 @@ def _dry_run(options, model_path, page):
         )
     if page is None:
         console.print("Dry run: nothing was written.")
-        return
-    signed = command_line.signed(_named(profile, parts), parts.validation.spec, "prune")
-    report.write_report(
-        page, signed, plan=found, tolerance=FLAGS.tolerance, overwrite=FLAGS.overwrite
-    )
-    console.print(f"Dry run: nothing was written but {page}", highlight=False, markup=False)
+    else:
+        signed = command_line.signed(_named(profile, parts), parts.validation.spec, "prune")
+        report.write_report(
+            page, signed, plan=found, tolerance=FLAGS.tolerance, overwrite=FLAGS.overwrite
+        )
+        console.print(f"Dry run: nothing was written but {page}", highlight=False, markup=False)
+    if missed:
+        sys.exit(TARGET_MISSED)
 
 
 def _compiled(model):
@@ -475,6 +478,14 @@ def _finish(console, model, result, parts, output, settings):
     search = compared(model, result, validation, test, FLAGS.batch_size)
     output.write(search, settings, parts.test.spec)
     console.print(f"\n{search.summary()}\nWrote {output.path}", highlight=False)
+    if result.options.simplify:
+        kept = [step for step in result.steps if step.accepted]
+        found, last = search.costs[1], kept[-1] if kept else search.costs[0]
+        console.print(
+            f"Simplified at the end: {last.parameters:,} to {found.parameters:,} parameters, "
+            f"{last.flops:,} to {found.flops:,} FLOPs.",
+            highlight=False,
+        )
     console.print(report.comparison(*search.costs, result.quality, **search.qualities))
     if FLAGS.report is not None:
         _write_report(search, model, validation)

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 from keras import tree
 
+from keras_layer_entropy.measures.measure import listed
 from keras_layer_entropy.pruning.flops import count_flops
 from keras_layer_entropy.pruning.graph import opened
 
@@ -161,7 +162,7 @@ def check_target(target: Mapping[str, float], *, measured: bool = False) -> None
     good = isinstance(target, Mapping) and target and all(map(_is_share, target.values()))
     if good and all(key in KEYS or (measured and _is_latency(key)) for key in target):
         return
-    kinds = f"{KEYS}, 'latency' and 'latency@1'" if measured else f"{KEYS}"
+    kinds = listed([*map(repr, KEYS), *(["'latency'", "'latency@1'"] if measured else [])])
     hint = ""
     if isinstance(target, Mapping) and any(map(_is_latency, target)) and not measured:
         hint = " Latency is known once it is measured: prune_model does that after each step."

@@ -130,7 +130,7 @@ class PruningOptions:
                 f"one of {criteria}" if criteria else "None where several kinds may go",
             ),
             "step_share": (0 < self.step_share <= 1, "a share over 0 and at most 1"),
-            "multiple_of": (_is_count(self.multiple_of), "at least 1"),
+            "multiple_of": (_is_count(self.multiple_of), "an int of at least 1"),
             "calibration_samples": (_is_count(self.calibration_samples), "at least 1"),
             "tolerance": (math.isfinite(self.tolerance), "a number"),
             "mode": (self.mode in MODES, f"one of {MODES}"),

@@ -220,9 +220,15 @@ class _Models:
 
 
 def centred(gram, features):
-    """The sums of products of the first columns around their means, from those of `[x, 1, ...]`."""
+    """The sums of products of the first columns around their means, from those of `[x, 1, ...]`.
+
+    What rounding leaves of a constant is no variation: its row and column are 0.
+    """
     sums = gram[features, :features]
-    return gram[:features, :features] - np.outer(sums, sums) / gram[features, features]
+    found = gram[:features, :features] - np.outer(sums, sums) / gram[features, features]
+    constant = np.diag(found) <= 1e-10 * np.diag(gram)[:features]
+    found[constant] = found[:, constant] = 0.0
+    return found
 
 
 def whole_paths(graph):

@@ -83,8 +83,16 @@ def check_data(name: str, data: Data, options: PruningOptions, steps: str) -> No
             "a tf.data.Dataset or a PyDataset."
         )
     try:
-        Source(data, options.batch_size, getattr(options, steps), must_end=True)
+        source = Source(data, options.batch_size, getattr(options, steps), must_end=True)
     except ValueError as error:
         if getattr(options, steps) is not None or "steps" not in str(error):
             raise
         raise ValueError(f"{name} has no end that is known: give {steps}=. ({error})") from error
+    for leaf in tree.flatten(source.keywords["x"]):
+        numbers = isinstance(leaf, np.ndarray) and np.issubdtype(leaf.dtype, np.floating)
+        if numbers and not np.isfinite(leaf).all():
+            rows = np.flatnonzero(~np.isfinite(leaf.reshape(len(leaf), -1)).all(axis=1))
+            raise ValueError(
+                f"The inputs of {name} are NaN or infinite in {len(rows)} samples, the first of "
+                f"them number {rows[0]}: leave these out, or fill in what is missing."
+            )

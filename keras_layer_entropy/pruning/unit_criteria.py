@@ -17,6 +17,7 @@ from keras_layer_entropy.pruning.channels import Channels
 from keras_layer_entropy.pruning.reconstruction import Taker, least_missed
 from keras_layer_entropy.pruning.repair import WIDEST, centred, whole_paths
 from keras_layer_entropy.pruning.walking import Walk
+from keras_layer_entropy.recording.passes import Source
 
 GREEDY = "reconstruction"
 
@@ -228,6 +229,11 @@ def _mean(situation: UnitSituation, score: Callable[[UnitProfile], np.ndarray]) 
     layers = [path for path in channels.makers if isinstance(operations.get(path), _ANALYZED)]
     if not layers:
         return {}
+    if Source(situation.data, situation.batch_size, situation.steps).first()[1] is None:
+        raise ValueError(
+            "A criterion that asks what units tell of the class, of other units or of their maps "
+            f"measures them class by class and needs labels: pass (x, y), or choose {GREEDY!r}."
+        )
     profiles = analyze_units(
         situation.model, situation.data, layers=layers, batch_size=situation.batch_size,
         steps=situation.steps, verbose=0,

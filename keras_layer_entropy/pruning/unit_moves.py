@@ -135,7 +135,9 @@ def _reasons(standing: Standing, stop: str) -> dict[str, str]:
     channels, (layers, keep) = find_channels(standing.model), _choice(standing)
     if layers == []:
         return dict.fromkeys(channels.makers, "it is not among the layers that may go")
-    groups, reasons = groups_of(standing.model, channels, layers, keep)
+    groups, reasons = groups_of(
+        standing.model, channels, layers, keep, standing.options.multiple_of
+    )
     for group in groups:
         reasons.update(dict.fromkeys(group.makers, stop))
     return _of_whole(standing, reasons)

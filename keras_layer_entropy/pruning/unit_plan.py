@@ -10,7 +10,7 @@ import numpy as np
 from keras import tree
 
 from keras_layer_entropy.backend import Data
-from keras_layer_entropy.measures.measure import listed
+from keras_layer_entropy.measures.measure import is_int, listed
 from keras_layer_entropy.pruning.budget import Budget
 from keras_layer_entropy.pruning.channels import Channels, find_channels
 from keras_layer_entropy.pruning.cost import Cost, check_target, cost_of, is_met, shares
@@ -83,8 +83,8 @@ def choose_units(
     """
     check_criterion(criterion)
     check_target(target)
-    if multiple_of < 1:
-        raise ValueError(f"multiple_of={multiple_of!r}; expected at least 1.")
+    if not is_int(multiple_of):
+        raise ValueError(f"multiple_of={multiple_of!r}; expected an int of at least 1.")
     channels = find_channels(model)
     source = calibration_source(model, calibration_data, batch_size, steps)
     inputs = inputs_of(model, source)
@@ -97,7 +97,7 @@ def choose_units(
             "of those of the rest.",
             stacklevel=2,
         )
-    groups, reasons = groups_of(model, channels, layers, keep)
+    groups, reasons = groups_of(model, channels, layers, keep, multiple_of)
     budget = Budget(channels, flops.per_call, target)
     weights: dict[str, float] = {}
     if criterion == GREEDY:
@@ -144,14 +144,18 @@ class Group:
 
 
 def groups_of(
-    model: keras.Model, channels: Channels, layers: LayerChoice, keep: str | Collection[str]
+    model: keras.Model,
+    channels: Channels,
+    layers: LayerChoice,
+    keep: str | Collection[str],
+    multiple_of: int = 1,
 ) -> tuple[list[Group], dict[str, str]]:
     """`(groups, reasons)`: what may go, and path of a layer of which nothing may -> why.
 
     Args:
         model: the model.
         channels: its `channels.Channels`.
-        layers, keep: as for `choose_units`.
+        layers, keep, multiple_of: as for `choose_units`.
     """
     kept = choose_layers(model, [keep] if isinstance(keep, str) else list(keep)) if keep else {}
     chosen = channels.makers if layers is None else choose_layers(model, layers)
@@ -174,6 +178,8 @@ def groups_of(
             reason = "it is not among the layers that may go"
         elif len(members) == 1:
             reason = "nothing would be left of it"
+        elif len(members) <= multiple_of:
+            reason = f"it has {len(members)} units, and multiples of {multiple_of} are to be left"
         if reason is None:
             groups.append(Group(paths, tuple(members)))
         else:

@@ -221,7 +221,9 @@ class Pruning:
         if target is None:
             return []
         names = {key: _COSTS.get(key, key.replace("@", " of a batch of ")) for key in target}
-        wanted = " and ".join(f"{share:.1%} of the {names[key]}" for key, share in target.items())
+        wanted = " and ".join(
+            f"{100 * share:.3g}% of the {names[key]}" for key, share in target.items()
+        )
         if self.result.target_met:
             return [f"The target, at most {wanted}, is met."]
         left = " and ".join(f"{self._left_of(key):.1%} of the {names[key]}" for key in target)

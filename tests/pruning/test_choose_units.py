@@ -164,6 +164,39 @@ def test_lumps_leave_multiples(random):
     assert {smaller.get_layer(f"hidden_{i}").units % 4 for i in range(2)} == {0}
 
 
+def test_multiples_that_are_none_or_too_many(random):
+    model, x = perceptron(), numbers(50)[0]
+    for given in (0, 2.5, True, "2"):
+        with pytest.raises(ValueError, match="expected an int of at least 1"):
+            choose_units(model, x, target={"flops": 0.5}, multiple_of=given)
+    with pytest.warns(UserWarning, match="out of reach|cannot be reached|best"):
+        plan = choose_units(model, x, target={"flops": 0.01}, multiple_of=12)
+    assert "12 units, and multiples of 12" in plan.reasons["hidden_1"]
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 0.3])
+def test_units_that_never_change_cost_nothing(value):
+    """Data of which all samples are alike: no regression tells the units apart."""
+    model, x = perceptron(), np.full((60, 6), value, "float32")
+    plan = choose_units(model, x, target={"flops": 0.5})
+    assert plan.parts
+    smaller = remove_units(model, {"hidden_0": 0.5}, x)
+    before, after = (each.predict(x, verbose=0) for each in (model, smaller))
+    np.testing.assert_allclose(after, before, atol=1e-5)  # float32; the biases take it all in
+
+
+def test_inputs_that_are_not_finite_are_told_before_a_search():
+    x, y = numbers(300)
+    bad = x.copy()
+    bad[[7, 9], 2] = np.nan, np.inf
+    for name, parts in (
+        ("train_data", ((bad, y), (x, y))),
+        ("validation_data", ((x, y), (bad, y))),
+    ):
+        with pytest.raises(ValueError, match=f"{name} are NaN or infinite in 2 samples, the first"):
+            prune_model(perceptron(), *parts, remove="units", target={"flops": 0.5}, epochs=0)
+
+
 def test_effects_are_what_a_change_does_to_the_outputs(random):
     """From the formula, on a network of two linear layers and a softmax, where logarithms of
     probabilities less their mean are logits less their mean: linear, to float32."""
@@ -232,9 +265,9 @@ def test_out_of_reach_is_told(random):
     "target", [0.5, {}, {"flop": 0.5}, {"flops": 50}, {"flops": 0.0}, {"flops": "half"}]
 )
 def test_a_target_that_is_none(target):
-    with pytest.raises(ValueError, match="expected a dict of some of .*'flops', 'parameters'"):
+    with pytest.raises(ValueError, match="expected a dict of some of 'flops'.*'parameters'"):
         choose_units(perceptron(), numbers(100)[0], target=target)
-    with pytest.raises(ValueError, match="expected a dict of some of .*'flops', 'parameters'"):
+    with pytest.raises(ValueError, match="expected a dict of some of 'flops'.*'parameters'"):
         PruningOptions(remove="units", target=target)
 
 
