@@ -1,6 +1,7 @@
 """Accuracy as blocks go: deleted, or with a linear layer in their place, without training.
 
     python benchmarks/blocks.py --only=resnet --model=ResNet56.json
+    python benchmarks/blocks.py --only=train --model=ResNet56.json
     python benchmarks/blocks.py --only=criteria --model=ResNet56.json
     python benchmarks/blocks.py --only=transformer
 
@@ -8,6 +9,9 @@
 whose inputs are images divided by 255, minus the mean image of the training data; `choose_blocks`
 chooses which, on 500 training images. Printed is what of the first 2,000 test images is right, and
 of all, mean (minimum to maximum) over calibration subsets.
+
+`train` takes 9, 6, 3 and 12 of the same branches out, with 3x3 stand-ins, and trains what is left
+for a few epochs, on the labels and on what the network itself says of the same images.
 
 `criteria` takes 3, 6 and 9 of the same branches out as several criteria order them, refits what is
 behind, without stand-ins, and prints what of the first 2,000 test images is right.
@@ -22,6 +26,7 @@ with a stand-in, too.
 
 import warnings
 
+import cifar10
 import keras
 import numpy as np
 from absl import app, flags, logging
@@ -32,10 +37,10 @@ from keras_layer_entropy.pruning.block_parts import find_blocks
 from keras_layer_entropy.pruning.units import calibration_source
 from keras_layer_entropy.pruning.walking import Walk, inputs_of
 
-_ONLY = flags.DEFINE_list("only", ["transformer"], "Some of resnet, criteria, transformer.")
+_ONLY = flags.DEFINE_list("only", ["transformer"], "Some of resnet, train, criteria, transformer.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Networks, or calibration subsets.", lower_bound=1)
-_MODEL = flags.DEFINE_string("model", None, "The network of `resnet` and `criteria`.")
-_EPOCHS = flags.DEFINE_integer("epochs", 4, "Epochs of training of `transformer`.", lower_bound=1)
+_MODEL = flags.DEFINE_string("model", None, "The network of all but `transformer`.")
+_EPOCHS = flags.DEFINE_integer("epochs", 4, "Epochs of training.", lower_bound=1)
 WIDTH, HEADS, DEPTH = 48, 4, 6
 
 
@@ -65,15 +70,9 @@ STAND_INS = {"deleted": None, "refit": None, "1x1, refit": 1, "3x3, refit": 3}
 
 def opened():
     """`(model, names of its branches, training images, test images, labels of these)`."""
-    import tensorflow_datasets as tfds
-
-    whole = {
-        split: tfds.as_numpy(tfds.load("cifar10", split=split, batch_size=-1))
-        for split in ("train", "test")
-    }
-    images = whole["train"]["image"] / np.float32(255)
+    images, _, x, y = cifar10.arrays()
     mean = images.mean(axis=0)
-    x, y = whole["test"]["image"] / np.float32(255) - mean, whole["test"]["label"]
+    x = x - mean
     model = load_model(_MODEL.value)
     blocks = find_blocks(model)[0].values()
     names = [block.path for block in blocks if block.form == "residual"]
@@ -98,6 +97,17 @@ def resnet():
         for label, some in (("first 2,000", percent[..., :2000]), ("all", percent)):
             cells = map(spread, some.mean(axis=-1).T)
             print(f"| {way}, {label} | {' | '.join(cells)} |", flush=True)
+
+
+def train():
+    """Prints how good networks without some blocks are, at once and after each epoch."""
+    x, y, *test = cifar10.arrays()
+    some = x[cifar10.calibration_rows(x, 0)] - x.mean(axis=0)
+    for count in (9, 6, 3, 12):
+        model, names, *_ = opened()
+        (smaller,) = shrunk(model, [count], some, "3x3, refit", names)
+        print(f"\nResNet, CIFAR-10, {count} of {len(names)} blocks")
+        cifar10.retrain(model, smaller, (x, y), test, _EPOCHS.value)
 
 
 def unlike(model, x, names):
@@ -237,7 +247,7 @@ def main(argv):
     del argv
     logging.set_verbosity(logging.ERROR)
     warnings.filterwarnings("ignore", "Without calibration_data=")
-    for name, study in (("resnet", resnet), ("criteria", criteria)):
+    for name, study in (("resnet", resnet), ("train", train), ("criteria", criteria)):
         if name in _ONLY.value:
             if _MODEL.value is None:
                 raise app.UsageError(f"--only={name} needs --model, a network for CIFAR-10.")

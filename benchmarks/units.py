@@ -35,6 +35,7 @@ import time
 import warnings
 from unittest import mock
 
+import cifar10
 import keras
 import numpy as np
 from absl import app, flags, logging
@@ -63,11 +64,6 @@ _CRITERIA = flags.DEFINE_list(
     "criteria", None, "Criteria (default: all that say something of these layers)."
 )
 _EPOCHS = flags.DEFINE_integer("epochs", 5, "Epochs of `train`.", lower_bound=1)
-
-
-def accuracy(model, x, y):
-    """Per cent that a model has right."""
-    return 100 * np.mean(model.predict(x, batch_size=500, verbose=0).argmax(axis=1) == y)
 
 
 def order(criterion, model, paths, data, seed=0):
@@ -146,19 +142,14 @@ def inner_layers(model):
     return [x[0] for x in groups.values() if len(x) == 1 and not channels.reasons(x[0])]
 
 
-def calibration_rows(x, seed, count=500):
-    """Rows of some samples."""
-    return np.random.default_rng(seed).permutation(len(x))[:count]
-
-
 def study(title, networks, shares, criteria):
     """Prints a table; `networks` gives (model, paths, calibration data, test data)."""
     lost, whole = {}, []
     for seed, (model, paths, data, test) in enumerate(networks):
-        whole.append(accuracy(model, *test))
+        whole.append(cifar10.accuracy(model, *test))
         for criterion in criteria:
             for how, smaller in ways_of(criterion, model, paths, data, seed).items():
-                row = [whole[-1] - accuracy(smaller(share), *test) for share in shares]
+                row = [whole[-1] - cifar10.accuracy(smaller(share), *test) for share in shares]
                 print(f"# {seed}, {criterion}, {how}: {np.round(row, 2).tolist()}", flush=True)
                 lost.setdefault(f"{criterion}, {how}", []).append(row)
     print(f"\n{title}: {np.mean(whole):.2f} % right")
@@ -175,112 +166,38 @@ def of_mnist(shape, train):
     parts = load_parts(DatasetSpec("mnist", shape=shape))
     (x, y), test = parts.train.arrays, parts.test.arrays
     for seed in range(_SEEDS.value):
-        rows = calibration_rows(x, seed, 1000)
+        rows = cifar10.calibration_rows(x, seed, 1000)
         yield train(seed, (x, y)), ["first", "second"], (x[rows], y[rows]), test
-
-
-def cifar10():
-    """Training images and labels, test images and labels; the images are not centred."""
-    import tensorflow_datasets as tfds
-
-    return [
-        part
-        for split in ("train", "test")
-        for whole in [tfds.as_numpy(tfds.load("cifar10", split=split, batch_size=-1))]
-        for part in (whole["image"] / np.float32(255), whole["label"])
-    ]
 
 
 def resnets():
     """One network, and 500 training images for each seed."""
-    x, y, xt, yt = cifar10()
+    x, y, xt, yt = cifar10.arrays()
     mean = x.mean(axis=0)
     model = load_model(_MODEL.value)
     for seed in range(_SEEDS.value):
-        rows = calibration_rows(x, seed)
+        rows = cifar10.calibration_rows(x, seed)
         yield model, inner_layers(model), (x[rows] - mean, y[rows]), (xt - mean, yt)
-
-
-class Distilled(keras.utils.PyDataset):
-    """Batches of images, cropped and flipped, with their labels and the logits of a teacher."""
-
-    def __init__(self, x, y, teacher, batch_size=128):
-        super().__init__()
-        self._x = np.pad(x, ((0, 0), (4, 4), (4, 4), (0, 0)))  # black, before they are centred
-        self._mean, self._labels = x.mean(axis=0), np.eye(10, dtype="float32")[y]
-        self._teacher, self._batch_size = teacher, batch_size
-        self._random = np.random.default_rng(0)
-        self.on_epoch_end()
-
-    def __len__(self):
-        return len(self._x) // self._batch_size
-
-    def __getitem__(self, index):
-        rows = self._order[index * self._batch_size :][: self._batch_size]
-        images = np.empty((len(rows), *self._mean.shape), "float32")
-        draws = self._random.integers([9, 9, 2], size=(len(rows), 3))
-        for image, row, (top, left, flip) in zip(images, rows, draws, strict=True):
-            crop = self._x[row, top : top + 32, left : left + 32]
-            image[:] = crop[:, ::-1] if flip else crop
-        images -= self._mean
-        logits = self._teacher.predict_on_batch(images)
-        return images, np.stack([self._labels[rows], logits], axis=1)
-
-    def on_epoch_end(self):
-        self._order = self._random.permutation(len(self._x))
-
-
-def distillation(temperature=4.0, weight=0.9):
-    """The loss of Hinton, Vinyals & Dean (2015), of `[labels, logits of the teacher]`."""
-    entropy = keras.losses.CategoricalCrossentropy(from_logits=True, reduction=None)
-
-    def loss(wanted, logits):
-        soft = keras.ops.softmax(wanted[:, 1] / temperature)
-        return (1 - weight) * entropy(wanted[:, 0], logits) + (
-            weight * temperature**2 * entropy(soft, logits / temperature)
-        )
-
-    return loss
 
 
 def train():
     """Half of the operations go; prints how good the rest is, at once and after each epoch."""
-    x, y, xt, yt = cifar10()
+    x, y, xt, yt = cifar10.arrays()
     mean = x.mean(axis=0)
     model = load_model(_MODEL.value)
-    some = x[calibration_rows(x, 0)] - mean
+    some = x[cifar10.calibration_rows(x, 0)] - mean
     smaller = remove_units(model, choose_units(model, some, target={"flops": 0.5}), some)
     left = count_flops(smaller).total / count_flops(model).total
-    for network in (model, smaller):
-        network.layers[-1].activation = keras.activations.linear  # logits, for the loss
-    batches = Distilled(x, y, simplify_model(model))
     print(f"\nResNet, CIFAR-10, {left:.1%} of the operations left")
-    print("\n| % right of test images | the first 2,000 | all |\n|---|---|---|")
-
-    def tell(what, network):
-        first, whole = (accuracy(network, xt[:n] - mean, yt[:n]) for n in (2000, len(yt)))
-        print(f"| {what} | {first:.2f} | {whole:.2f} |", flush=True)
-
-    tell("the network itself", model)
-    tell("right after the removal", smaller)
-    steps = _EPOCHS.value * len(batches)
-    rate = keras.optimizers.schedules.CosineDecay(
-        2e-5, steps - 100, warmup_target=3e-4, warmup_steps=100
-    )
-    # Decay of weights is that of the network's own regularizers.
-    smaller.compile(keras.optimizers.Adam(rate), distillation())
-    ends = keras.callbacks.LambdaCallback(
-        on_epoch_end=lambda epoch, _: tell(f"after epoch {epoch + 1}", smaller)
-    )
-    smaller.fit(batches, epochs=_EPOCHS.value, callbacks=[ends], verbose=0)
+    cifar10.retrain(model, smaller, (x, y), (xt, yt), _EPOCHS.value)
 
 
 def latency():
     """Prints how long networks take, as ratios to the whole one in the same round."""
     import tensorflow as tf
 
-    x, *_ = cifar10()
-    some = x[calibration_rows(x, 0)] - x.mean(axis=0)
+    x, *_ = cifar10.arrays()
+    some = x[cifar10.calibration_rows(x, 0)] - x.mean(axis=0)
     model = load_model(_MODEL.value)
     # Nothing is refitted: how long a network takes does not depend on that.
     paths = inner_layers(model)
@@ -335,8 +252,8 @@ def latency():
 
 def passes():
     """Prints how many passes over the calibration data a run without training takes."""
-    x, *_ = cifar10()
-    some = x[calibration_rows(x, 0)] - x.mean(axis=0)
+    x, *_ = cifar10.arrays()
+    some = x[cifar10.calibration_rows(x, 0)] - x.mean(axis=0)
     model, plans = load_model(_MODEL.value), []
     calls = len(walking.flat_graph(model).calls)
     print(f"\nResNet, CIFAR-10, {len(some)} samples, half of the operations go\n")
