@@ -176,6 +176,24 @@ def strategy_scope(model):
     return contextlib.nullcontext() if strategy(model) is None else strategy(model).scope()
 
 
+def mirrored():
+    """The scope in which a model is made for all accelerators of this machine, or all CPUs.
+
+    On JAX every model made from then on is for them.
+
+    Raises ValueError on PyTorch, on which Keras has none.
+    """
+    if name() == "tensorflow":
+        import tensorflow as tf
+
+        devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+        return tf.distribute.MirroredStrategy([device.name for device in devices]).scope()
+    if name() == "jax":
+        keras.distribution.set_distribution(keras.distribution.DataParallel())
+        return contextlib.nullcontext()
+    raise ValueError(f"{name()} runs on one device only: Keras has no strategy for it.")
+
+
 def of_all_replicas(tensor):
     """The tensors `[batch, ...]` of all replicas, one after the other."""
     if name() != "tensorflow":

@@ -11,6 +11,7 @@ import keras
 import rich.console
 from absl import app, flags, logging
 
+from keras_layer_entropy import backend
 from keras_layer_entropy.datasets import SOURCES, DatasetSpec
 from keras_layer_entropy.files import claimed, local_path
 from keras_layer_entropy.measures.entropy import FLAT_TOLERANCE
@@ -55,6 +56,12 @@ flags.DEFINE_integer(
 flags.DEFINE_integer("batch_size", 256, "Samples per batch.", lower_bound=1)
 flags.DEFINE_integer("seed", 0, "Seed of everything random.")
 flags.DEFINE_float("tolerance", FLAT_TOLERANCE, "A layer over which entropy falls by less is flat.")
+flags.DEFINE_enum(
+    "strategy",
+    None,
+    ["mirrored"],
+    "mirrored: on all GPUs of this machine at once, each with a part of every batch.",
+)
 flags.DEFINE_string("output", None, "Where to write.")
 flags.DEFINE_string("report", None, "Also write a report, one HTML page, to this file.")
 flags.DEFINE_boolean("overwrite", False, "Replace what exists there.")
@@ -137,7 +144,8 @@ def opened(path):
     """The model at `path`, made of Keras's objects and those of `--custom_objects`."""
     keras.saving.get_custom_objects().update(objects_of(FLAGS.custom_objects))
     weights = path_of("weights") if path == model_path() else None
-    return load_model(path, allow_unsafe=FLAGS.allow_unsafe, weights=weights)
+    with contextlib.nullcontext() if FLAGS.strategy is None else backend.mirrored():
+        return load_model(path, allow_unsafe=FLAGS.allow_unsafe, weights=weights)
 
 
 def dataset_spec(model):

@@ -378,7 +378,7 @@ class Undecided(keras.metrics.Metric):
     @property
     def decided(self) -> Any:
         """The state that counts."""
-        return self._given if float(self._misfits) else self._logs
+        return self._given if ops.convert_to_numpy(self._misfits) else self._logs
 
 
 class _Normalized(Measure):

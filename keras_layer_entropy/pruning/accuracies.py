@@ -170,7 +170,8 @@ def compiled_outputs(model, batch):
     """The `_Output`s of a compiled model, in the order in which Keras keeps their metrics."""
     if batch[1] is None:
         raise ValueError("The data hold no targets: expected (x, y).")
-    model._symbolic_build(data_batch=batch)
+    with strategy_scope(model):
+        model._symbolic_build(data_batch=batch)
     structure = getattr(model, "_outputs_struct", None)
     paths = [(0,)] if structure is None else [p for p, _ in tree.flatten_with_path(structure)]
     names = [tensor._keras_history.operation.name for tensor in model.outputs]

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 from keras import ops, tree
 
-from keras_layer_entropy.backend import Data, Tensor, strategy_scope
+from keras_layer_entropy.backend import Data, Tensor, of_all_replicas, strategy_scope
 from keras_layer_entropy.pruning.accuracies import NAME, compiled_outputs
 from keras_layer_entropy.pruning.evaluation import compiled_with
 from keras_layer_entropy.pruning.rewrite import without
@@ -60,12 +60,15 @@ class Spread(keras.metrics.Metric):
 
     def __init__(self, units: int, name: str = "spread") -> None:
         super().__init__(name=name)
-        self.count = self.add_weight((), "zeros", name="count")
-        self.mean = self.add_weight((units,), "zeros", name="mean")
-        self.total = self.add_weight((), "zeros", name="total")
+        # Every replica holds the same, which must not be added up.
+        alone = {"aggregation": "only_first_replica"}
+        self.count = self.add_variable((), "zeros", name="count", **alone)
+        self.mean = self.add_variable((units,), "zeros", name="mean", **alone)
+        self.total = self.add_variable((), "zeros", name="total", **alone)
 
     def update_state(self, rows: Tensor) -> None:
-        """Adds rows, `[number, units]`."""
+        """Adds rows, `[number, units]`, of all replicas."""
+        rows = of_all_replicas(rows)
         more, own = ops.cast(ops.shape(rows)[0], "float32"), ops.mean(rows, axis=0)
         both, apart = self.count + more, own - self.mean
         between = ops.sum(ops.square(apart)) * self.count * more / both
@@ -118,7 +121,7 @@ def standard_error(
 
         comparison = Comparison(model, other, [spread], look)
     comparison.run(Source(data, batch_size, steps))
-    count, total = float(spread.count), float(spread.total)
+    count, total = (float(ops.convert_to_numpy(x)) for x in (spread.count, spread.total))
     return math.sqrt(total / (count - 1) / count) if count > 1 else math.nan
 
 

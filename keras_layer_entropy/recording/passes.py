@@ -189,6 +189,11 @@ class StreamingPass(keras.Model):
     def get_metrics_result(self):
         return {"loss": self._loss_tracker.result()}
 
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        # All is built. Keras would add up the replicas' parts of the first batch here, and fail
+        # where these are not of one size.
+        pass
+
     def _open_name_scope(self):
         # Variables that the model makes in here are to be named as in a call of its own.
         return contextlib.nullcontext()
