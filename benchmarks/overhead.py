@@ -23,7 +23,9 @@ from keras_layer_entropy import EntropyAnalyzer, EntropyMonitor
 
 _PAIRS = flags.DEFINE_integer("pairs", 15, "Pairs per comparison.", lower_bound=7)
 _ONLY = flags.DEFINE_list(
-    "only", None, "Some of analyze, hand, classes, fit, memory (default: all)."
+    "only",
+    None,
+    "Some of analyze, hand, settings, first, classes, fit, memory (default: all).",
 )
 _STREAM = flags.DEFINE_integer("stream", None, "(Used by itself, for the memory of one process.)")
 BATCH = 256
@@ -234,6 +236,60 @@ def hand(pairs):
         compare(f"analysis / loop by hand, {name}", measure, hand_loop(model, x, y), pairs)
 
 
+def settings(pairs):
+    """`analyze_model`, warm, over `evaluate`, compiled and fed in other ways."""
+    header("MLP 8 x 512", *(f"{kind} time: median (min to max)" for kind in ("CPU", "wall")))
+    for name in ("steps_per_execution=8", "mixed_bfloat16", "tf.data, prefetched"):
+        if name == "mixed_bfloat16":
+            keras.config.set_dtype_policy(name)
+        model, x, y = prepared(mlp)
+        keras.config.set_dtype_policy("float32")
+        if name == "steps_per_execution=8":
+            model.compile(
+                "adam", "sparse_categorical_crossentropy", metrics=["accuracy"],
+                steps_per_execution=8,
+            )  # fmt: skip
+        data = (x, y)
+        if name == "tf.data, prefetched":
+            import tensorflow as tf
+
+            data = tf.data.Dataset.from_tensor_slices(data).batch(BATCH).prefetch(4)
+        analyzer = EntropyAnalyzer(model)
+
+        def evaluate(model=model, data=data):
+            x, y = (data, None) if hasattr(data, "element_spec") else data
+            model.evaluate(x, y, batch_size=None if y is None else BATCH, verbose=0)
+
+        def measure(analyzer=analyzer, data=data):
+            analyzer.analyze(data, batch_size=BATCH, verbose=0)
+
+        compare(name, measure, evaluate, pairs)
+
+
+def first(pairs):
+    """The first analysis of a model over the first `evaluate`, both made anew each time."""
+    header("batches", *(f"{kind} time: median (min to max)" for kind in ("CPU", "wall")))
+    for name, make in MODELS.items():
+        for batches in (8, 78, 195):
+            ratios = []
+            for _ in range(pairs):
+                pair = []
+                for kind in ("analysis", "evaluate"):
+                    model, x, y = prepared(make)
+                    x, y = (np.resize(z, (batches * BATCH, *z.shape[1:])) for z in (x, y))
+                    if kind == "evaluate":
+                        run = functools.partial(model.evaluate, x, y, BATCH, verbose=0)
+                    else:
+                        analyzer = EntropyAnalyzer(model)
+                        run = functools.partial(
+                            analyzer.analyze, (x, y), batch_size=BATCH, verbose=0
+                        )
+                    pair.append(seconds(run))
+                ratios.append(np.divide(*pair))
+            columns = [spread(column) for column in np.transpose(ratios)]
+            print(f"| {name}, {batches} | {' | '.join(columns)} |", flush=True)
+
+
 def classes(pairs):
     """`analyze_model`, warm, over `evaluate`, for 6 x 512 and an output for each of many classes.
 
@@ -372,7 +428,14 @@ def main(argv):
     if _STREAM.value is not None:
         stream(_STREAM.value)
         return
-    parts = {"analyze": analyze, "hand": hand, "classes": classes, "fit": fit}
+    parts = {
+        "analyze": analyze,
+        "hand": hand,
+        "settings": settings,
+        "first": first,
+        "classes": classes,
+        "fit": fit,
+    }
     for name, part in parts.items():
         if _ONLY.value is None or name in _ONLY.value:
             part(_PAIRS.value)

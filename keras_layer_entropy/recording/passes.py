@@ -23,7 +23,7 @@ from keras_layer_entropy.backend import (
     without_gradients,
 )
 
-_FEW_BATCHES = 32  # pass in less time than XLA needs to compile
+_FEW_BATCHES = 400  # pass in less time than XLA takes longer to compile (docs/performance.md)
 
 
 class Source:
@@ -43,8 +43,8 @@ class Source:
         keywords: arguments for `evaluate`, but for `steps`.
         steps: as given.
         repeatable: whether the data can be read again.
-        worth_compiling: whether XLA may pay: there are not known to be few batches, and all surely
-            have the same shape, but for their size. (XLA takes seconds, for every shape anew.)
+        batches: how many there are, infinite where nobody knows.
+        one_shape: whether all batches surely have the same shape, but for their size.
 
     Raises:
         ValueError: no data that `evaluate` takes, empty ones (from `first`, where that is not known
@@ -69,8 +69,7 @@ class Source:
             self._take_loader(data)
         if steps is None:
             _check_end(data, self._num_batches, must_end)
-        batches = min(self._num_batches or math.inf, steps or math.inf)
-        self.worth_compiling = self._one_shape and batches >= _FEW_BATCHES
+        self.batches = min(self._num_batches or math.inf, steps or math.inf)
 
     def first(self):
         """The first batch, `(x, y, sample_weight)`, as a pass gets it."""
@@ -82,7 +81,7 @@ class Source:
         first, rest = itertools.tee(itertools.islice(data, 1))
         # Keras takes generators of tuples, no other iterators.
         self.keywords = {"x": _as_tuples(itertools.chain(rest, data))}
-        self._num_batches, self._one_shape = None, False
+        self._num_batches, self.one_shape = None, False
         self._first_batches = lambda: _one_by_one(first)
 
     def _take_arrays(self, data, batch_size):
@@ -94,7 +93,7 @@ class Source:
         self.keywords = dict(zip(("x", "y", "sample_weight"), parts, strict=True))
         self.keywords["batch_size"] = batch_size
         self._num_batches = adapter.num_batches
-        self._one_shape = all(hasattr(leaf, "__array__") for leaf in leaves)  # dense ones
+        self.one_shape = all(hasattr(leaf, "__array__") for leaf in leaves)  # dense ones
         if all(isinstance(leaf, np.ndarray) for leaf in leaves):
             # Keras copies everything to make a data set of it.
             parts = tree.map_structure(
@@ -113,7 +112,7 @@ class Source:
             ) from error
         self.keywords = {"x": data}
         self._num_batches = adapter.num_batches
-        self._one_shape = _has_one_shape(data)
+        self.one_shape = _has_one_shape(data)
         if isinstance(data, keras.utils.PyDataset):  # without its workers
             items = range(1 if data.num_batches is None else min(data.num_batches, 1))
             self._first_batches = lambda: _one_by_one(data[i] for i in items)
@@ -136,6 +135,7 @@ class StreamingPass(keras.Model):
         self._model = model
         self._statistics = statistics
         self._jit = None  # not compiled yet
+        self._batches = 0  # of all passes
         self._jit_failed = False
         self.built = True
 
@@ -145,7 +145,10 @@ class StreamingPass(keras.Model):
 
     def run(self, source, verbose=0):
         """Streams a `Source` through; returns the logs of `evaluate`."""
-        jit = source.worth_compiling and not self._jit_failed and gains_from_jit(self._model)
+        # For every shape XLA takes a second: it pays once many batches were to be looked at.
+        self._batches += source.batches if source.one_shape else 0
+        many = source.one_shape and self._batches >= _FEW_BATCHES
+        jit = many and not self._jit_failed and gains_from_jit(self._model)
         if self._jit is None or (jit and not self._jit):
             self._compile(jit)
         try:

@@ -1,6 +1,8 @@
 """What is known of data before a pass, and their first batch."""
 
 import inspect
+import itertools
+import math
 
 import keras
 import numpy as np
@@ -11,10 +13,12 @@ from keras import ops
 
 from keras_layer_entropy import EntropyAnalyzer, analyze_model, analyze_units
 from keras_layer_entropy.datasets import Dataset
+from keras_layer_entropy.measures.registry import MEASURES
 from keras_layer_entropy.pruning import score
 from keras_layer_entropy.pruning.accuracies import accuracy_metrics
 from keras_layer_entropy.pruning.criteria import Situation
 from keras_layer_entropy.pruning.evaluation import evaluate
+from keras_layer_entropy.recording import passes
 from keras_layer_entropy.recording.passes import Source
 
 X = np.arange(60, dtype="float32").reshape(20, 3)
@@ -109,34 +113,38 @@ def test_data_that_end(kind):
     Source(FINITE[kind](pytest.importorskip("tensorflow")), must_end=True)
 
 
-BATCHES_OF_ONE = {  # X and Y in 20 batches or more
-    "few": (lambda tf: pairs(tf).batch(1), False),
-    "just enough": (lambda tf: pairs(tf).repeat(2).take(32).batch(1), True),
-    "one too few": (lambda tf: pairs(tf).repeat(2).take(31).batch(1), False),
-    "nobody knows how many": (lambda tf: pairs(tf).batch(1).filter(lambda x, y: y[0] >= 0), True),
-    "of a generator": (lambda tf: endless_generator(), False),
-    "arrays": (lambda tf: (np.repeat(X, 2, axis=0), np.repeat(Y, 2)), True),
-    "of several shapes": (lambda tf: pairs(tf).repeat(2).padded_batch(1, ([None], [])), False),
+BATCHES_OF_ONE = {  # X and Y: batches, whether all have one shape
+    "few": (lambda tf: pairs(tf).batch(1), 20, True),
+    "more": (lambda tf: pairs(tf).repeat(2).take(31).batch(1), 31, True),
+    "not known": (lambda tf: pairs(tf).batch(1).filter(lambda x, y: y[0] >= 0), math.inf, True),
+    "of a generator": (lambda tf: endless_generator(), math.inf, False),
+    "arrays": (lambda tf: (np.repeat(X, 2, axis=0), np.repeat(Y, 2)), 40, True),
+    "of several shapes": (lambda tf: pairs(tf).padded_batch(1, ([None], [])), 20, False),
 }
 
 
 @pytest.mark.tensorflow
 @pytest.mark.parametrize("kind", BATCHES_OF_ONE)
-def test_compiling_is_worth_it_for_many_batches_of_one_shape(kind):
-    make, worth = BATCHES_OF_ONE[kind]
-    source = Source(make(pytest.importorskip("tensorflow")), batch_size=1, steps=None)
-    assert source.worth_compiling == worth
-    few = Source(make(pytest.importorskip("tensorflow")), batch_size=1, steps=31)
-    assert not few.worth_compiling
+def test_how_many_batches_there_are_and_whether_they_have_one_shape(kind):
+    make, batches, one_shape = BATCHES_OF_ONE[kind]
+    source = Source(make(pytest.importorskip("tensorflow")), batch_size=1)
+    assert (source.batches, source.one_shape) == (batches, one_shape)
+    assert Source(make(pytest.importorskip("tensorflow")), batch_size=1, steps=7).batches == 7
 
 
 @pytest.mark.tensorflow
-@pytest.mark.parametrize(("samples", "compiled"), [(31, False), (32, True)])
-def test_few_batches_are_not_compiled(samples, compiled):
-    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(3, name="out")])
-    analyzer = EntropyAnalyzer(model)
-    analyzer.analyze((np.ones((samples, 3)), np.arange(samples) % 3), batch_size=1, verbose=0)
-    assert analyzer._pass.jit_compile == compiled
+def test_xla_is_for_many_batches(monkeypatch):
+    """Those of all passes count; what is measured is the same."""
+    monkeypatch.setattr(passes, "_FEW_BATCHES", 30)
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4), keras.layers.Dense(3)])
+    measures = [name for name in MEASURES if name != "feature_entropy"]  # of convolutions
+    analyzer, found = EntropyAnalyzer(model, measures=measures), []
+    for jit in (False, True, True):  # 20 batches, 40, 60
+        found.append(analyzer.analyze((X, Y), batch_size=1, verbose=0))
+        assert analyzer._pass.jit_compile == jit
+    for profile, name in itertools.product(found[1:], measures):
+        want = found[0][name].per_class
+        np.testing.assert_allclose(profile[name].per_class, want, atol=1e-5)  # float32
 
 
 class NotForXLA(keras.layers.Layer):
@@ -158,7 +166,8 @@ class NotForXLA(keras.layers.Layer):
 
 
 @pytest.mark.tensorflow
-def test_what_xla_does_not_know_runs_without_it(random):
+def test_what_xla_does_not_know_runs_without_it(random, monkeypatch):
+    monkeypatch.setattr(passes, "_FEW_BATCHES", 32)
     dense = keras.layers.Dense(3, name="out")
     model = keras.Sequential([keras.Input((3,)), NotForXLA(), dense])
     x, y = random.normal(size=(256, 3)).astype("float32"), np.arange(256) % 3
@@ -172,7 +181,8 @@ def test_what_xla_does_not_know_runs_without_it(random):
 
 @pytest.mark.tensorflow
 @pytest.mark.parametrize("batches", [4, 40])
-def test_other_errors_of_a_model_are_its_own(batches, random):
+def test_other_errors_of_a_model_are_its_own(batches, random, monkeypatch):
+    monkeypatch.setattr(passes, "_FEW_BATCHES", 32)
     model = keras.Sequential([keras.Input((3,)), NotForXLA(fails=True), keras.layers.Dense(3)])
     samples = 8 * batches + 3
     x = random.normal(size=(samples, 3)).astype("float32")
