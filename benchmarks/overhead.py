@@ -174,9 +174,10 @@ def pattern_entropy(mean):
     return -(p * np.log(p + 1e-30)).sum(axis=-1) / np.log(p.shape[-1])
 
 
-def compare(name, run, against, pairs):
-    """Runs both in turn and prints the ratios run / against."""
-    run()
+def compare(name, run, against, pairs, warm=1):
+    """Runs both in turn, after so many runs of the first, and prints the ratios run / against."""
+    for _ in range(warm):
+        run()
     against()
     ratios = [np.divide(*[seconds(each) for each in (run, against)]) for _ in range(pairs)]
     print(
@@ -219,7 +220,7 @@ def analyze(pairs):
         def measure(analyzer=analyzer, x=x, y=y):
             analyzer.analyze((x, y), batch_size=BATCH, verbose=0)
 
-        compare(f"analysis / evaluate, {name}", measure, evaluate, pairs)
+        compare(f"analysis / evaluate, {name}", measure, evaluate, pairs, warm=6)  # XLA is on then
         compare(f"usual answer / evaluate, {name}", usual_answer(model, x, y), evaluate, pairs)
 
 
@@ -233,7 +234,7 @@ def hand(pairs):
         def measure(analyzer=analyzer, x=x, y=y):
             analyzer.analyze((x, y), batch_size=BATCH, verbose=0)
 
-        compare(f"analysis / loop by hand, {name}", measure, hand_loop(model, x, y), pairs)
+        compare(f"analysis / loop by hand, {name}", measure, hand_loop(model, x, y), pairs, warm=6)
 
 
 def settings(pairs):
