@@ -151,19 +151,11 @@ def is_torch_module(value):
     return isinstance(value, torch.nn.Module) and not isinstance(value, keras.Layer)
 
 
-_PARAMETERS = "_torch_params"  # what Keras lists of a layer for PyTorch, when it is asked
-
-
 def attributes(layer):
     """What was set on a layer, by name; PyTorch keeps the layers among it apart."""
     modules = dict(vars(layer).get("_modules", {}))
-    modules.pop(_PARAMETERS, None)
+    modules.pop("_torch_params", None)  # a list of the variables, which Keras makes itself
     return vars(layer) | modules
-
-
-def forget_parameters(layer):
-    """Lets the variables of a layer be listed anew for PyTorch."""
-    vars(layer).get("_modules", {}).pop(_PARAMETERS, None)
 
 
 def strategy(model):

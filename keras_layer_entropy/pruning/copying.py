@@ -23,7 +23,7 @@ from keras.src.random.seed_generator import make_default_seed
 from keras.src.utils.tracking import Tracker
 
 from keras_layer_entropy import backend
-from keras_layer_entropy.backend import attributes, forget_parameters, is_torch_module
+from keras_layer_entropy.backend import attributes, is_torch_module
 from keras_layer_entropy.pruning.graph import first_tensor, nested_inputs
 from keras_layer_entropy.pruning.linear import ATTENTION
 from keras_layer_entropy.recording.passes import own_variables
@@ -176,8 +176,6 @@ class Copies:
         for name, value in vars(old).items():
             if name not in skipped:
                 vars(new)[name] = self(value)
-        if isinstance(old, keras.Layer):
-            forget_parameters(new)
         if isinstance(old, keras.Operation):
             vars(new).update(_inbound_nodes=[], _outbound_nodes=[], _losses=[], _loss_ids=set())
         if isinstance(old, keras.Model):

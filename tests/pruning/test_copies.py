@@ -585,3 +585,27 @@ def test_a_layer_of_another_width_keeps_all_but_its_kernel():
     assert [(v.path, v.trainable) for v in new.variables] == [
         (v.path, v.trainable) for v in out.variables
     ]
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="of modules of PyTorch")
+def test_modules_of_pytorch_are_copied_with_what_they_hold():
+    import torch
+
+    wrapped = layers.TorchModuleWrapper(torch.nn.Linear(8, 3), output_shape=(None, 3), name="w")
+    model = keras.Sequential(
+        [keras.Input((4,)), layers.Dense(8, "relu"), wrapped, layers.Dense(2, name="out")]
+    )
+    copy, _ = without(model, None)
+    twin = copy.get_layer("w")
+    assert twin.module is not wrapped.module
+    assert twin.module.weight is twin.weights[0].value  # what is trained is what is asked
+    listed = {id(part) for layer in copy.layers for part in layer.parameters()}
+    assert not listed & {id(part) for part in model.parameters()}
+    before = [as_bits(v) for v in model.weights]
+    x, y = like(4), like(2)
+    for each in (copy, model):
+        each.compile("sgd", "mse")
+        each.fit(x, y, batch_size=5, shuffle=False, verbose=0)
+        if each is copy:
+            assert [as_bits(v) for v in model.weights] == before
+    assert [as_bits(v) for v in model.weights] == [as_bits(v) for v in copy.weights]
