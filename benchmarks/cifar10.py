@@ -30,7 +30,7 @@ def calibration_rows(x, seed, count=500):
     return np.random.default_rng(seed).permutation(len(x))[:count]
 
 
-PEAK = 5e-4  # of the learning rate
+PEAK = 3e-4  # of the learning rate
 
 
 class Distilled(keras.utils.PyDataset):

@@ -749,3 +749,30 @@ def test_convolutions_out_of_reach_are_told_and_none_are_not(recwarn):
     recwarn.clear()
     assert prune._ranked_units(dense, (np.ones((6, 4)), np.arange(6) % 3)) == ()
     assert not recwarn.list
+
+
+def test_a_criterion_that_chooses_nothing_says_so_in_numbers(saved, tmp_path):
+    code, out, _ = call(
+        "prune", "--model", saved, *QUICK, "--criterion=entropy_gradient", "--tolerance=-9",
+        "--output", tmp_path / "small",
+    )  # fmt: skip
+    assert code == 0
+    assert re.search(r"entropy falls by -?\d\.\d{3} or more over each \(h\d+\), and by", out)
+    assert "A larger tolerance, or another criterion, would change that." in out
+
+
+def test_what_makes_no_model_smaller_is_not_offered(tmp_path):
+    """Without the narrow layer two wide ones meet."""
+    model = keras.Sequential([
+        keras.Input((64,)), keras.layers.Dense(4, "tanh", name="narrow"),
+        keras.layers.Dense(10, name="out"),
+    ])  # fmt: skip
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    path = save_model(model, tmp_path / "m.keras")
+    code, out, err = call(
+        "prune", "--model", path, "--dataset=digits", "--epochs=0", "--max_drop=1",
+        "--remove=layers",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "narrow: the model would be no smaller without it" in out
+    assert load_model(tmp_path / "m_pruned.keras").count_params() == model.count_params()

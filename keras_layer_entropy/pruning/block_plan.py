@@ -19,7 +19,7 @@ from keras_layer_entropy.pruning.cost import Cost, check_target, cost_of, is_met
 from keras_layer_entropy.pruning.effects import SAMPLES, Outputs
 from keras_layer_entropy.pruning.flops import count_flops
 from keras_layer_entropy.pruning.graph import Graph, flat_graph
-from keras_layer_entropy.pruning.parts import Part, Plan, Prediction
+from keras_layer_entropy.pruning.parts import LARGER, Part, Plan, Prediction, larger
 from keras_layer_entropy.pruning.repair import StandIn
 from keras_layer_entropy.pruning.stand_ins import (
     AUTO,
@@ -93,6 +93,10 @@ def choose_blocks(
     one = tree.map_structure(lambda part: part[:1], source.first()[0])
     before = after = cost_of(model, one)
     predicted = _predicted(model, found, inputs_of(model, source), stand_in, one)
+    for block in list(predicted):
+        if why := _not_worth_it(block, target or {}):
+            reasons[block.path] = why
+            del predicted[block]
     order = sorted(
         predicted, key=lambda x: predicted[x].loss ** 2 / _worth(x.saves, before, target or {})
     )
@@ -126,6 +130,17 @@ def choose_blocks(
         reasons=reasons,
         costs=(before, after),
     )
+
+
+def _not_worth_it(block: Block, target: Mapping[str, float]) -> str | None:
+    """Why a block is not offered for what it saves; None where it is."""
+    assert block.saves is not None
+    if "flops" in target and block.saves.flops is None:
+        return (
+            "nothing is known of its operations, so that a target of FLOPs says nothing of it: "
+            "name one of parameters, or of latency in a search"
+        )
+    return LARGER if larger(block.saves) else None
 
 
 def _around(block: Block, others: list[Block]) -> Block | None:

@@ -12,7 +12,7 @@ from keras_layer_entropy.pruning.criteria import Situation, rank
 from keras_layer_entropy.pruning.flops import Flops, count_flops
 from keras_layer_entropy.pruning.graph import flat_graph
 from keras_layer_entropy.pruning.layer_parts import LayerPart, removable_layers
-from keras_layer_entropy.pruning.parts import Plan
+from keras_layer_entropy.pruning.parts import LARGER, Plan, larger
 from keras_layer_entropy.pruning.rewrite import without
 from keras_layer_entropy.pruning.standing import Move, Moves, Standing
 from keras_layer_entropy.recording.layers import choose
@@ -71,7 +71,10 @@ def _parts(standing: Standing) -> tuple[dict[str, LayerPart], dict[str, str]]:
         if path not in reasons:
             try:
                 saves = _saved(standing.model, part, standing.sample, flops)
-                parts[path] = dataclasses.replace(part, saves=saves)
+                if larger(saves):
+                    reasons[path] = LARGER
+                else:
+                    parts[path] = dataclasses.replace(part, saves=saves)
             except Exception as error:  # noqa: BLE001 - layers and backends may raise anything
                 reasons[path] = f"{error}".partition("\n")[0]
     return parts, reasons

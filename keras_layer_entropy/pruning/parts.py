@@ -128,3 +128,17 @@ def _read(value: Any) -> Any:
         uncounted = tuple(value.get("uncounted", ()))  # earlier plans have none
         return Cost(**{**value, "latency": latency, "uncounted": uncounted})
     return tuple(value) if isinstance(value, list) else value
+
+
+LARGER = "the model would be no smaller without it: what takes its place, or what is behind, grows"
+
+
+def larger(saves: Cost) -> bool:
+    """Whether a model would have no fewer parameters and operations without a part.
+
+    Example:
+
+    >>> larger(Cost(1, -20, 0)), larger(Cost(1, -20, 30)), larger(Cost(1, 20, None))
+    (True, False, False)
+    """
+    return saves.parameters <= 0 and (saves.flops is None or saves.flops <= 0)

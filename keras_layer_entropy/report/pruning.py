@@ -1,6 +1,7 @@
 """What came of a search, as reports and figures show it."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -181,16 +182,40 @@ class Pruning:
         """That nothing went, why, and what would change that."""
         kinds, steps, quality = self.kinds, self.result.steps, self.result.quality
         if not steps:
-            return f"No {kinds} were taken out: there are none that may go."
+            return f"No {kinds} were taken out: {self._nothing_tried()}."
         best = (max if quality.higher else min)(steps, key=lambda step: step.quality_retrained)
         side = "least" if quality.higher else "most"
         trained = "more epochs of training" if self.result.options.epochs else "some training"
+        known, samples = "", ""
+        if best.standard_error:
+            known = f" ± {quality.text(best.standard_error)}, which counts against it,"
+            samples = "more validation samples, "
         return (
             f"No {kinds} were taken out: {self.words} has to be at {side} "
             f"{quality.text(self.limit)}, and came no nearer than "
-            f"{quality.text(best.quality_retrained)} without {best.part}. A larger max_drop, or "
-            f"{trained} after each removal, would change that."
+            f"{quality.text(best.quality_retrained)}{known} without {best.part}. A larger "
+            f"max_drop, {samples}or {trained} after each removal, would change that."
         )
+
+    def _nothing_tried(self) -> str:
+        """Why not even one part was tried."""
+        options, before = self.result.options, self.result.before
+        falls = [
+            (float(fall), path)
+            for fall, path, last in zip(
+                before.gradient, before.layers, before.is_output, strict=True
+            )
+            if path in self.result.reasons and math.isfinite(fall) and not last
+        ]
+        if options.criterion == "entropy_gradient" and falls:
+            fall, path = min(falls)
+            return (
+                f"entropy falls by {fall:.3f} or more over each ({path}), and by less than "
+                f"{options.tolerance:g} it is flat. A larger tolerance, or another criterion, "
+                "would change that"
+            )
+        whys = [f"{path}: {why}" for path, why in self.result.reasons.items()]
+        return "; ".join(["there are none that may go", *whys[:3]])
 
     def _change(self, key: str) -> str:
         return f"{_COSTS[key]} {(self._share(key) or 0.0) - 1:+.0%}"
@@ -227,4 +252,7 @@ class Pruning:
         if self.result.target_met:
             return [f"The target, at most {wanted}, is met."]
         left = " and ".join(f"{self._left_of(key):.1%} of the {names[key]}" for key in target)
-        return [f"The target, at most {wanted}, is not met: {left} are left."]
+        held = ""
+        if math.isfinite(self.limit) and not all(step.accepted for step in self.result.steps):
+            held = f" All else that was tried costs more {self.words} than is allowed."
+        return [f"The target, at most {wanted}, is not met: {left} are left.{held}"]

@@ -194,7 +194,7 @@ def test_what_came_of_a_search_for_units():
     )
     assert of_units((batch(),), WIDTHS).summary() == words
     target = {"flops": 0.3, "parameters": 0.3}
-    wanted = "The target, at most 30.0% of the FLOPs and 30.0% of the parameters, is"
+    wanted = "The target, at most 30% of the FLOPs and 30% of the parameters, is"
     assert of_units((batch(),), WIDTHS, target, True).summary() == f"{words} {wanted} met."
     steps = (batch(), batch(accepted=False))
     assert of_units(steps, WIDTHS, target, False).summary() == (
@@ -209,6 +209,13 @@ def test_what_came_of_a_search_for_units():
     )
     words = "No units were taken out: there are none that may go."
     assert of_units((), whole).summary() == words
+    known = (batch(accepted=False, quality_retrained=0.895, standard_error=0.01),)
+    assert of_units(known, whole).summary() == (
+        "No units were taken out: accuracy has to be at least 0.8900, and came no nearer than "
+        "0.8950 ± 0.0100, which counts against it, without 3 units of 2 layers. A larger "
+        "max_drop, more validation samples, or more epochs of training after each removal, would "
+        "change that."
+    )
 
 
 def test_the_points_of_a_search_for_units_lie_at_what_is_left():
