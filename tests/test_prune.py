@@ -390,7 +390,7 @@ def test_units_go_until_a_target(thinned, convolutions):
     assert {path: sorted(indices) for path, indices in found.items()} == gone
     count = sum(map(len, gone.values()))
     assert f"{count} of {8 + 8 + 16 + 10} units went, of {len(gone)} layers; FLOPs -" in out
-    assert "The target, at most 60.0% of the FLOPs, is met." in out
+    assert "The target, at most 60% of the FLOPs, is met." in out
     assert "step 1: removed " in out
     assert "retrained" not in out  # there was no training
     assert (output / "pruning.png").read_bytes().startswith(b"\x89PNG")

@@ -175,7 +175,8 @@ class _Opener:
         uncompiled = config | {"compile_config": None}
         self._inspect(uncompiled)
         training = config.get("compile_config")
-        with keras.saving.custom_object_scope(inspection.optimizers_of_pytorch(training)):
+        known = {**inspection.optimizers_of_pytorch(training), **self.custom_objects}
+        with keras.saving.custom_object_scope(known):  # in the place of the scope around it
             compilable = self._compilable(training)
             self._check_size(uncompiled, weights.id.get_filesize())
             _warn_of_version(metadata.get("keras_version"))
