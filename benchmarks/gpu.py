@@ -11,6 +11,7 @@ of these: the entropies of class means, a log determinant, births of loops, and 
 leaves unexplained, of which NumPy's own is the same to rounding.
 """
 
+import functools
 import itertools
 import time
 import warnings
@@ -188,8 +189,10 @@ def convolution_refit(channels, pixels):
 
 
 def thinned(pixels, samples):
-    """`(seconds, None, None)` of half of a ResNet-50's operations chosen and taken out."""
-    model = keras.applications.ResNet50(weights=None, input_shape=(pixels, pixels, 3), classes=10)
+    """`(seconds, None, None)` of half of a network's operations chosen and taken out."""
+    small = functools.partial(keras.applications.MobileNetV2, alpha=0.35)
+    make = size(keras.applications.ResNet50, small)
+    model = make(weights=None, input_shape=(pixels, pixels, 3), classes=10)
     x = np.random.default_rng(0).normal(size=(samples, pixels, pixels, 3)).astype("float32")
     plan = []
     taken = seconds(lambda: plan.append(choose_units(model, x, target={"flops": 0.5})))
@@ -213,7 +216,9 @@ def main(argv):
         "LogDet": lambda: determinant(size(4096, 128)),
         "refit of a Dense layer": lambda: dense_refit(size(4096, 64)),
         "refit of a convolution": lambda: convolution_refit(size(512, 16), size(14, 6)),
-        "half of ResNet-50": lambda: thinned(size(224, 32), size(256, 20)),
+        size("half of ResNet-50", "half of MobileNetV2"): lambda: thinned(
+            size(224, 32), size(256, 20)
+        ),
     }
     for what, run in rows.items():
         taken, ratio, difference = run()
