@@ -138,7 +138,7 @@ def larger(saves: Cost) -> bool:
 
     Example:
 
-    >>> larger(Cost(1, -20, 0)), larger(Cost(1, -20, 30)), larger(Cost(1, 20, None))
-    (True, False, False)
+    >>> [larger(Cost(1, *saves, {})) for saves in ((-20, 0), (-20, 30), (20, None))]
+    [True, False, False]
     """
     return saves.parameters <= 0 and (saves.flops is None or saves.flops <= 0)

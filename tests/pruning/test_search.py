@@ -549,7 +549,7 @@ def test_each_seed_generator_draws_numbers_of_its_own():
 
 def test_what_can_go_only_after_another_is_tried():
     inputs = keras.Input((64,))
-    x = keras.layers.Dense(4, "relu", name="a")(inputs)
+    x = keras.layers.Dense(48, "relu", name="a")(inputs)
     x = keras.layers.Add(name="sum")([inputs, keras.layers.Dense(64, name="b")(x)])
     model = keras.Model(inputs, keras.layers.Dense(10, "softmax", name="out")(x))
     model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])

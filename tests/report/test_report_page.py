@@ -369,5 +369,5 @@ def test_pruning_by_a_loss_speaks_of_the_loss(show):
 def test_pruning_that_took_nothing_out(show):
     find = show(make(), pruning=search(()))
     assert find("#pruning-verdict")[0].text == (
-        "No layers were taken out: there are none that may go."
+        "No layers were taken out: there are none that may go; out: it is output."
     )
