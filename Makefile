@@ -21,7 +21,7 @@ test: $(VENV)/.installed-test
 
 # An installed PyTorch, or else its CPU build, where there is one for this machine.
 torch: $(VENV)/.installed-test
-	$(VENV)/bin/python -c "import torch" || { \
+	$(VENV)/bin/python -c "import torch" 2> /dev/null || { \
 		echo "Installing the CPU build of PyTorch: 190 MB to load, 750 MB on disk."; \
 		$(VENV)/bin/python -m pip install --quiet "torch==2.13.0+cpu"; }
 

@@ -257,7 +257,12 @@ class _Profile(beam.DoFn):
         yield self._work.profile(parts, self._piece)
 
 
-def analyze(model: str | os.PathLike[str], data: Any, options: Any, **request: Any) -> Any:
+def analyze(
+    model: str | os.PathLike[str],
+    data: DatasetSpec | str,
+    options: Sequence[str],
+    **request: Any,
+) -> EntropyProfile:
     """Runs `Analyze` as a pipeline of its own, and waits for the profile.
 
     Args:
@@ -266,7 +271,7 @@ def analyze(model: str | os.PathLike[str], data: Any, options: Any, **request: A
         **request: as for `Analyze`.
 
     Returns:
-        `EntropyProfile`; it comes back through a file in Beam's `temp_location`, or in a temporary
+        The profile; it comes back through a file in Beam's `temp_location`, or in a temporary
         folder of this machine.
     """
     parsed = beam.options.pipeline_options.PipelineOptions(list(options))

@@ -134,7 +134,7 @@ LARGER = "the model would be no smaller without it: what takes its place, or wha
 
 
 def larger(saves: Cost) -> bool:
-    """Whether a model would have no fewer parameters and operations without a part.
+    """Whether a model would have no fewer parameters without a part, nor operations, if known.
 
     Example:
 
