@@ -112,8 +112,7 @@ class Measurement:
             self._labels = dataclasses.replace(self._labels, by_id=True)
         self._check_labels_are_there()
         self._infos = [
-            LayerInfo(a.path, a.units, {k: tuple(x.shape) for k, x in a.features().items()})
-            for a in activations
+            LayerInfo(a.path, a.units, _shapes(a.features()), a.function) for a in activations
         ]
         self._is_output = [activation.is_output for activation in activations]
         rows = [request.rows_of(x, activations, self._infos) for x in request.measures]
@@ -168,8 +167,7 @@ class Measurement:
                     tensors, weights = features[row], of_layers[row]
                     if by_id is not None:
                         weights = by_id if getattr(state, "takes_ids", False) else dense()
-                    values, mask = tensors[x.measure.reads], tensors.get("mask")
-                    state.update_state(values, weights, mask)
+                    state.update_state(x.measure.seen(tensors), weights, tensors.get("mask"))
         if self._kept:
             self._kept.update(features, inputs, found.weights)
 
@@ -484,6 +482,11 @@ def _no_fixed_size(names, shapes):
         f"{names} compares samples with one another, which have to be of one size; there are "
         f"tensors of shape {shapes}: pad the samples to one length, or leave that measure out."
     )
+
+
+def _shapes(tensors):
+    """Name -> shape."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def _all_samples(tensors):

@@ -4,10 +4,12 @@ import dataclasses
 import functools
 import numbers
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import keras
+import numpy as np
+from keras.src.utils import io_utils
 
 from keras_layer_entropy import backend
 from keras_layer_entropy.analysis.analyzer import EntropyAnalyzer
@@ -16,10 +18,14 @@ from keras_layer_entropy.analysis.profile import EntropyProfile
 from keras_layer_entropy.analysis.summaries import Summaries
 from keras_layer_entropy.backend import Data
 from keras_layer_entropy.files import AnyPath
+from keras_layer_entropy.measures.health import ActivationHealth, FirstNotFinite
+from keras_layer_entropy.measures.measure import Measure
 from keras_layer_entropy.measures.registry import MeasureChoice, get_measures
+from keras_layer_entropy.measures.thresholds import ADVICE, Alert, Health, find_alerts, not_finite
 from keras_layer_entropy.recording.fit_steps import RecordingFunction, fit_validates
 from keras_layer_entropy.recording.labels import ClassChoice
 from keras_layer_entropy.recording.layers import LayerChoice
+from keras_layer_entropy.recording.outputs import Output, OutputsRecorder
 from keras_layer_entropy.recording.passes import Source, unmoved
 from keras_layer_entropy.recording.recorder import Recorder
 
@@ -49,9 +55,15 @@ class EntropyMonitor(keras.callbacks.Callback):
         every: measure each `every`-th epoch only, counted like `validation_freq`.
         log_dir: folder for TensorBoard: scalars per layer and per class, the curve and the heat
             map; None for none. Needs the `tensorboard` package.
+        alerts: whether the health of the layers is measured, too (`activation_health`), and a line
+            is printed for each thing that is unhealthy, again only where it gets worse; or the
+            `measures.Health` with thresholds of one's own.
+        stop_on: kinds of alerts that end the training, after the epoch: `"nan"`, `"collapse"`, ...;
+            with `"nan"` it also ends at once where the loss of the training is not finite.
 
     Attributes:
         profiles: one `EntropyProfile` per measured epoch of the last `fit`.
+        alerts: list of `measures.Alert` that were given in the last `fit`.
 
     Raises:
         RuntimeError: without `data` on JAX.
@@ -81,6 +93,8 @@ class EntropyMonitor(keras.callbacks.Callback):
         measures: MeasureChoice = ("activation_entropy",),
         every: int | numbers.Integral = 1,
         log_dir: AnyPath | None = None,
+        alerts: bool | Health = False,
+        stop_on: str | Collection[str] = (),
     ) -> None:
         super().__init__()
         if not isinstance(every, numbers.Integral) or every < 1:
@@ -103,19 +117,28 @@ class EntropyMonitor(keras.callbacks.Callback):
             raise ValueError(f"steps={steps!r} without data: fit has steps of its own.")
         self._data = data
         self._steps = steps
-        self._chosen = {
-            "layers": layers, "num_classes": num_classes, "measures": get_measures(measures),
-        }  # fmt: skip
+        self._stop_on = _kinds(stop_on)
+        self._health = _thresholds(alerts, self._stop_on)
+        chosen = get_measures(measures)
+        if self._health is not None and not _health_of(chosen):
+            chosen.append(ActivationHealth())
+        self._chosen = {"layers": layers, "num_classes": num_classes, "measures": chosen}
+        if "nan" in self._stop_on:
+            # Of its own, because Keras waits for each batch where a callback looks at its logs.
+            self.on_train_batch_end = self._stop_where_the_loss_is_not_finite
         self._every = every
         self._log_dir = log_dir
         self._source: Any = None  # an `_OwnData` or `_InsideFit` while `fit` runs
         self._summaries: Summaries | None = None
         self._aside = False
+        self._epoch = 0
         self.profiles: list[EntropyProfile] = []
+        self.alerts: list[Alert] = []
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._close()  # an earlier fit ended with an exception
         self.profiles = []
+        self.alerts = []
         self._aside = False
         if self._data is None:
             if self.model.jit_compile and not backend.steps_are_traced():
@@ -125,7 +148,10 @@ class EntropyMonitor(keras.callbacks.Callback):
             if validates is None:
                 self._step_aside("no fit of Keras is running, in whose passes it records.")
                 return
-            source: Callable[..., Any] = functools.partial(_InsideFit, validates, self._step_aside)
+            watches = validates and self._health is not None
+            source: Callable[..., Any] = functools.partial(
+                _InsideFit, validates, watches, self._step_aside
+            )
         else:
             source = functools.partial(_OwnData, self._data, self._steps)
         self._source = source(self.model, self._chosen)
@@ -133,6 +159,7 @@ class EntropyMonitor(keras.callbacks.Callback):
             self._summaries = Summaries(self._log_dir)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self._epoch = epoch
         if self._source is None and not self._aside:
             self._step_aside("on_train_begin was not called.")
         if self._source is not None:
@@ -151,6 +178,7 @@ class EntropyMonitor(keras.callbacks.Callback):
         if self._source is None:
             return
         try:
+            self._say_what_is_not_finite()
             profile = self._source.end_epoch(epoch, logs)
             if profile is not None:
                 self._publish(profile, logs)
@@ -166,6 +194,38 @@ class EntropyMonitor(keras.callbacks.Callback):
                     logs[f"{self._source.prefix}{layer}_{key}"] = float(value)
         if self._summaries is not None:
             self._summaries.write(profile)
+
+        if self._health is not None:
+            for alert in find_alerts(profile, self._health, _health_of(profile.measures.values())):
+                self._alert(alert)
+
+    def _say_what_is_not_finite(self) -> None:
+        """Of the steps of the training, where these are watched."""
+        if (found := self._source.not_finite()) is not None:
+            self._alert(not_finite(found[0], self._epoch, found[1]))
+
+    def _alert(self, alert: Alert) -> None:
+        """Says it, unless it was said before, and ends the training where that is asked for."""
+        assert self._health is not None
+        # Where NaN began it is told once: then it is everywhere.
+        alike = [
+            x
+            for x in self.alerts
+            if x.kind == alert.kind and (x.layer == alert.layer or (x.kind == "nan" and x.layer))
+        ]
+        if alert.comes_after(alike[-1] if alike else None, self._health.worse):
+            self.alerts.append(alert)
+            io_utils.print_msg(f"\nEntropyMonitor: {alert}")
+        if alert.kind in self._stop_on and not self.model.stop_training:
+            self.model.stop_training = True
+            io_utils.print_msg(f"EntropyMonitor ends the training (stop_on: {alert.kind}).")
+
+    def _stop_where_the_loss_is_not_finite(
+        self, batch: int, logs: Mapping[str, Any] | None = None
+    ) -> None:
+        loss = float((logs or {}).get("loss", 0.0))
+        if not np.isfinite(loss):
+            self._alert(not_finite("", self._epoch, batch + 1))
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         self._close()
@@ -214,6 +274,9 @@ class _OwnData:
     def end_validation(self, logs: Mapping[str, Any]) -> None:
         pass
 
+    def not_finite(self) -> None:
+        """No step is watched."""
+
     def end_epoch(self, epoch: int, logs: Mapping[str, Any]) -> EntropyProfile | None:
         if not self._measured:
             return None
@@ -231,6 +294,7 @@ class _InsideFit:
     def __init__(
         self,
         validates: bool,
+        watches: bool,
         step_aside: Callable[[object], None],
         model: keras.Model,
         chosen: Mapping[str, Any],
@@ -245,12 +309,21 @@ class _InsideFit:
             functools.partial(Measurement, request),
             step_aside,
         )
+        self._watch = (
+            RecordingFunction(model, "train", OutputsRecorder(model), _NotFinite, step_aside)
+            if watches
+            else None
+        )
         self._measured = False
         self._metrics: dict[str, Any] | None = None
 
     def begin_epoch(self, measured: bool) -> None:
         self._measured = measured
         self._metrics = None
+        if self._watch is not None:
+            self._watch.recording = True
+            if self._watch.measurement is not None:
+                self._watch.measurement.reset()
         if measured and not self._validates:
             self._begin()
 
@@ -279,13 +352,70 @@ class _InsideFit:
             )
         return measurement.profile(self._metrics, epoch)
 
+    def not_finite(self) -> tuple[str, int] | None:
+        """Layer and batch of the training in which there was first NaN or infinity, if any."""
+        watched = self._watch and self._watch.measurement
+        return watched.first() if watched else None
+
     def close(self) -> None:
         self._function.remove()
+        if self._watch is not None:
+            self._watch.remove()
 
     def _begin(self) -> None:
         self._function.recording = True
         if self._function.measurement is not None:
             self._function.measurement.reset()
+
+
+class _NotFinite:
+    """Watches the outputs of all layers for NaN and infinity: what `RecordingFunction` makes."""
+
+    def __init__(self, outputs: list[Output], *_: Any) -> None:
+        self._paths = [output.path for output in outputs]
+        self._numbers = FirstNotFinite(len(outputs))
+
+    def agrees(self, *_: Any) -> bool:
+        return True
+
+    def leave_out(self) -> None:
+        """Every batch agrees."""
+
+    def update(self, features: list[tuple], *_: Any) -> None:
+        if len(features) != len(self._paths):
+            raise ValueError("the layers of the model change from batch to batch.")
+        self._numbers.update_state(features)
+
+    def reset(self) -> None:
+        self._numbers.reset_state()
+
+    def first(self) -> tuple[str, int] | None:
+        numbers = self._numbers.result()
+        known = np.flatnonzero(numbers)
+        if not len(known):
+            return None
+        row = known[np.argmin(numbers[known])]  # of several, the one that was done first
+        return self._paths[row], int(numbers[row])
+
+
+def _kinds(stop_on: str | Collection[str]) -> tuple[str, ...]:
+    kinds = (stop_on,) if isinstance(stop_on, str) else tuple(stop_on)
+    if unknown := [kind for kind in kinds if kind not in ADVICE]:
+        raise ValueError(f"stop_on={unknown}; expected some of {tuple(ADVICE)}.")
+    return kinds
+
+
+def _thresholds(alerts: bool | Health, stop_on: Collection[str]) -> Health | None:
+    if not isinstance(alerts, bool | Health):
+        raise ValueError(f"alerts={alerts!r}; expected True, False or measures.Health(...).")
+    if isinstance(alerts, Health):
+        return alerts
+    return Health() if alerts or stop_on else None
+
+
+def _health_of(measures: Iterable[Measure]) -> str:
+    """The name of the measure of health among some, "" where there is none."""
+    return next((x.name for x in measures if isinstance(x, ActivationHealth)), "")
 
 
 def _are_layers(data: Data) -> bool:

@@ -22,17 +22,22 @@ from keras_layer_entropy.measures.entropy import (
     state_entropy,
 )
 from keras_layer_entropy.measures.feature_entropy import FeatureEntropy
+from keras_layer_entropy.measures.health import ActivationHealth, effective_rank
 from keras_layer_entropy.measures.linear_probe import LinearProbe
 from keras_layer_entropy.measures.logdet import LogDet
 from keras_layer_entropy.measures.measure import Measure, MeasureResult
 from keras_layer_entropy.measures.mutual_information import MutualInformation
 from keras_layer_entropy.measures.registry import MEASURES
+from keras_layer_entropy.measures.thresholds import Alert, Health, find_alerts
 from keras_layer_entropy.measures.unit_information import UnitInformation
 
 __all__ = [
     "MEASURES",
     "ActivationEntropy",
+    "ActivationHealth",
+    "Alert",
     "FeatureEntropy",
+    "Health",
     "Instability",
     "LinearProbe",
     "LogDet",
@@ -45,7 +50,9 @@ __all__ = [
     "activation_pattern",
     "binary_entropy",
     "births",
+    "effective_rank",
     "feature_entropy",
+    "find_alerts",
     "instability",
     "linear_probe",
     "logdet",

@@ -53,11 +53,13 @@ class LayerInfo:
         units: its number of units.
         shapes: name of a tensor (`"output"`, `"pattern"`, `"pre_activation"`) -> its shape, the
             samples first, the units last, None where a size is not known.
+        function: name of its activation function, None where there is none.
     """
 
     path: str
     units: int
     shapes: Mapping[str, tuple]
+    function: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,8 +254,8 @@ class Measure:
     def new_state(self, layer: LayerInfo, classes: int) -> keras.metrics.Metric | None:
         """A `keras.metrics.Metric` for what streams past in a layer, or None.
 
-        Its `update_state(values, membership, mask)` is given the tensor that the measure `reads`,
-        the weight of each sample in each class, and a mask or None; `not_finite()` says for which
+        Its `update_state(values, membership, mask)` is given what the measure has `seen`, the
+        weight of each sample in each class, and a mask or None; `not_finite()` says for which
         classes, bool `[classes]`, there was NaN or infinity. A state whose attribute `takes_ids` is
         True is given `class_sums.ClassIds` where there are many classes, not weights in each.
         """
@@ -262,6 +264,10 @@ class Measure:
     def state_size(self, layer: LayerInfo, classes: int) -> int:
         """Bytes that such a state takes."""
         return 0
+
+    def seen(self, tensors: Mapping[str, Tensor]) -> Any:
+        """What its state is given of a layer's tensors by name."""
+        return tensors[self.reads]
 
     def row(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """What is kept of each sample, `[batch, ...]`, of a layer's tensors by name."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from keras_layer_entropy.measures.entropy import ActivationEntropy, Instability, StateEntropy
 from keras_layer_entropy.measures.feature_entropy import FeatureEntropy
+from keras_layer_entropy.measures.health import ActivationHealth
 from keras_layer_entropy.measures.linear_probe import LinearProbe
 from keras_layer_entropy.measures.logdet import LogDet
 from keras_layer_entropy.measures.measure import Measure
@@ -24,6 +25,7 @@ MEASURES = {
         FeatureEntropy,
         UnitInformation,
         LinearProbe,
+        ActivationHealth,
     )
 }
 

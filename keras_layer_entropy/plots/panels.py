@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from matplotlib.figure import Figure
 
 from keras_layer_entropy.measures.measure import Panel, Profile
+from keras_layer_entropy.plots.health import layer_health
 from keras_layer_entropy.plots.information import (
     beside_entropy,
     information_plane,
@@ -19,6 +20,7 @@ PANELS: dict[str, Callable[..., Figure]] = {
     "whole": layer_values,
     "plane": information_plane,
     "beside_entropy": beside_entropy,
+    "health": layer_health,
 }
 # Of these, what shows every epoch of a training where they are known.
 _OF_EPOCHS = ("plane",)
