@@ -5,12 +5,16 @@ RUN = TF_CPP_MIN_LOG_LEVEL=3 $(VENV)/bin/python
 # Two processes of tests: threads of OpenBLAS that spin would only get in one another's way.
 TESTS = OPENBLAS_NUM_THREADS=1 $(RUN) -m pytest -n 2
 
-.PHONY: demo test torch test-torch mutants format clean
+.PHONY: bench demo test torch test-torch mutants format clean
 
 demo: $(VENV)/.installed
 	$(RUN) examples/digits.py --workdir=runs/digits --overwrite
 	$(RUN) -m keras_layer_entropy.prune --model runs/digits/saved_model --output runs/digits/pruned --report runs/digits/pruning.html --overwrite
 	$(RUN) -m keras_layer_entropy.prune --model runs/digits/saved_model --remove=units --target_flops=0.5 --epochs=0 --output runs/digits/half --overwrite
+
+bench: $(VENV)/.installed-test
+	$(VENV)/bin/python -m pip install --quiet ripser
+	$(RUN) benchmarks/bench.py
 
 test: $(VENV)/.installed-test
 	$(VENV)/bin/ruff check .

@@ -8,6 +8,7 @@ the median, min and max over the pairs. Measures that compare samples do so at t
 the 2,000 that it kept: what they take does not grow with the data.
 """
 
+import functools
 import pathlib
 import re
 import subprocess
@@ -67,6 +68,12 @@ def measuring(model, x, y, measure):
     return lambda: analyzer.analyze((x, y), verbose=0)
 
 
+def over_forward(model, x, y, measure, number):
+    """Seconds of a plain forward pass and of a pass for a measure, `[pairs, 2]`."""
+    forward = functools.partial(model.predict, x, batch_size=256, verbose=0)
+    return pairs(forward, measuring(model, x, y, measure), number)
+
+
 def pairs(first, second, number):
     """Seconds of each, `[pairs, 2]`, in turn."""
     first(), second()
@@ -96,9 +103,7 @@ def times():
         for measure in MEASURES:
             if measure == "feature_entropy" and make is mlp:
                 continue  # there are no maps
-            measured = measuring(model, x, y, measure)
-            forward = lambda: model.predict(x, batch_size=256, verbose=0)  # noqa: B023, E731
-            found = pairs(forward, measured, _PAIRS.value)
+            found = over_forward(model, x, y, measure, _PAIRS.value)
             more = 1e6 * (found[:, 1] - found[:, 0]) / SAMPLES
             print(f"| {measure} | {spread(found[:, 1] / found[:, 0])} | {spread(more, '{:.0f}')} |",
                   flush=True)  # fmt: skip

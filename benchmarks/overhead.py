@@ -25,7 +25,7 @@ _PAIRS = flags.DEFINE_integer("pairs", 15, "Pairs per comparison.", lower_bound=
 _ONLY = flags.DEFINE_list(
     "only",
     None,
-    "Some of analyze, hand, settings, first, classes, fit, memory (default: all).",
+    "Some of analyze, hand, settings, first, classes, fit, health, memory (default: all).",
 )
 _STREAM = flags.DEFINE_integer("stream", None, "(Used by itself, for the memory of one process.)")
 BATCH = 256
@@ -174,12 +174,17 @@ def pattern_entropy(mean):
     return -(p * np.log(p + 1e-30)).sum(axis=-1) / np.log(p.shape[-1])
 
 
-def compare(name, run, against, pairs, warm=1):
-    """Runs both in turn, after so many runs of the first, and prints the ratios run / against."""
+def ratios_of(run, against, pairs, warm=1):
+    """Run / against, `[pairs, CPU and wall]`, in turn, after so many runs of the first."""
     for _ in range(warm):
         run()
     against()
-    ratios = [np.divide(*[seconds(each) for each in (run, against)]) for _ in range(pairs)]
+    return [np.divide(*[seconds(each) for each in (run, against)]) for _ in range(pairs)]
+
+
+def compare(name, run, against, pairs, warm=1):
+    """Prints the ratios run / against."""
+    ratios = ratios_of(run, against, pairs, warm)
     print(
         f"| {name} | {' | '.join(spread(column) for column in np.transpose(ratios))} |", flush=True
     )
@@ -298,39 +303,45 @@ def classes(pairs):
     passes over all samples and over a quarter of them.
     """
     header("classes, samples", "a batch, CPU time", "a batch, wall time", "the rest, CPU time")
-    random = np.random.default_rng(0)
     for number in (10, 100, 1000, 5000):
-        samples = max(80 * BATCH, 10 * number)
-        hidden = [keras.layers.Dense(512, "relu") for _ in range(6)]
-        head = keras.layers.Dense(number, "softmax")
-        model = keras.Sequential([keras.Input((784,)), *hidden, head])
-        compile_like_a_user(model)
-        x = random.normal(size=(samples, 784)).astype("float32")
-        y, analyzer = random.permutation(np.arange(samples) % number), EntropyAnalyzer(model)
-
-        def evaluate(count, model=model, x=x, y=y):
-            model.evaluate(x[:count], y[:count], batch_size=BATCH, verbose=0)
-
-        def measure(count, analyzer=analyzer, x=x, y=y):
-            analyzer.analyze((x[:count], y[:count]), batch_size=BATCH, verbose=0)
-
-        some, ratios, rest = samples // 4 // BATCH * BATCH, [], []
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a quarter may lack a class
-            for pair in range(pairs + 1):
-                found = [
-                    [seconds(functools.partial(each, count)) for count in (samples, some)]
-                    for each in (measure, evaluate)
-                ]
-                whole, less = np.transpose(found, (1, 0, 2))
-                steps = (whole - less) / (samples - some)  # [measure and evaluate, CPU and wall]
-                if pair:  # the first compiles
-                    ratios.append(steps[0] / steps[1])
-                    rest.append((less - some * steps)[0, 0] - (less - some * steps)[1, 0])
+        samples, ratios, rest = of_classes(number, pairs)
         columns = [spread(column) for column in np.transpose(ratios)]
         print(
             f"| {number}, {samples} | {' | '.join(columns)} | {np.median(rest):.2f} s |", flush=True
         )
+
+
+def of_classes(number, pairs):
+    """Samples, ratios of batches `[pairs, CPU and wall]`, and seconds of the rest `[pairs]`."""
+    random = np.random.default_rng(0)
+    samples = max(80 * BATCH, 10 * number)
+    hidden = [keras.layers.Dense(512, "relu") for _ in range(6)]
+    head = keras.layers.Dense(number, "softmax")
+    model = keras.Sequential([keras.Input((784,)), *hidden, head])
+    compile_like_a_user(model)
+    x = random.normal(size=(samples, 784)).astype("float32")
+    y, analyzer = random.permutation(np.arange(samples) % number), EntropyAnalyzer(model)
+
+    def evaluate(count):
+        model.evaluate(x[:count], y[:count], batch_size=BATCH, verbose=0)
+
+    def measure(count):
+        analyzer.analyze((x[:count], y[:count]), batch_size=BATCH, verbose=0)
+
+    some, ratios, rest = samples // 4 // BATCH * BATCH, [], []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a quarter may lack a class
+        for pair in range(pairs + 1):
+            found = [
+                [seconds(functools.partial(each, count)) for count in (samples, some)]
+                for each in (measure, evaluate)
+            ]
+            whole, less = np.transpose(found, (1, 0, 2))
+            steps = (whole - less) / (samples - some)  # [measure and evaluate, CPU and wall]
+            if pair:  # the first compiles
+                ratios.append(steps[0] / steps[1])
+                rest.append((less - some * steps)[0, 0] - (less - some * steps)[1, 0])
+    return samples, ratios, rest
 
 
 class Clock(keras.callbacks.Callback):
@@ -375,27 +386,43 @@ def timed_fit(make, x, y, callbacks):
 
 def fit(pairs):
     """`fit` with `EntropyMonitor()` over `fit` without, from a fresh model each time."""
+    fits("EntropyMonitor()", EntropyMonitor, pairs)
+
+
+def health(pairs):
+    """The same with alerts."""
+    fits("EntropyMonitor(alerts=True)", functools.partial(EntropyMonitor, alerts=True), pairs)
+
+
+def fits(name, monitor, pairs):
+    """Prints what a monitor costs in `fit`."""
     header(
-        "with monitor / without", "steady epochs, CPU time", "steady epochs, wall time",
+        f"{name} / without", "steady epochs, CPU time", "steady epochs, wall time",
         "whole fit, CPU time", "whole fit, wall time", "95th percentile of waits",
     )  # fmt: skip
-    for name, make in MODELS.items():
-        _, x, y = prepared(make)
-        found = {True: [], False: []}
-        for pair in range(pairs):
-            for monitored in (pair % 2 == 0, pair % 2 == 1):
-                callbacks = [EntropyMonitor()] if monitored else []
-                found[monitored].append(timed_fit(make, x, y, callbacks))
-        (*beside, waits), (*plain, plain_waits) = (
-            zip(*found[m], strict=True) for m in (True, False)
+    for model_name, make in MODELS.items():
+        ratios, waits = beside(make, monitor, pairs)
+        late, plain_late = (np.percentile(np.ravel(each), 95) for each in waits)
+        print(
+            f"| {model_name} | {' | '.join(map(spread, ratios))} "
+            f"| {late:.3f} s / {plain_late:.3f} s |",
+            flush=True,
         )
-        ratios = [
-            spread(np.divide(a, b)[:, kind])
-            for a, b in zip(beside, plain, strict=True)
-            for kind in range(2)
-        ]
-        late, plain_late = (np.percentile(np.ravel(each), 95) for each in (waits, plain_waits))
-        print(f"| {name} | {' | '.join(ratios)} | {late:.3f} s / {plain_late:.3f} s |", flush=True)
+
+
+def beside(make, monitor, pairs):
+    """Ratios of steady epochs and whole fits, CPU and wall `[4, pairs]`; waits with and without."""
+    _, x, y = prepared(make)
+    found = {True: [], False: []}
+    for pair in range(pairs):
+        for monitored in (pair % 2 == 0, pair % 2 == 1):
+            callbacks = [monitor()] if monitored else []
+            found[monitored].append(timed_fit(make, x, y, callbacks))
+    (*with_one, waits), (*plain, plain_waits) = (zip(*found[m], strict=True) for m in (True, False))
+    ratios = [
+        np.divide(a, b)[:, kind] for a, b in zip(with_one, plain, strict=True) for kind in range(2)
+    ]
+    return ratios, (waits, plain_waits)
 
 
 def memory():
@@ -436,6 +463,7 @@ def main(argv):
         "first": first,
         "classes": classes,
         "fit": fit,
+        "health": health,
     }
     for name, part in parts.items():
         if _ONLY.value is None or name in _ONLY.value:

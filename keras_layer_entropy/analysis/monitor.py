@@ -9,7 +9,6 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras.src.utils import io_utils
 
 from keras_layer_entropy import backend
 from keras_layer_entropy.analysis.analyzer import EntropyAnalyzer
@@ -215,10 +214,10 @@ class EntropyMonitor(keras.callbacks.Callback):
         ]
         if alert.comes_after(alike[-1] if alike else None, self._health.worse):
             self.alerts.append(alert)
-            io_utils.print_msg(f"\nEntropyMonitor: {alert}")
+            print(f"\nEntropyMonitor: {alert}", flush=True)
         if alert.kind in self._stop_on and not self.model.stop_training:
             self.model.stop_training = True
-            io_utils.print_msg(f"EntropyMonitor ends the training (stop_on: {alert.kind}).")
+            print(f"EntropyMonitor ends the training (stop_on: {alert.kind}).", flush=True)
 
     def _stop_where_the_loss_is_not_finite(
         self, batch: int, logs: Mapping[str, Any] | None = None

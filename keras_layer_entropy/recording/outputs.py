@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-from typing import Any
 
 import keras
 from keras import ops, tree
@@ -26,12 +25,12 @@ class Output:
         return self.tensors
 
 
-@dataclasses.dataclass
 class Outputs:
-    """What was recorded of one forward pass."""
+    """What was recorded of one forward pass: `Output`s, in the order in which they were done."""
 
-    activations: list[Output] = dataclasses.field(default_factory=list)
-    outputs: Any = None
+    def __init__(self):
+        self.activations = []
+        self.outputs = None  # those of the model, which nobody asks for
 
 
 class OutputsRecorder:

@@ -362,7 +362,7 @@ def mixed_precision():
 
 def not_scaled():
     x, y = blobs()
-    return chain(dense("a"), dense("b")), (100 * x, y)
+    return chain(dense("a"), dense("b")), (10 * x, y)
 
 
 HEALTHY = {
