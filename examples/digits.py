@@ -42,7 +42,7 @@ def run(config, workdir, overwrite=False):
         for split in ("train", "validation", "test")
     )
     model = build(config)
-    monitor = EntropyMonitor()
+    monitor = EntropyMonitor(alerts=True)
     model.fit(
         *train.arrays,
         validation_data=validation.arrays,
@@ -54,7 +54,10 @@ def run(config, workdir, overwrite=False):
     profile = analyze_model(
         model,
         test.arrays,
-        measures=[ActivationEntropy(keep_patterns=True), "instability", "state_entropy"],
+        measures=[
+            *(ActivationEntropy(keep_patterns=True), "instability", "state_entropy"),
+            "activation_health",
+        ],
         baseline=True,
         seed=config.seed,
         verbose=0,

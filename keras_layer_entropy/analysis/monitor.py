@@ -4,27 +4,26 @@ import dataclasses
 import functools
 import numbers
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import keras
 import numpy as np
 
 from keras_layer_entropy import backend
+from keras_layer_entropy.analysis.alerting import Alerting, WatchForNaN
 from keras_layer_entropy.analysis.analyzer import EntropyAnalyzer
 from keras_layer_entropy.analysis.measurement import Measurement, Request
 from keras_layer_entropy.analysis.profile import EntropyProfile
 from keras_layer_entropy.analysis.summaries import Summaries
 from keras_layer_entropy.backend import Data
 from keras_layer_entropy.files import AnyPath
-from keras_layer_entropy.measures.health import ActivationHealth, FirstNotFinite
-from keras_layer_entropy.measures.measure import Measure
 from keras_layer_entropy.measures.registry import MeasureChoice, get_measures
-from keras_layer_entropy.measures.thresholds import ADVICE, Alert, Health, find_alerts, not_finite
+from keras_layer_entropy.measures.thresholds import Alert, Health, not_finite
 from keras_layer_entropy.recording.fit_steps import RecordingFunction, fit_validates
 from keras_layer_entropy.recording.labels import ClassChoice
 from keras_layer_entropy.recording.layers import LayerChoice
-from keras_layer_entropy.recording.outputs import Output, OutputsRecorder
+from keras_layer_entropy.recording.outputs import OutputsRecorder
 from keras_layer_entropy.recording.passes import Source, unmoved
 from keras_layer_entropy.recording.recorder import Recorder
 
@@ -62,7 +61,6 @@ class EntropyMonitor(keras.callbacks.Callback):
 
     Attributes:
         profiles: one `EntropyProfile` per measured epoch of the last `fit`.
-        alerts: list of `measures.Alert` that were given in the last `fit`.
 
     Raises:
         RuntimeError: without `data` on JAX.
@@ -116,13 +114,10 @@ class EntropyMonitor(keras.callbacks.Callback):
             raise ValueError(f"steps={steps!r} without data: fit has steps of its own.")
         self._data = data
         self._steps = steps
-        self._stop_on = _kinds(stop_on)
-        self._health = _thresholds(alerts, self._stop_on)
-        chosen = get_measures(measures)
-        if self._health is not None and not _health_of(chosen):
-            chosen.append(ActivationHealth())
+        self._alerting = Alerting(alerts, stop_on)
+        chosen = self._alerting.measured(get_measures(measures))
         self._chosen = {"layers": layers, "num_classes": num_classes, "measures": chosen}
-        if "nan" in self._stop_on:
+        if "nan" in self._alerting.stop_on:
             # Of its own, because Keras waits for each batch where a callback looks at its logs.
             self.on_train_batch_end = self._stop_where_the_loss_is_not_finite
         self._every = every
@@ -132,12 +127,16 @@ class EntropyMonitor(keras.callbacks.Callback):
         self._aside = False
         self._epoch = 0
         self.profiles: list[EntropyProfile] = []
-        self.alerts: list[Alert] = []
+
+    @property
+    def alerts(self) -> list[Alert]:
+        """What was said of the health of layers in the last `fit`."""
+        return self._alerting.given
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._close()  # an earlier fit ended with an exception
         self.profiles = []
-        self.alerts = []
+        self._alerting.given = []
         self._aside = False
         if self._data is None:
             if self.model.jit_compile and not backend.steps_are_traced():
@@ -147,7 +146,7 @@ class EntropyMonitor(keras.callbacks.Callback):
             if validates is None:
                 self._step_aside("no fit of Keras is running, in whose passes it records.")
                 return
-            watches = validates and self._health is not None
+            watches = validates and self._alerting.wanted
             source: Callable[..., Any] = functools.partial(
                 _InsideFit, validates, watches, self._step_aside
             )
@@ -177,7 +176,9 @@ class EntropyMonitor(keras.callbacks.Callback):
         if self._source is None:
             return
         try:
-            self._say_what_is_not_finite()
+            if (found := self._source.not_finite()) is not None:
+                path, batch = found
+                self._end_if(self._alerting.say([not_finite(path, epoch, batch)]))
             profile = self._source.end_epoch(epoch, logs)
             if profile is not None:
                 self._publish(profile, logs)
@@ -187,44 +188,26 @@ class EntropyMonitor(keras.callbacks.Callback):
     def _publish(self, profile: EntropyProfile, logs: dict[str, Any]) -> None:
         self.profiles.append(profile)
         for name, result in profile.results.items():
-            found = {profile.measures[name].log_name: result.mean, **result.columns(name)}
+            measure = profile.measures[name]
+            found = {measure.log_name: result.mean, **result.columns(name)}
             for key, values in found.items():
                 for layer, value in zip(profile.layers, values, strict=True):
-                    logs[f"{self._source.prefix}{layer}_{key}"] = float(value)
+                    if key == measure.log_name or np.isfinite(value):  # of a layer as a whole
+                        logs[f"{self._source.prefix}{layer}_{key}"] = float(value)
         if self._summaries is not None:
             self._summaries.write(profile)
+        self._end_if(self._alerting.of_profile(profile))
 
-        if self._health is not None:
-            for alert in find_alerts(profile, self._health, _health_of(profile.measures.values())):
-                self._alert(alert)
-
-    def _say_what_is_not_finite(self) -> None:
-        """Of the steps of the training, where these are watched."""
-        if (found := self._source.not_finite()) is not None:
-            self._alert(not_finite(found[0], self._epoch, found[1]))
-
-    def _alert(self, alert: Alert) -> None:
-        """Says it, unless it was said before, and ends the training where that is asked for."""
-        assert self._health is not None
-        # Where NaN began it is told once: then it is everywhere.
-        alike = [
-            x
-            for x in self.alerts
-            if x.kind == alert.kind and (x.layer == alert.layer or (x.kind == "nan" and x.layer))
-        ]
-        if alert.comes_after(alike[-1] if alike else None, self._health.worse):
-            self.alerts.append(alert)
-            print(f"\nEntropyMonitor: {alert}", flush=True)
-        if alert.kind in self._stop_on and not self.model.stop_training:
+    def _end_if(self, ends: bool) -> None:
+        if ends:
             self.model.stop_training = True
-            print(f"EntropyMonitor ends the training (stop_on: {alert.kind}).", flush=True)
 
     def _stop_where_the_loss_is_not_finite(
         self, batch: int, logs: Mapping[str, Any] | None = None
     ) -> None:
         loss = float((logs or {}).get("loss", 0.0))
         if not np.isfinite(loss):
-            self._alert(not_finite("", self._epoch, batch + 1))
+            self._end_if(self._alerting.say([not_finite("", self._epoch, batch + 1)]))
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         self._close()
@@ -309,7 +292,7 @@ class _InsideFit:
             step_aside,
         )
         self._watch = (
-            RecordingFunction(model, "train", OutputsRecorder(model), _NotFinite, step_aside)
+            RecordingFunction(model, "train", OutputsRecorder(model), WatchForNaN, step_aside)
             if watches
             else None
         )
@@ -365,56 +348,6 @@ class _InsideFit:
         self._function.recording = True
         if self._function.measurement is not None:
             self._function.measurement.reset()
-
-
-class _NotFinite:
-    """Watches the outputs of all layers for NaN and infinity: what `RecordingFunction` makes."""
-
-    def __init__(self, outputs: list[Output], *_: Any) -> None:
-        self._paths = [output.path for output in outputs]
-        self._numbers = FirstNotFinite(len(outputs))
-
-    def agrees(self, *_: Any) -> bool:
-        return True
-
-    def leave_out(self) -> None:
-        """Every batch agrees."""
-
-    def update(self, features: list[tuple], *_: Any) -> None:
-        if len(features) != len(self._paths):
-            raise ValueError("the layers of the model change from batch to batch.")
-        self._numbers.update_state(features)
-
-    def reset(self) -> None:
-        self._numbers.reset_state()
-
-    def first(self) -> tuple[str, int] | None:
-        numbers = self._numbers.result()
-        known = np.flatnonzero(numbers)
-        if not len(known):
-            return None
-        row = known[np.argmin(numbers[known])]  # of several, the one that was done first
-        return self._paths[row], int(numbers[row])
-
-
-def _kinds(stop_on: str | Collection[str]) -> tuple[str, ...]:
-    kinds = (stop_on,) if isinstance(stop_on, str) else tuple(stop_on)
-    if unknown := [kind for kind in kinds if kind not in ADVICE]:
-        raise ValueError(f"stop_on={unknown}; expected some of {tuple(ADVICE)}.")
-    return kinds
-
-
-def _thresholds(alerts: bool | Health, stop_on: Collection[str]) -> Health | None:
-    if not isinstance(alerts, bool | Health):
-        raise ValueError(f"alerts={alerts!r}; expected True, False or measures.Health(...).")
-    if isinstance(alerts, Health):
-        return alerts
-    return Health() if alerts or stop_on else None
-
-
-def _health_of(measures: Iterable[Measure]) -> str:
-    """The name of the measure of health among some, "" where there is none."""
-    return next((x.name for x in measures if isinstance(x, ActivationHealth)), "")
 
 
 def _are_layers(data: Data) -> bool:

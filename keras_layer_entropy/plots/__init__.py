@@ -11,6 +11,7 @@ from keras_layer_entropy.plots.activations import (
     probability_histograms,
 )
 from keras_layer_entropy.plots.comparisons import two_curves, two_networks, two_searches
+from keras_layer_entropy.plots.health import layer_health
 from keras_layer_entropy.plots.information import (
     beside_entropy,
     information_plane,
@@ -51,6 +52,7 @@ __all__ = [
     "feature_maps",
     "heatmap",
     "information_plane",
+    "layer_health",
     "layer_to_layer_plane",
     "layer_values",
     "panel",

@@ -1,0 +1,113 @@
+"""What a monitor says of the health of layers, once each, and where it watches for NaN."""
+
+from collections.abc import Collection, Iterable
+from typing import Any
+
+import numpy as np
+
+from keras_layer_entropy.measures.health import ActivationHealth, FirstNotFinite
+from keras_layer_entropy.measures.measure import Measure, Profile
+from keras_layer_entropy.measures.thresholds import ADVICE, Alert, Health, find_alerts
+from keras_layer_entropy.recording.outputs import Output
+
+
+class Alerting:
+    """Prints alerts that are new, or worse, and knows when a training is to end.
+
+    Args:
+        alerts: True, or `measures.Health`; False where only `stop_on` asks for them.
+        stop_on: kinds that end the training.
+
+    Attributes:
+        given: the alerts that were given.
+
+    Raises:
+        ValueError: neither of these.
+    """
+
+    def __init__(self, alerts: bool | Health, stop_on: str | Collection[str]) -> None:
+        if not isinstance(alerts, bool | Health):
+            raise ValueError(f"alerts={alerts!r}; expected True, False or measures.Health(...).")
+        kinds = (stop_on,) if isinstance(stop_on, str) else tuple(stop_on)
+        if unknown := [kind for kind in kinds if kind not in ADVICE]:
+            raise ValueError(f"stop_on={unknown}; expected some of {tuple(ADVICE)}.")
+        self._health = alerts if isinstance(alerts, Health) else Health()
+        self.stop_on = kinds
+        self.wanted = bool(alerts) or bool(kinds)
+        self.given: list[Alert] = []
+
+    def measured(self, measures: list[Measure]) -> list[Measure]:
+        """The measures that are asked for, and that of health where it is needed."""
+        needed = self.wanted and not _named(measures)
+        return [*measures, ActivationHealth()] if needed else measures
+
+    def of_profile(self, profile: Profile) -> bool:
+        """As `say`, of what is unhealthy in a profile."""
+        name = _named(profile.measures.values())
+        return self.wanted and self.say(find_alerts(profile, self._health, name))
+
+    def say(self, found: Iterable[Alert]) -> bool:
+        """Prints what was not said before; whether the training is to end."""
+        found = list(found)
+        worse = self._health.worse
+        new = [alert for alert in found if alert.comes_after(self._earlier(alert), worse)]
+        self.given.extend(new)
+        lines = [f"EntropyMonitor: {alert}" for alert in new]
+        kinds = [alert.kind for alert in found if alert.kind in self.stop_on]
+        if kinds:
+            lines.append(f"EntropyMonitor ends the training (stop_on: {kinds[0]}).")
+        if lines:
+            print("", *lines, sep="\n", flush=True)  # behind the progress bar
+        return bool(kinds)
+
+    def _earlier(self, alert: Alert) -> Alert | None:
+        """The last alert of the same thing. Where NaN began is told once: then it is everywhere."""
+        alike = [
+            x for x in self.given if x.kind == alert.kind and bool(x.layer) == bool(alert.layer)
+        ]
+        if alert.kind != "nan":
+            alike = [x for x in alike if x.layer == alert.layer]
+        return alike[-1] if alike else None
+
+
+class WatchForNaN:
+    """Watches the outputs of all layers in steps: what `fit_steps.RecordingFunction` makes.
+
+    Args:
+        outputs: `recording.outputs.Output`s of a first batch.
+    """
+
+    def __init__(self, outputs: list[Output], *_: Any) -> None:
+        self._paths = [output.path for output in outputs]
+        self._numbers = FirstNotFinite(len(outputs))
+
+    def agrees(self, *_: Any) -> bool:
+        """Every batch does."""
+        return True
+
+    def leave_out(self) -> None:
+        """No batch is left out."""
+
+    def update(self, features: list[tuple], *_: Any) -> None:
+        """Adds a batch; ValueError where other layers were called than in the first."""
+        if len(features) != len(self._paths):
+            raise ValueError("the layers of the model change from batch to batch.")
+        self._numbers.update_state(features)
+
+    def reset(self) -> None:
+        """Forgets what was seen."""
+        self._numbers.reset_state()
+
+    def first(self) -> tuple[str, int] | None:
+        """Path and number of the batch where something was first not finite; None for nowhere."""
+        numbers = self._numbers.result()
+        bad = np.flatnonzero(numbers)
+        if not len(bad):
+            return None
+        row = bad[np.argmin(numbers[bad])]  # of several, the one that was done first
+        return self._paths[row], int(numbers[row])
+
+
+def _named(measures: Iterable[Measure]) -> str:
+    """The name of the measure of health among some, "" where there is none."""
+    return next((x.name for x in measures if isinstance(x, ActivationHealth)), "")
