@@ -45,7 +45,9 @@ setup(
             "apache-beam>=2.77",
             "gudhi>=3.10",  # persistent homology, to compare the births of loops with
             "jax>=0.6",
+            "ipykernel>=6.29",
             "mypy>=1.16",
+            "nbclient>=0.10",  # runs the notebook
             "pandas>=2.2",  # tables as data
             "pytest>=8",
             "pytest-xdist>=3.6",

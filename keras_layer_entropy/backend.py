@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import importlib
+import logging
 from typing import Any
 
 import keras
@@ -116,6 +117,22 @@ def without_gradients():
     import torch
 
     return torch.no_grad()
+
+
+@contextlib.contextmanager
+def many_models():
+    """Inside the block TensorFlow does not say that functions are traced again: each is of another
+    model."""
+    log = logging.getLogger("tensorflow")
+    log.addFilter(_no_retracing)
+    try:
+        yield
+    finally:
+        log.removeFilter(_no_retracing)
+
+
+def _no_retracing(record):
+    return "triggered tf.function retracing" not in str(record.msg)
 
 
 def graph_of(tensor):

@@ -13,6 +13,7 @@ import numpy as np
 from keras_layer_entropy import backend
 from keras_layer_entropy.analysis.alerting import Alerting, WatchForNaN
 from keras_layer_entropy.analysis.analyzer import EntropyAnalyzer
+from keras_layer_entropy.analysis.live import LivePlot
 from keras_layer_entropy.analysis.measurement import Measurement, Request
 from keras_layer_entropy.analysis.profile import EntropyProfile
 from keras_layer_entropy.analysis.summaries import Summaries
@@ -58,6 +59,7 @@ class EntropyMonitor(keras.callbacks.Callback):
             `measures.Health` with thresholds of one's own.
         stop_on: kinds of alerts that end the training, after the epoch: `"nan"`, `"collapse"`, ...;
             with `"nan"` it also ends at once where the loss of the training is not finite.
+        plot: whether the entropies are drawn after each epoch, which they are in notebooks alone.
 
     Attributes:
         profiles: one `EntropyProfile` per measured epoch of the last `fit`.
@@ -92,6 +94,7 @@ class EntropyMonitor(keras.callbacks.Callback):
         log_dir: AnyPath | None = None,
         alerts: bool | Health = False,
         stop_on: str | Collection[str] = (),
+        plot: bool = False,
     ) -> None:
         super().__init__()
         if not isinstance(every, numbers.Integral) or every < 1:
@@ -125,6 +128,8 @@ class EntropyMonitor(keras.callbacks.Callback):
         self._source: Any = None  # an `_OwnData` or `_InsideFit` while `fit` runs
         self._summaries: Summaries | None = None
         self._aside = False
+        self._plots = plot
+        self._plot: LivePlot | None = None
         self._epoch = 0
         self.profiles: list[EntropyProfile] = []
 
@@ -155,6 +160,7 @@ class EntropyMonitor(keras.callbacks.Callback):
         self._source = source(self.model, self._chosen)
         if self._log_dir is not None:
             self._summaries = Summaries(self._log_dir)
+        self._plot = LivePlot() if self._plots else None
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._epoch = epoch
@@ -196,6 +202,8 @@ class EntropyMonitor(keras.callbacks.Callback):
                         logs[f"{self._source.prefix}{layer}_{key}"] = float(value)
         if self._summaries is not None:
             self._summaries.write(profile)
+        if self._plot is not None:
+            self._plot.show(self.profiles)
         self._end_if(self._alerting.of_profile(profile))
 
     def _end_if(self, ends: bool) -> None:

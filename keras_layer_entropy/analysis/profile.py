@@ -15,6 +15,7 @@ from keras_layer_entropy.measures.entropy import FLAT_TOLERANCE, NOISE
 from keras_layer_entropy.measures.measure import Measure, MeasureResult, frozen
 from keras_layer_entropy.measures.registry import get_measure
 from keras_layer_entropy.report import write_report
+from keras_layer_entropy.report.notebook import profile_html
 from keras_layer_entropy.report.pruning import Pruning
 
 _ENTROPY = "activation_entropy"
@@ -309,6 +310,9 @@ class EntropyProfile:
         return write_report(
             path, self, history=history, pruning=pruning, tolerance=tolerance, overwrite=overwrite
         )
+
+    def _repr_html_(self) -> str:
+        return profile_html(self)
 
     def save(self, path: AnyPath) -> None:
         """Writes the profile, its baseline included, as JSON (NaN as null)."""

@@ -12,6 +12,7 @@ from keras_layer_entropy.measures.unit_information import (
     less_effective_units,
     redundant_units,
 )
+from keras_layer_entropy.report.notebook import units_html
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -103,6 +104,9 @@ class UnitProfile:
     def mean_selective_rate(self) -> np.ndarray:
         """Selective rate `[units]`: the mean over the classes that have samples."""
         return mean_of_known(self.selective_rate)
+
+    def _repr_html_(self) -> str:
+        return units_html(self)
 
     def redundant(self, threshold: float = 0.6) -> Redundancy:
         """Which units only repeat a more informative one.

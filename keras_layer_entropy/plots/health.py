@@ -76,9 +76,13 @@ def layer_health(
 
 
 def _bars(axes: Axes, result: MeasureResult, depth: np.ndarray) -> None:
-    """The shares, a bar for each that there is of any layer."""
+    """The shares, a bar for each that is above 0 in any layer."""
     whole = result.whole
-    shown = {key: words for key, words in _SHARES.items() if np.isfinite(whole[key]).any()}
+    shown = {
+        key: words
+        for key, words in _SHARES.items()
+        if key == "dead" or np.nan_to_num(whole[key]).any()
+    }
     width = 0.8 / max(1, len(shown))
     for place, (key, words) in enumerate(shown.items()):
         x = depth + (place - (len(shown) - 1) / 2) * width

@@ -14,7 +14,7 @@ from keras import ops, tree
 from keras_layer_entropy.analysis.analyzer import analyze_model
 from keras_layer_entropy.analysis.measurement import OtherPositionsError
 from keras_layer_entropy.analysis.profile import EntropyProfile
-from keras_layer_entropy.backend import Data
+from keras_layer_entropy.backend import Data, many_models
 from keras_layer_entropy.pruning.accuracies import accuracy_metrics
 from keras_layer_entropy.pruning.channels import find_channels
 from keras_layer_entropy.pruning.choices import check_choices
@@ -47,6 +47,7 @@ from keras_layer_entropy.pruning.training import KeepBest, arguments, check_data
 from keras_layer_entropy.recording.labels import ClassChoice
 from keras_layer_entropy.recording.layers import choose
 from keras_layer_entropy.recording.passes import Source
+from keras_layer_entropy.report.notebook import result_html
 
 _ROUNDS = 15  # of measuring a latency
 MEASURES = ("activation_entropy", "state_entropy")
@@ -86,6 +87,9 @@ class PruningResult:
     def units(self) -> dict[str, tuple[int, ...]]:
         """Path of a layer -> indices of its units that went, as the original counts them."""
         return units_gone(self.steps)
+
+    def _repr_html_(self) -> str:
+        return result_html(self)
 
 
 def prune_model(
@@ -148,13 +152,12 @@ def prune_model(
     >>> result.removed, [layer.name for layer in result.model.layers]
     (('b',), ['a', 'out'])
     """
-    search = _Search(model, train_data, validation_data, _options(options, settings), resume)
-    while True:
-        step = search.step(callbacks)
-        if step is None:
-            return search.result()
-        if on_step is not None:
-            on_step(search.model, step)
+    with many_models():
+        search = _Search(model, train_data, validation_data, _options(options, settings), resume)
+        while (step := search.step(callbacks)) is not None:
+            if on_step is not None:
+                on_step(search.model, step)
+        return search.result()
 
 
 def plan(

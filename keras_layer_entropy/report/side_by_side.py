@@ -11,6 +11,7 @@ import rich.table
 import rich.text
 from matplotlib.figure import Figure
 
+from keras_layer_entropy.report.notebook import comparison_html
 from keras_layer_entropy.report.tables import number, table_of
 
 
@@ -84,8 +85,13 @@ class Comparison:
         """The two in one matplotlib `Figure`."""
         return self.draw()
 
+    def _repr_html_(self) -> str:
+        return comparison_html(self)
+
     def __repr__(self) -> str:
-        console = rich.console.Console(file=io.StringIO(), record=True, highlight=False)
+        file = io.StringIO()
+        # In a notebook rich would show what it prints, besides.
+        console = rich.console.Console(file=file, record=True, highlight=False, force_jupyter=False)
         console.print(self.table())
         lines = console.export_text().rstrip().splitlines()
         return "\n".join(line.rstrip() for line in lines)

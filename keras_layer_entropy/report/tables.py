@@ -66,10 +66,11 @@ def layer_value_tables(profile: Profile) -> list[rich.table.Table]:
     Returns:
         List of `rich.table.Table`: layer, mean over the classes, and these numbers.
     """
-    return [_layer_value_table(profile, name) for name, x in profile.results.items() if x.whole]
+    return [layer_value_table(profile, name) for name, x in profile.results.items() if x.whole]
 
 
-def _layer_value_table(profile: Profile, name: str) -> rich.table.Table:
+def layer_value_table(profile: Profile, name: str) -> rich.table.Table:
+    """One of these: of the measure of that name."""
     measure, found = profile.measures[name], profile[name]
     result = table_of(f"{measure.title} ({found.unit})")
     result.add_column("mean of\nclasses", justify="right", no_wrap=True)
