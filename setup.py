@@ -18,7 +18,10 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["keras_layer_entropy", "keras_layer_entropy.*"]),
-    package_data={"keras_layer_entropy.report": ["page.html"]},
+    package_data={"keras_layer_entropy.report": ["*.html", "*.css"]},
+    entry_points={
+        "console_scripts": ["keras-layer-entropy = keras_layer_entropy.__main__:main"],
+    },
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1",

@@ -53,7 +53,7 @@ def run():
 def _analyze(model_path, measures, output, page):
     console = command_line.console()
     model = command_line.opened(model_path)
-    dataset = load_dataset(command_line.dataset_spec(model))
+    dataset = load_dataset(command_line.dataset_spec(model, command_line.model_path()))
     console.print(f"Data: {command_line.described(dataset.spec)}")
     request = dict(
         layers=FLAGS.layers,

@@ -67,8 +67,13 @@ flags.DEFINE_string("report", None, "Also write a report, one HTML page, to this
 flags.DEFINE_boolean("overwrite", False, "Replace what exists there.")
 
 
-def main(run):
-    """Runs a command line: an error is one message on stderr and exit code 2."""
+def main(run, takes=()):
+    """Runs a command line: an error is one message on stderr and exit code 2.
+
+    Args:
+        run: what it does.
+        takes: names of what stands on it without a flag, which `run` is given.
+    """
 
     def guarded(argv):
         logging.set_verbosity(logging.WARNING)  # TensorFlow Datasets tells a lot
@@ -76,11 +81,10 @@ def main(run):
         python_logging.getLogger("tensorflow").setLevel(python_logging.ERROR)
         warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
         try:
-            if len(argv) > 1:
-                raise ValueError(
-                    f"Unknown arguments {argv[1:]}: every option is a --flag, see --help."
-                )
-            run()
+            if len(argv) - 1 != len(takes):
+                expected = f"{' and '.join(takes)}, and flags" if takes else "flags alone"
+                raise ValueError(f"Unknown arguments {argv[1:]}: expected {expected}, see --help.")
+            run(*argv[1:])
         except (ValueError, OSError) as error:
             _fail(error)
         except KeyboardInterrupt:
@@ -143,14 +147,14 @@ def claimed_for_this_run(*paths):
 def opened(path):
     """The model at `path`, made of Keras's objects and those of `--custom_objects`."""
     keras.saving.get_custom_objects().update(objects_of(FLAGS.custom_objects))
-    weights = path_of("weights") if path == model_path() else None
+    weights = path_of("weights") if path == path_of("model") else None
     with contextlib.nullcontext() if FLAGS.strategy is None else backend.mirrored():
         return load_model(path, allow_unsafe=FLAGS.allow_unsafe, weights=weights)
 
 
-def dataset_spec(model):
-    """The data set that the flags name, else the one recorded beside the model."""
-    recorded = dataset_record(model_path()) or {}
+def dataset_spec(model, path):
+    """The data set that the flags name, else the one recorded beside the model at a path."""
+    recorded = dataset_record(path) or {}
     if FLAGS.dataset is not None and FLAGS.dataset != recorded.get("name"):
         recorded = {}
     given = {

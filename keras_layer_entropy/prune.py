@@ -333,7 +333,9 @@ def _stand_in(given):
 def _parts(console, model, options):
     """The data, and the `Quality` that decides; both are said."""
     # What is recorded beside the model is the part that it was measured on.
-    spec = dataclasses.replace(command_line.dataset_spec(model), split=FLAGS.split)
+    spec = dataclasses.replace(
+        command_line.dataset_spec(model, command_line.model_path()), split=FLAGS.split
+    )
     parts = load_parts(spec, options.seed)
     _check_labels(model, parts)
     quality = choose_quality(model, parts.validation.batches(options.batch_size), options)

@@ -50,7 +50,7 @@ def kill_when(process, folder, seen):
 
 def call(module, *arguments):
     """The same in this process: everything but the start of Python, which takes seconds."""
-    main = importlib.import_module(f"keras_layer_entropy.{module}").run
+    found = importlib.import_module(f"keras_layer_entropy.{module}")
     argv, sys.argv = sys.argv, [f"keras_layer_entropy.{module}", *map(str, arguments)]
     out, err, shown = io.StringIO(), io.StringIO(), warnings.formatwarning
     flags.FLAGS.unparse_flags()
@@ -64,7 +64,7 @@ def call(module, *arguments):
         ):
             warnings.simplefilter("always")
             warnings.showwarning = lambda *w: print(warnings.formatwarning(*w[:4]), file=sys.stderr)
-            command_line.main(main)
+            command_line.main(found.run, getattr(found, "TAKES", ()))
         code = 0
     except SystemExit as error:
         code = error.code or 0

@@ -3,7 +3,6 @@
 import base64
 import dataclasses
 import functools
-import importlib.resources
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -93,17 +92,65 @@ def write_report(
         "command": profile.settings.get("command") or (None if pruning else _command(profile)),
     }
     with replacing(path) as temporary:
-        temporary.write_text(_template().render(values), encoding="utf-8", errors="replace")
+        temporary.write_text(
+            _template("page.html").render(values), encoding="utf-8", errors="replace"
+        )
     return path
 
 
+def write_comparison(path: AnyPath, comparison: Any, overwrite: bool = False) -> AnyPath:
+    """Writes a comparison, one HTML file that needs nothing else: what changed most comes first.
+
+    Args:
+        path: the file.
+        comparison: `side_by_side.Comparison`.
+        overwrite: replace the file.
+
+    Returns:
+        The path.
+
+    Raises:
+        FileExistsError: it exists and `overwrite` is False.
+    """
+    check_new_file(path, overwrite)
+    sections = [
+        {"title": x.title, "columns": x.columns, "rows": _most_changed_first(x)}
+        for x in comparison.sections
+    ]
+    values = {
+        "names": comparison.names,
+        "notes": comparison.notes,
+        "figure": plots.svg(comparison.figure),
+        "sections": sections,
+    }
+    with replacing(path) as temporary:
+        page = _template("comparison.html").render(values)
+        temporary.write_text(page, encoding="utf-8", errors="replace")
+    return path
+
+
+def _most_changed_first(section: Any) -> list[Sequence[str]]:
+    """The rows of a section, by their column "change" where there is one."""
+    if "change" not in section.columns:
+        return list(section.rows)
+    place = list(section.columns).index("change")
+
+    def size(row: Sequence[str]) -> float:
+        try:
+            return abs(float(row[place].rstrip("%")))
+        except ValueError:  # a layer that is gone or new, or a dash
+            return -1.0 if row[place] == "-" else math.inf
+
+    return sorted(section.rows, key=size, reverse=True)
+
+
 @functools.cache
-def _template() -> jinja2.Template:
-    text = importlib.resources.files(__package__).joinpath("page.html").read_text("utf-8")
+def _template(name: str) -> jinja2.Template:
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.from_string(text)
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        loader=jinja2.PackageLoader("keras_layer_entropy", "report"),
+    )  # fmt: skip
+    return environment.get_template(name)
 
 
 def _facts(profile: Profile) -> list[tuple[str, Any]]:

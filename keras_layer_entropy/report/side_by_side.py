@@ -11,7 +11,9 @@ import rich.table
 import rich.text
 from matplotlib.figure import Figure
 
+from keras_layer_entropy.files import AnyPath
 from keras_layer_entropy.report.notebook import comparison_html
+from keras_layer_entropy.report.page import write_comparison
 from keras_layer_entropy.report.tables import number, table_of
 
 
@@ -84,6 +86,10 @@ class Comparison:
     def figure(self) -> Figure:
         """The two in one matplotlib `Figure`."""
         return self.draw()
+
+    def report(self, path: AnyPath, *, overwrite: bool = False) -> AnyPath:
+        """Writes one self-contained HTML page, as `report.page.write_comparison`."""
+        return write_comparison(path, self, overwrite)
 
     def _repr_html_(self) -> str:
         return comparison_html(self)
