@@ -49,6 +49,8 @@ setup(
             "gudhi>=3.10",  # persistent homology, to compare the births of loops with
             "jax>=0.6",
             "ipykernel>=6.29",
+            "keras-tuner>=1.4",
+            "mlflow-skinny>=3.1",
             "mypy>=1.16",
             "nbclient>=0.10",  # runs the notebook
             "pandas>=2.2",  # tables as data
@@ -58,6 +60,7 @@ setup(
             "selenium>=4.30",  # drives the browser that tests the report
             "tensorboard>=2.19",
             "tf_keras>=2.21",  # to write the files of Keras 2 that tests read
+            "wandb>=0.19",
         ],
     },
 )
