@@ -8,6 +8,7 @@ from keras_layer_entropy.measures import (
     mutual_information,
     unit_information,
 )
+from keras_layer_entropy.measures.activation_histogram import ActivationHistogram
 from keras_layer_entropy.measures.entropy import (
     ActivationEntropy,
     Instability,
@@ -35,6 +36,7 @@ __all__ = [
     "MEASURES",
     "ActivationEntropy",
     "ActivationHealth",
+    "ActivationHistogram",
     "Alert",
     "FeatureEntropy",
     "Health",

@@ -5,6 +5,7 @@ import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from keras_layer_entropy.measures.activation_histogram import ActivationHistogram
 from keras_layer_entropy.measures.entropy import ActivationEntropy, Instability, StateEntropy
 from keras_layer_entropy.measures.feature_entropy import FeatureEntropy
 from keras_layer_entropy.measures.health import ActivationHealth
@@ -26,6 +27,7 @@ MEASURES = {
         UnitInformation,
         LinearProbe,
         ActivationHealth,
+        ActivationHistogram,
     )
 }
 

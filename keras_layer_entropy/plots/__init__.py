@@ -12,6 +12,7 @@ from keras_layer_entropy.plots.activations import (
 )
 from keras_layer_entropy.plots.comparisons import two_curves, two_networks, two_searches
 from keras_layer_entropy.plots.health import layer_health
+from keras_layer_entropy.plots.histograms import activation_histograms
 from keras_layer_entropy.plots.information import (
     beside_entropy,
     information_plane,
@@ -41,6 +42,7 @@ from keras_layer_entropy.plots.units import (
 )
 
 __all__ = [
+    "activation_histograms",
     "activation_probabilities",
     "beside_entropy",
     "compared_curves",

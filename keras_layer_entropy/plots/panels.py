@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 
 from keras_layer_entropy.measures.measure import Panel, Profile
 from keras_layer_entropy.plots.health import layer_health
+from keras_layer_entropy.plots.histograms import activation_histograms
 from keras_layer_entropy.plots.information import (
     beside_entropy,
     information_plane,
@@ -21,6 +22,7 @@ PANELS: dict[str, Callable[..., Figure]] = {
     "plane": information_plane,
     "beside_entropy": beside_entropy,
     "health": layer_health,
+    "histograms": activation_histograms,
 }
 # Of these, what shows every epoch of a training where they are known.
 _OF_EPOCHS = ("plane",)
