@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -35,6 +35,7 @@ def analyze_model(
     *,
     layers: LayerChoice = None,
     num_classes: ClassChoice = None,
+    classes: Sequence[str] | None = None,
     measures: MeasureChoice = ("activation_entropy",),
     batch_size: int | None = 256,
     steps: int | None = None,
@@ -49,7 +50,7 @@ def analyze_model(
             as by `model.evaluate`.
         data: `(x, y)` or `(x, y, sample_weight)` arrays, inputs alone, a `tf.data.Dataset`, a
             `keras.utils.PyDataset` or a generator of batches, as for `model.evaluate`.
-        layers, num_classes, measures: as for `EntropyAnalyzer`.
+        layers, num_classes, classes, measures: as for `EntropyAnalyzer`.
         batch_size: batch size for arrays.
         steps: number of batches, None for all.
         baseline: also measure the same network freshly initialised, into `profile.baseline`; the
@@ -74,7 +75,9 @@ def analyze_model(
     >>> profile.layers, profile.entropy.shape, profile.count.tolist()
     (('hidden', 'logits'), (2, 3), [30, 30, 30])
     """
-    analyzer = EntropyAnalyzer(model, layers=layers, num_classes=num_classes, measures=measures)
+    analyzer = EntropyAnalyzer(
+        model, layers=layers, num_classes=num_classes, classes=classes, measures=measures
+    )
     return analyzer.analyze(
         data, batch_size=batch_size, steps=steps, baseline=baseline, seed=seed, verbose=verbose
     )
@@ -86,6 +89,7 @@ def analyze_units(
     *,
     layers: LayerChoice = None,
     num_classes: ClassChoice = None,
+    classes: Sequence[str] | None = None,
     estimator: str = "quantile",
     samples: int = MOST_SAMPLES,
     variance: float = 0.1,
@@ -99,7 +103,7 @@ def analyze_units(
     `feature_entropy`, and `units` of the profile.
 
     Args:
-        model, data, num_classes, batch_size, steps, verbose: as for `analyze_model`.
+        model, data, num_classes, classes, batch_size, steps, verbose: as for `analyze_model`.
         layers: as for `ActivationProbe`; None for every Dense layer and convolution.
         estimator, samples, variance: as for `measures.UnitInformation`.
 
@@ -124,7 +128,9 @@ def analyze_units(
     ('conv', (4,), (4, 3))
     """
     measures = [UnitInformation(estimator, samples, variance), FeatureEntropy()]
-    analyzer = EntropyAnalyzer(model, layers=layers, num_classes=num_classes, measures=measures)
+    analyzer = EntropyAnalyzer(
+        model, layers=layers, num_classes=num_classes, classes=classes, measures=measures
+    )
     analyzer.measures_model = False
     with warnings.catch_warnings():  # there may be no maps
         warnings.filterwarnings("ignore", "None of the layers .* has a feature_entropy")
@@ -143,6 +149,8 @@ class EntropyAnalyzer:
         num_classes: number of classes, None to take it from the model's output; 1 for one class
             of everything; `{key: number or None}` to choose whose labels count where there are
             several outputs.
+        classes: names of the classes, in order; None for those that the data bring (`class_names`,
+            as of `keras.utils.image_dataset_from_directory`), or their numbers.
         measures: names out of `measures.MEASURES`, objects such as `measures.LogDet(beta=1.0)`, or
             a list of these; or name -> options, such as `{"logdet": {"beta": 1.0}}`.
 
@@ -173,11 +181,12 @@ class EntropyAnalyzer:
         *,
         layers: LayerChoice = None,
         num_classes: ClassChoice = None,
+        classes: Sequence[str] | None = None,
         measures: MeasureChoice = ("activation_entropy",),
     ) -> None:
         self.model = model
         self.measures_model = True
-        self._request = Request(model, layers, num_classes, measures)
+        self._request = Request(model, layers, num_classes, measures, classes)
         with strategy_scope(model):
             self._probe = ActivationProbe(model, self._request.recorded)
         self._pass: Any = None  # a `_LayerPass`, from the first data on
@@ -302,7 +311,11 @@ class EntropyAnalyzer:
         measurement = self._pass.measurement
         measurement.reset()
         metrics = self._pass.run(source, verbose)
-        return measurement.profile(metrics if self._pass.measures_model else {}, again=again)
+        profile = measurement.profile(metrics if self._pass.measures_model else {}, again=again)
+        names = source.class_names
+        if self._request.classes is None and names and len(names) == len(profile.classes) > 1:
+            return profile.with_classes([str(name) for name in names])
+        return profile
 
     def _prepare(self, x: Any, y: Any, sample_weight: Any) -> "_LayerPass":
         """Builds everything on a batch, so that the pass itself only compiles and runs."""

@@ -43,15 +43,21 @@ class Request:
         layers: which layers, as for `analyzer.EntropyAnalyzer`.
         num_classes: likewise.
         measures: likewise; a tuple of `Measure` once this is made.
+        classes: likewise; a tuple or None.
     """
 
     model: Any
     layers: Any
     num_classes: Any
     measures: Any
+    classes: Any = None
 
     def __post_init__(self):
         object.__setattr__(self, "measures", tuple(get_measures(self.measures)))
+        if self.classes is not None:
+            if isinstance(self.classes, str) or not all(isinstance(x, str) for x in self.classes):
+                raise ValueError(f"classes={self.classes!r}; expected the names of the classes.")
+            object.__setattr__(self, "classes", tuple(self.classes))
 
     @property
     def recorded(self):
@@ -111,6 +117,12 @@ class Measurement:
         if self._labels.num_classes > MANY and strategy(request.model) is None:
             self._labels = dataclasses.replace(self._labels, by_id=True)
         self._check_labels_are_there()
+        names = self._request.classes
+        if names is not None and len(names) != self._labels.num_classes:
+            raise ValueError(
+                f"classes names {len(names)} classes, {listed(names)}; the model and the data have "
+                f"{self._labels.num_classes}."
+            )
         self._infos = [
             LayerInfo(a.path, a.units, _shapes(a.features()), a.function) for a in activations
         ]
@@ -230,7 +242,10 @@ class Measurement:
                 "one class."
             )
         count = self._counts.counts()
-        names = ("all",) if self._labels.kind == "none" else tuple(map(str, range(len(count))))
+        names = self._request.classes
+        if names is None or self._labels.kind == "none":
+            one = self._labels.kind == "none"
+            names = ("all",) if one else tuple(map(str, range(len(count))))
         profile = EntropyProfile(
             layers=[info.path for info in self._infos],
             widths=[info.units for info in self._infos],

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import numbers
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -50,7 +50,7 @@ class EntropyMonitor(keras.callbacks.Callback):
             generator); None to record inside `fit`'s own passes (TensorFlow, PyTorch). The
             keys of such a measurement are `val_<layer>_entropy`.
         steps: number of batches of `data`, None for all; data that never end need it.
-        layers, num_classes, measures: as for `EntropyAnalyzer`.
+        layers, num_classes, classes, measures: as for `EntropyAnalyzer`.
         every: measure each `every`-th epoch only, counted like `validation_freq`.
         log_dir: folder for TensorBoard: scalars per layer and per class, the curve and the heat
             map; None for none. Needs the `tensorboard` package.
@@ -89,6 +89,7 @@ class EntropyMonitor(keras.callbacks.Callback):
         steps: int | None = None,
         layers: LayerChoice = None,
         num_classes: ClassChoice = None,
+        classes: Sequence[str] | None = None,
         measures: MeasureChoice = ("activation_entropy",),
         every: int | numbers.Integral = 1,
         log_dir: AnyPath | None = None,
@@ -119,7 +120,9 @@ class EntropyMonitor(keras.callbacks.Callback):
         self._steps = steps
         self._alerting = Alerting(alerts, stop_on)
         chosen = self._alerting.measured(get_measures(measures))
-        self._chosen = {"layers": layers, "num_classes": num_classes, "measures": chosen}
+        self._chosen = {
+            "layers": layers, "num_classes": num_classes, "classes": classes, "measures": chosen,
+        }  # fmt: skip
         if "nan" in self._alerting.stop_on:
             # Of its own, because Keras waits for each batch where a callback looks at its logs.
             self.on_train_batch_end = self._stop_where_the_loss_is_not_finite

@@ -42,6 +42,7 @@ class Source:
     Attributes:
         keywords: arguments for `evaluate`, but for `steps`.
         steps: as given.
+        class_names: those that the data bring, or None.
         repeatable: whether the data can be read again.
         batches: how many there are, infinite where nobody knows.
         one_shape: whether all batches surely have the same shape, but for their size.
@@ -60,6 +61,7 @@ class Source:
     def __init__(self, data, batch_size=256, steps=None, must_end=False):
         _check_positive(batch_size=batch_size, steps=steps)
         self.steps = steps
+        self.class_names = getattr(data, "class_names", None)
         self.repeatable = not hasattr(data, "__next__")
         if not self.repeatable:
             self._take_generator(data)

@@ -96,7 +96,9 @@ def test_it_is_drawn_and_read_by_tensorboard(random, tmp_path):
     model.fit(x, y, verbose=0, validation_data=(x, y), callbacks=[monitor])
     events = EventAccumulator(str(tmp_path)).Reload()
     assert "activation_histogram_counts/a" in events.PluginTagToContent("histograms")
-    table = tensor_util.make_ndarray(events.Tensors("activation_histogram_counts/a")[0].tensor_proto)
+    table = tensor_util.make_ndarray(
+        events.Tensors("activation_histogram_counts/a")[0].tensor_proto
+    )
     counts = monitor.profiles[0]["activation_histogram"].details["a"]["counts"].sum(axis=0)
     np.testing.assert_array_equal(table[:, 2], counts)
     assert np.isfinite(table).all()
