@@ -1,5 +1,10 @@
 """See what the layers of a Keras network do, from the entropy of their activation patterns."""
 
+from keras_layer_entropy.quiet import starting
+
+with starting():  # TensorFlow, if that is the backend
+    import keras as _  # noqa: F401
+
 from keras_layer_entropy import measures, plots
 from keras_layer_entropy.analysis.analyzer import EntropyAnalyzer, analyze_model, analyze_units
 from keras_layer_entropy.analysis.monitor import EntropyMonitor
