@@ -1,14 +1,17 @@
 """The outputs of layers inside any model."""
 
 import contextlib
+import pathlib
 from typing import Any
 
 import keras
 
-from keras_layer_entropy.backend import Tensor
+from keras_layer_entropy.backend import Data, Tensor
+from keras_layer_entropy.files import AnyPath
 from keras_layer_entropy.recording.following import Activation
 from keras_layer_entropy.recording.layers import LayerChoice
 from keras_layer_entropy.recording.recorder import Recorder, build
+from keras_layer_entropy.recording.to_disk import predict_to
 
 
 class ActivationProbe(keras.Model):
@@ -66,6 +69,44 @@ class ActivationProbe(keras.Model):
             outputs = self.model(inputs, **kwargs)
         self.recorder.check(recording)
         return outputs, recording.activations
+
+    def predict_to(
+        self,
+        path: AnyPath,
+        data: Data,
+        *,
+        batch_size: int = 256,
+        steps: int | None = None,
+        overwrite: bool = False,
+    ) -> dict[str, pathlib.Path]:
+        """Writes the outputs to a folder, a `.npy` file for each layer, batch by batch.
+
+        Memory does not grow with the data. What is interrupted goes on where it was when it is
+        called again with the same data in the same order; `numpy.load(file, mmap_mode="r")` reads a
+        file without loading it.
+
+        Args:
+            path: the folder; it is made where there is none.
+            data, batch_size, steps: as for `analyze_model`; labels are not looked at.
+            overwrite: begin anew where there are outputs already.
+
+        Returns:
+            Path of each layer -> that of its file, `block__dense.npy` for `block/dense`.
+
+        Raises:
+            FileExistsError: the folder holds other files, or outputs that are complete.
+            ValueError: samples of several sizes, data without an end and without `steps`.
+
+        Example:
+
+        >>> import numpy as np, tempfile
+        >>> layers = [keras.layers.Dense(8, "relu", name="a"), keras.layers.Dense(3, name="b")]
+        >>> probe = ActivationProbe(keras.Sequential(layers))
+        >>> files = probe.predict_to(tempfile.mkdtemp(), np.ones((600, 4)))
+        >>> {layer: np.load(file, mmap_mode="r").shape for layer, file in files.items()}
+        {'a': (600, 8), 'b': (600, 3)}
+        """
+        return predict_to(self, path, data, batch_size=batch_size, steps=steps, overwrite=overwrite)
 
     def build(self, input_shape: Any) -> None:
         """The model inside builds itself when it is called."""
