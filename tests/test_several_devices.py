@@ -39,7 +39,7 @@ def make():
     return model
 
 MEASURES = [*("activation_entropy", "state_entropy", "instability", "linear_probe"),
-            LogDet(samples=40)]
+            *("activation_health", "activation_histogram"), LogDet(samples=40)]
 DO = {
     "units": lambda m: remove_units(m, {"a": 0.5, "b": 0.25}, x),
     "layer": lambda m: remove_layer(m, "b", calibration_data=x),
@@ -55,6 +55,8 @@ def found(model):
     options = dict(measures=MEASURES, batch_size=30, verbose=0, baseline=True)
     profile = analyze_model(model, (x, y), **options)
     numbers = {name: result.per_class.tolist() for name, result in profile.results.items()}
+    whole = profile["activation_health"].whole
+    numbers["health"] = [whole[name].tolist() for name in sorted(whole)]
     numbers["twin"] = profile.baseline.entropy.tolist()
     numbers["count"] = profile.count.tolist()
     numbers["metrics"] = [profile.metrics[name] for name in ("loss", "accuracy")]

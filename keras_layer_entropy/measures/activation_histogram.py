@@ -51,7 +51,7 @@ class HistogramState(CompensatedSum):
 
     Args:
         classes: number of classes.
-        rows: how many samples of a batch are looked at, evenly spread over it.
+        rows: how many samples of a batch are looked at, at most, evenly spread over it.
     """
 
     def __init__(self, classes: int, rows: int, name: str | None = None) -> None:
@@ -60,16 +60,17 @@ class HistogramState(CompensatedSum):
 
     def update_state(self, values: Tensor, membership: Tensor, mask: Tensor | None = None) -> None:
         """Adds a batch, as for every state of a `Measure`."""
-        whole = ops.shape(values)[0]
-        chosen = ops.arange(self._rows, dtype="int32") * whole // self._rows
-        # Of a smaller batch samples come up several times, and count once.
-        new = ops.concatenate([ops.ones((1,), bool), chosen[1:] != chosen[:-1]])
+        whole = ops.shape(values)[0]  # a number, or a tensor where nobody knows it
+        step = -(-whole // self._rows)
+        step = max(step, 1) if isinstance(whole, int) else ops.maximum(step, 1)
+        chosen = ops.arange(0, whole, step, dtype="int32")
         values, membership = (ops.take(x, chosen, axis=0) for x in (values, membership))
         counts = ops.cast(ops.logical_not(ops.isnan(values)), "float32")
         if mask is not None:
             mask = ops.cast(ops.take(mask, chosen, axis=0), "float32")
-            counts *= ops.reshape(mask, (*mask.shape, *[1] * (len(values.shape) - len(mask.shape))))
-        counts *= ops.reshape(ops.cast(new, "float32"), (-1, *[1] * (len(values.shape) - 1)))
+            counts *= ops.reshape(
+                mask, (*ops.shape(mask), *[1] * (len(values.shape) - len(mask.shape)))
+            )
         # A row for each sample, or position, that has a label.
         classes = membership.shape[-1]
         membership = ops.reshape(ops.cast(membership > 0, "float32"), (-1, classes))
@@ -101,7 +102,7 @@ class ActivationHistogram(Measure):
     once.
 
     Args:
-        rows: how many samples of a batch are looked at, evenly spread over it.
+        rows: how many samples of a batch are looked at, at most, evenly spread over it.
         name: as for every `Measure`.
 
     Raises:

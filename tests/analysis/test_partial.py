@@ -14,10 +14,11 @@ from backends import some_on_each
 from keras import layers
 
 from keras_layer_entropy import EntropyAnalyzer, PartialAnalysis, analyze_model
-from keras_layer_entropy.measures import LogDet, MutualInformation
+from keras_layer_entropy.measures import ActivationHistogram, LogDet, MutualInformation
 
 MEASURES = [
     *("activation_entropy", "state_entropy", "instability", "linear_probe"),
+    *("activation_health", ActivationHistogram(rows=100)),
     *(LogDet(samples=40), MutualInformation(samples=40)),
 ]
 CUTS = (0, 17, 18, 60, 90)  # uneven ones, one of a single sample

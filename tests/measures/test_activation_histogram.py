@@ -24,13 +24,13 @@ def test_bins_are_those_of_their_edges(random):
 
 @pytest.mark.parametrize("rows", [8, 100])
 def test_counts_are_those_of_numpy(rows, random):
-    """Of the samples that are looked at: i * batch // rows; of a smaller batch all, once."""
+    """Of the samples that are looked at: every fifth; of a smaller batch all."""
     batch, classes = 40, 3
     values = random.normal(size=(batch, 5)).astype("float32") ** 3
     y = np.arange(batch) % classes
     state = HistogramState(classes, rows)
     state.update_state(values, np.eye(classes, dtype="float32")[y])
-    chosen = np.unique(np.arange(rows) * batch // rows)
+    chosen = np.arange(0, batch, 5 if rows == 8 else 1)
     for c in range(classes):
         some = values[chosen][y[chosen] == c].ravel()
         bins = np.asarray(ops.convert_to_numpy(bin_of(some)))
