@@ -135,6 +135,18 @@ def _no_retracing(record):
     return "triggered tf.function retracing" not in str(record.msg)
 
 
+def own_draws():
+    """Inside the block random numbers are drawn that nobody else misses; a context manager.
+
+    PyTorch's loaders draw one for each pass, also where nothing is shuffled.
+    """
+    if name() != "torch":
+        return contextlib.nullcontext()
+    import torch
+
+    return torch.random.fork_rng()
+
+
 def graph_of(tensor):
     """The TensorFlow graph of a symbolic tensor; None for any other tensor."""
     try:

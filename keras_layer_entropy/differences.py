@@ -3,9 +3,10 @@
     python -m keras_layer_entropy compare saved_model/ saved_model_pruned/ --report diff.html
     python -m keras_layer_entropy compare before/profile.json after/profile.json
 
-Profiles are the .json files that `analyze --output` writes. Of two models their costs and layers
-are compared and, where data are named with --dataset or recorded beside the first, what is measured
-of both on these. With --report=diff.html one page shows it, what changed most first.
+Profiles are the .json files that `analyze --output` writes, or their folders. Of two models their
+costs and layers are compared and, where data are named with --dataset or recorded beside the first,
+what is measured of both on these. With --report=diff.html one page shows it, what changed most
+first.
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ from keras_layer_entropy.command_line import FLAGS
 from keras_layer_entropy.comparing import compare
 from keras_layer_entropy.datasets import load_dataset
 from keras_layer_entropy.files import local_path
-from keras_layer_entropy.model_files import dataset_record
+from keras_layer_entropy.model_files import dataset_record, model_parts
 
 flags.adopt_module_key_flags(command_line)
 _NAMES = flags.DEFINE_list("names", None, "What the two are called, comma-separated.")
@@ -79,14 +80,18 @@ def _of_models(paths, names):
 
 
 def _profile(path):
-    """The profile at a path, None where it is something else."""
+    """The profile at a path, or in the folder that `analyze` wrote; None where it is a model."""
+    if (path / "profile.json").is_file() and not model_parts(path):
+        path /= "profile.json"
     if path.suffix != ".json" or not path.is_file():
         return None
     try:
-        known = "format_version" in json.loads(path.read_text())
-    except (ValueError, TypeError):
-        known = True  # of which `load` says what is wrong
-    return EntropyProfile.load(path) if known else None  # else the architecture of a model
+        found = json.loads(path.read_text("utf-8"))
+    except ValueError:
+        found = None
+    # The architecture of a model; of all else `load` says what is wrong.
+    is_model = isinstance(found, dict) and "class_name" in found
+    return None if is_model else EntropyProfile.load(path)
 
 
 def _names(paths):

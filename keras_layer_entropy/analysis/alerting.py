@@ -28,13 +28,19 @@ class Alerting:
     def __init__(self, alerts: bool | Health, stop_on: str | Collection[str]) -> None:
         if not isinstance(alerts, bool | Health):
             raise ValueError(f"alerts={alerts!r}; expected True, False or measures.Health(...).")
-        kinds = (stop_on,) if isinstance(stop_on, str) else tuple(stop_on)
-        if unknown := [kind for kind in kinds if kind not in ADVICE]:
-            raise ValueError(f"stop_on={unknown}; expected some of {tuple(ADVICE)}.")
+        kinds = (stop_on,) if isinstance(stop_on, str) else stop_on
+        if not isinstance(kinds, Collection) or not set(map(str, kinds)) <= set(ADVICE):
+            raise ValueError(f"stop_on={stop_on!r}; expected some of {tuple(ADVICE)}.")
         self._health = alerts if isinstance(alerts, Health) else Health()
-        self.stop_on = kinds
+        self._told = tuple(ADVICE) if alerts else kinds
+        self._ended = False
+        self.stop_on = tuple(kinds)
         self.wanted = bool(alerts) or bool(kinds)
         self.given: list[Alert] = []
+
+    def begin(self) -> None:
+        """Forgets what was said."""
+        self.given, self._ended = [], False
 
     def measured(self, measures: list[Measure]) -> list[Measure]:
         """The measures that are asked for, and that of health where it is needed."""
@@ -48,13 +54,14 @@ class Alerting:
 
     def say(self, found: Iterable[Alert]) -> bool:
         """Prints what was not said before; whether the training is to end."""
-        found = list(found)
+        found = [alert for alert in found if alert.kind in self._told]
         worse = self._health.worse
         new = [alert for alert in found if alert.comes_after(self._earlier(alert), worse)]
         self.given.extend(new)
         lines = [f"EntropyMonitor: {alert}" for alert in new]
         kinds = [alert.kind for alert in found if alert.kind in self.stop_on]
-        if kinds:
+        if kinds and not self._ended:
+            self._ended = True
             lines.append(f"EntropyMonitor ends the training (stop_on: {kinds[0]}).")
         if lines:
             print("", *lines, sep="\n", flush=True)  # behind the progress bar
@@ -99,13 +106,16 @@ class WatchForNaN:
         self._numbers.reset_state()
 
     def first(self) -> tuple[str, int] | None:
-        """Path and number of the batch where something was first not finite; None for nowhere."""
+        """Path of the layer and number of the batch in which the outputs were first not finite.
+
+        None where they always are: what a model masks by an infinity, or fills where it is missing,
+        is as it should be. The layer is the one that was done first of those in which there was
+        NaN or infinity for the first time in that batch.
+        """
         numbers = self._numbers.result()
-        bad = np.flatnonzero(numbers)
-        if not len(bad):
-            return None
-        row = bad[np.argmin(numbers[bad])]  # of several, the one that was done first
-        return self._paths[row], int(numbers[row])
+        batch = int(numbers[-1])
+        row = int(np.flatnonzero(numbers == batch)[0])
+        return (self._paths[row] or "the model", batch) if batch else None
 
 
 def _named(measures: Iterable[Measure]) -> str:

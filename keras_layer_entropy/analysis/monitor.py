@@ -144,7 +144,7 @@ class EntropyMonitor(keras.callbacks.Callback):
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._close()  # an earlier fit ended with an exception
         self.profiles = []
-        self._alerting.given = []
+        self._alerting.begin()
         self._aside = False
         if self._data is None:
             if self.model.jit_compile and not backend.steps_are_traced():

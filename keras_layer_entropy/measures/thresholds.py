@@ -52,7 +52,7 @@ class Health:
         worse: an alert comes again where something is so many times worse.
 
     Raises:
-        ValueError: no positive numbers.
+        ValueError: no positive numbers; shares above 1.
 
     Example:
 
@@ -75,6 +75,8 @@ class Health:
             value = getattr(self, field.name)
             if not is_positive(value):
                 raise ValueError(f"{field.name}={value!r} of Health; expected a positive number.")
+            if field.name in ("dead", "saturated", "linear", "vanishing", "at_once") and value > 1:
+                raise ValueError(f"{field.name}={value!r} of Health; expected a share, at most 1.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,24 +176,38 @@ class _Layers:
         self._classes = int(np.count_nonzero(profile.count))
 
     def alerts(self) -> Iterator[Alert]:
-        bad = {row: n for row in range(len(self._profile.layers)) if (n := self._not_finite(row))}
-        origin = min(bad, key=lambda row: bad[row], default=None)
+        origin = self._origin()
         first = before = None  # rows of hidden layers
         for row, output in enumerate(self._profile.is_output):
             if row == origin:
-                yield not_finite(self._profile.layers[row], self._profile.epoch, bad[row])
+                batch = self._not_finite(row)
+                yield not_finite(self._profile.layers[row], self._profile.epoch, batch)
                 return
             if np.isnan(self._number("rms", row)):
                 continue  # not measured, or not finite because of the origin
             if output:
-                found = list(self._collapse(row, before)) if self._classes > 1 else []
-            else:
-                found = list(self._of_hidden(row, first, before))
+                yield from self._collapse(row, before) if self._tells_classes(row) else ()
+                continue
+            found = list(self._of_hidden(row, first, before))
             yield from found
             if any(self._spreads(alert) for alert in found):
                 return
-            if not output:
-                first, before = row if first is None else first, row
+            first, before = row if first is None else first, row
+
+    def _origin(self) -> int | None:
+        """The first of the layers in which there is NaN or infinity since it is in the outputs.
+
+        None where it is in none of these: what a model masks or fills is as it should be.
+        """
+        numbers = [self._not_finite(row) for row in range(len(self._profile.layers))]
+        outputs = [n for n, output in zip(numbers, self._profile.is_output, strict=True) if output]
+        since = min((n for n in outputs or numbers[-1:] if n), default=0)
+        return numbers.index(since) if since else None
+
+    def _tells_classes(self, row: int) -> bool:
+        """Whether an output has a unit for each class, or one for two of them."""
+        classes, width = len(self._profile.classes), self._profile.widths[row]
+        return self._classes > 1 and (width == classes or (width == 1 and classes == 2))
 
     def _spreads(self, alert: Alert) -> bool:
         """Whether layers behind suffer from it."""

@@ -37,6 +37,7 @@ class OutputsRecorder:
     """Watches every layer of a model while `recording`, for `fit_steps.RecordingFunction`.
 
     Layers that others hold are done before these are: the first to give something is the innermost.
+    Last is the model itself, with the path "", where it is called as a whole.
 
     Args:
         model: any Keras model.
@@ -55,6 +56,7 @@ class OutputsRecorder:
             for path, layer in layers.items()
             if path not in out_of_reach
         ]
+        calls.append((self._model, "call", functools.partial(_noted, found, "")))
         with watched(calls):
             yield found
         # Of the graph of the step, not of a loop inside.

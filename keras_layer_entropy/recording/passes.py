@@ -19,6 +19,7 @@ from keras_layer_entropy.backend import (
     as_in_a_step,
     batches_of,
     gains_from_jit,
+    own_draws,
     strategy_scope,
     without_gradients,
 )
@@ -225,7 +226,8 @@ def unmoved(model):
     moving = [v for layer in layers for v in own_variables(layer) if id(v) not in weights]
     before = [np.array(ops.convert_to_numpy(variable)) for variable in moving]
     try:
-        yield
+        with own_draws():
+            yield
     finally:
         for variable, value in zip(moving, before, strict=True):
             variable.assign(value)

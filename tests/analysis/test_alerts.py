@@ -163,7 +163,7 @@ def test_the_training_ends_where_the_loss_is_nan(capsys):
     assert len(steps) == 3  # the third batch of ten holds it
     assert len(history.epoch) == 1
     assert [(alert.layer, alert.value) for alert in monitor.alerts] == [("", 3), ("a", 3)]
-    assert "ends the training (stop_on: nan)" in capsys.readouterr().out
+    assert capsys.readouterr().out.count("ends the training (stop_on: nan)") == 1
 
 
 @pytest.mark.inside_fit
@@ -174,6 +174,12 @@ def test_the_training_ends_after_the_epoch(capsys):
     fitted(model, epochs=5, monitor=monitor)
     assert len(monitor.profiles) == 1
     assert "ends the training (stop_on: collapse)" in capsys.readouterr().out
+
+
+@pytest.mark.inside_fit
+def test_what_is_not_asked_for_is_not_told():
+    model = chain(dense("a"), dense("b", bias_initializer=constant(-50.0)), dense("c"))
+    assert fitted(model, monitor=EntropyMonitor(stop_on="nan")).alerts == []
 
 
 def test_with_data_of_its_own_too():
@@ -211,7 +217,9 @@ def test_what_is_not_unhealthy():
     ("options", "words"),
     [
         (dict(alerts="yes"), "alerts='yes'; expected True, False or measures.Health"),
-        (dict(stop_on="nans"), r"stop_on=\['nans'\]; expected some of \('nan', 'dead'"),
+        (dict(stop_on="nans"), r"stop_on='nans'; expected some of \('nan', 'dead'"),
+        (dict(stop_on=5), "stop_on=5; expected some of"),
+        (dict(stop_on=[["nan"]]), "expected some of"),
     ],
 )
 def test_what_is_refused(options, words):
@@ -225,6 +233,11 @@ def test_thresholds_are_positive(value):
         Health(dead=value)
 
 
+def test_shares_are_at_most_1():
+    with pytest.raises(ValueError, match="dead=50 of Health; expected a share, at most 1"):
+        Health(dead=50)
+
+
 def test_a_profile_without_health_has_no_alerts():
     without = EntropyProfile(
         layers=("dense",), widths=(8,), is_output=(False,), classes=("all",), count=[10],
@@ -232,6 +245,22 @@ def test_a_profile_without_health_has_no_alerts():
     )  # fmt: skip
     with pytest.raises(ValueError, match="holds no activation_health"):
         find_alerts(without)
+
+
+def test_where_classes_lie_on_a_line_from_the_beginning_nothing_collapsed():
+    """A rank of 1 is none where that of the layer before is no more."""
+
+    def found(*ranks):
+        whole = {name: [1.0] * len(ranks) for name in ("rms", "spread")}
+        layers = tuple("abc"[: len(ranks)])
+        return find_alerts(EntropyProfile(
+            layers=layers, widths=[9] * len(ranks), is_output=[False] * len(ranks),
+            classes=tuple("01234"), count=[9] * 5, results={"activation_health": MeasureResult(
+                np.zeros((len(ranks), 5)), whole | {"effective_rank": ranks})},
+        ))  # fmt: skip
+
+    assert not found(1.0, 1.0, 1.0)
+    assert [(alert.kind, alert.layer) for alert in found(3.0, 2.5, 1.0)] == [("collapse", "c")]
 
 
 # Trainings in which nothing is wrong.
@@ -360,6 +389,48 @@ def mixed_precision():
     return model, blobs()
 
 
+class Masked(layers.Layer):
+    """Attention's way to leave something out."""
+
+    def call(self, x):
+        return ops.where(ops.abs(x) < 0.1, -np.inf, x)
+
+
+def masked_by_infinity():
+    inputs = keras.Input((20,))
+    x = dense("a")(inputs)
+    scores = layers.Softmax()(Masked()(layers.Dense(32, name="scores")(x)))
+    outputs = layers.Dense(CLASSES, "softmax")(layers.Multiply()([x, scores]))
+    return keras.Model(inputs, outputs), blobs()
+
+
+class Filled(layers.Layer):
+    """What is missing is 0."""
+
+    def call(self, x):
+        return ops.where(ops.isnan(x), 0.0, x)
+
+
+def filled_where_it_is_missing():
+    x, y = blobs()
+    x[::7, 3] = np.nan
+    return chain(layers.Rescaling(0.5), Filled(), dense("a")), (x, y)
+
+
+def two_outputs():
+    inputs = keras.Input((20,))
+    x, x_given = dense("a")(inputs), blobs()
+    value = layers.Dense(1, name="value", bias_initializer=constant(5000.0))(x)
+    outputs = [value, layers.Dense(CLASSES, "softmax", name="out")(x)]
+    given, y = x_given
+    targets = [5000 + given[:, :1], y]
+    return (
+        keras.Model(inputs, outputs),
+        (given, targets),
+        ["mse", "sparse_categorical_crossentropy"],
+    )
+
+
 def not_scaled():
     x, y = blobs()
     return chain(dense("a"), dense("b")), (10 * x, y)
@@ -373,19 +444,36 @@ HEALTHY = {
     "gru": recurrent(layers.GRU), "autoencoder": autoencoder, "regression": regression,
     "imbalanced": imbalanced, "several labels": several_labels, "fine-tuning": fine_tuning,
     "mixed precision": mixed_precision, "inputs not scaled": not_scaled,
+    "masked": masked_by_infinity, "missing": filled_where_it_is_missing, "outputs": two_outputs,
 }  # fmt: skip
 
 
 @pytest.mark.inside_fit
-@pytest.mark.filterwarnings("ignore:.*(targets of a regression|No sample belongs|in a class)")
+@pytest.mark.filterwarnings(
+    "ignore:.*(targets of a regression|No sample belongs|in a class|NaN or infinite)"
+)
 @pytest.mark.parametrize("name", HEALTHY)
 def test_healthy_trainings_are_left_in_peace(name):
     model, (x, y), *loss = HEALTHY[name]()
     model.compile("adam", loss[0] if loss else "sparse_categorical_crossentropy")
     monitor = EntropyMonitor(alerts=True)
-    model.fit(x, y, epochs=4, verbose=0, callbacks=[monitor], validation_data=(x[:200], y[:200]))
+    held_out = x[:200], [part[:200] for part in y] if isinstance(y, list) else y[:200]
+    model.fit(x, y, epochs=4, verbose=0, callbacks=[monitor], validation_data=held_out)
     assert len(monitor.profiles) == 4
     assert monitor.alerts == []
+
+
+def test_data_of_its_own_change_nothing():
+    """PyTorch's loaders draw a number for each pass, from where orders are drawn, too."""
+    weights = []
+    for callbacks in ([], [EntropyMonitor(data=blobs(), alerts=True)]):
+        keras.utils.set_random_seed(4)
+        model = chain(dense("a"), layers.Dropout(0.2), dense("b"))
+        model.compile("adam", "sparse_categorical_crossentropy")
+        model.fit(*blobs(), epochs=3, verbose=0, callbacks=callbacks)
+        weights.append(model.get_weights())
+    for one, other in zip(*weights, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.inside_fit

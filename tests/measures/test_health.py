@@ -133,6 +133,10 @@ def test_states_merge(random):
     for state, part in zip(two, (values[:30], values[30:]), strict=True):
         state.update_state((part, part), ones)
     two[0].merge_state(two[1:])
+    first, second = (FirstNotFinite(1) for _ in range(2))
+    first.set_result(np.array([4]))
+    first.merge_state([second])
+    assert first.result().tolist() == [4]
     for name, value in one.found()[1].items():
         np.testing.assert_allclose(two[0].found()[1][name], value, rtol=1e-5, err_msg=name)
 
