@@ -3,7 +3,9 @@
 from collections.abc import Collection, Iterable
 from typing import Any
 
+import keras
 import numpy as np
+from keras import ops
 
 from keras_layer_entropy.measures.health import ActivationHealth, FirstNotFinite
 from keras_layer_entropy.measures.measure import Measure, Profile
@@ -105,17 +107,29 @@ class WatchForNaN:
         """Forgets what was seen."""
         self._numbers.reset_state()
 
-    def first(self) -> tuple[str, int] | None:
+    def first(self, model: keras.Model) -> tuple[str, int] | None:
         """Path of the layer and number of the batch in which the outputs were first not finite.
 
         None where they always are: what a model masks by an infinity, or fills where it is missing,
-        is as it should be. The layer is the one that was done first of those in which there was
-        NaN or infinity for the first time in that batch.
+        is as it should be. But where weights are not finite, which a ReLU may hide from the
+        outputs, it is the first batch of all. The layer is the one that was done first of those in
+        which there was NaN or infinity for the first time in that batch.
+
+        Args:
+            model: that was watched.
         """
         numbers = self._numbers.result()
         batch = int(numbers[-1])
+        if not batch and numbers.any() and not _is_finite(model):
+            batch = int(numbers[numbers > 0].min())
         row = int(np.flatnonzero(numbers == batch)[0])
         return (self._paths[row] or "the model", batch) if batch else None
+
+
+def _is_finite(model: keras.Model) -> bool:
+    """Whether all weights of a model are."""
+    weights = map(ops.convert_to_numpy, model.trainable_weights)
+    return all(np.isfinite(weight).all() for weight in weights)
 
 
 def _named(measures: Iterable[Measure]) -> str:

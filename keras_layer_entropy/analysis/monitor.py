@@ -292,6 +292,7 @@ class _InsideFit:
         model: keras.Model,
         chosen: Mapping[str, Any],
     ) -> None:
+        self._model = model
         self._validates = validates
         self.prefix = "val_" if validates else ""
         request = Request(model, **chosen)
@@ -348,7 +349,7 @@ class _InsideFit:
     def not_finite(self) -> tuple[str, int] | None:
         """Layer and batch of the training in which there was first NaN or infinity, if any."""
         watched = self._watch and self._watch.measurement
-        return watched.first() if watched else None
+        return watched.first(self._model) if watched else None
 
     def close(self) -> None:
         self._function.remove()
