@@ -27,6 +27,7 @@ from keras_layer_entropy.measures.measure import (
     Profile,
     Samples,
     Words,
+    listed,
 )
 from keras_layer_entropy.measures.thresholds import find_alerts
 
@@ -386,4 +387,13 @@ class ActivationHealth(Measure):
     def verdict(self, profile: Profile, tolerance: float) -> str:
         """What is unhealthy, by the usual thresholds."""
         alerts = find_alerts(profile, measure=self.name)
-        return " ".join(map(str, alerts)) if alerts else "No layer is unhealthy."
+        whole, told = profile[self.name].whole, [alert.layer for alert in alerts]
+        unknown = [
+            layer
+            for layer, batch in zip(profile.layers, whole["not_finite"], strict=True)
+            if batch > 0 and layer not in told
+        ]
+        found = list(map(str, alerts))
+        if unknown:
+            found.append(f"Of {listed(unknown)} nothing is known: there are NaN or infinities.")
+        return " ".join(found) or "No layer is unhealthy."

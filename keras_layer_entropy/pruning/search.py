@@ -191,8 +191,9 @@ def look_ahead(
     options = _options(options, settings)
     if options.target and counted(options.target) == options.target:
         options = dataclasses.replace(options, step_share=1.0)
-    search = _Search(model, train_data, validation_data, options, None)
-    return search.plan(), search.before
+    with many_models():
+        search = _Search(model, train_data, validation_data, options, None)
+        return search.plan(), search.before
 
 
 def _options(options: PruningOptions | None, settings: Mapping[str, Any]) -> PruningOptions:

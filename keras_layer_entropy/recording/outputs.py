@@ -56,7 +56,7 @@ class OutputsRecorder:
             for path, layer in layers.items()
             if path not in out_of_reach
         ]
-        calls.append((self._model, "call", functools.partial(_noted, found, "")))
+        calls.append((self._model, call_of(self._model), functools.partial(_noted, found, "")))
         with watched(calls):
             yield found
         # Of the graph of the step, not of a loop inside.

@@ -152,6 +152,11 @@ def test_the_first_batch_that_is_not_finite(random):
     whole = profile["activation_health"].whole
     assert whole["not_finite"].tolist() == [3, 3]
     assert np.isnan(whole["dead"]).all()
+    (measure,) = profile.measures.values()
+    said = measure.verdict(profile, 0.01)
+    assert "'hidden' is the first layer with NaN or infinite activations, in batch 3" in said
+    assert "Of out nothing is known" in said
+    assert "unhealthy" not in said
 
 
 def test_of_parts_the_first_that_is_not_finite_says_so():
