@@ -177,7 +177,7 @@ def plan(
     Returns:
         `Plan`, with the time that each part takes (`timing.timed`).
     """
-    return look_ahead(model, train_data, validation_data, options, **settings)[0]
+    return look_ahead(model, train_data, validation_data, _options(options, settings))[0]
 
 
 def look_ahead(
@@ -185,14 +185,17 @@ def look_ahead(
     train_data: Data,
     validation_data: Data,
     options: PruningOptions | None = None,
-    **settings: Any,
+    quality: Quality | None = None,
 ) -> tuple[Plan, EntropyProfile]:
-    """`plan`, and the `EntropyProfile` of the model on the validation data, with its twin."""
-    options = _options(options, settings)
+    """`plan`, and the `EntropyProfile` of the model on the validation data, with its twin.
+
+    Args, errors: as for `plan`; and quality, what `choose_quality` gave for these, if it is known.
+    """
+    options = options or PruningOptions()
     if options.target and counted(options.target) == options.target:
         options = dataclasses.replace(options, step_share=1.0)
     with many_models():
-        search = _Search(model, train_data, validation_data, options, None)
+        search = _Search(model, train_data, validation_data, options, None, quality)
         return search.plan(), search.before
 
 
@@ -229,6 +232,7 @@ class _Search:
         validation_data: Data,
         options: PruningOptions,
         resume: tuple[keras.Model, Sequence[PruningStep]] | None,
+        quality: Quality | None = None,
     ) -> None:
         self._original, self._options = model, options
         self._train_data = train_data if callable(train_data) else lambda _: train_data
@@ -239,7 +243,7 @@ class _Search:
         flat_graph(model)  # errors where the model is code
         check_choices(model, options)
         _check_weights(model)
-        self._quality = choose_quality(model, validation_data, options)
+        self._quality = quality or choose_quality(model, validation_data, options)
         first, targets, _ = Source(*self._evaluated).first()
         self._labelled = targets is not None
         self._sample = tree.map_structure(lambda part: part[:1], first)
