@@ -41,8 +41,8 @@ from keras_layer_entropy import load_model, remove_blocks, save_model, simplify_
 from keras_layer_entropy.pruning import kernels
 from keras_layer_entropy.pruning.block_parts import find_blocks
 from keras_layer_entropy.pruning.channels import find_channels
-from keras_layer_entropy.pruning.graph import flat_graph, run
 from keras_layer_entropy.pruning.rewrite import thinned
+from keras_layer_entropy.recording.graph import flat_graph, run
 
 _ONLY = flags.DEFINE_list("only", None, "Some of the networks (default: all but disk).")
 _MODEL = flags.DEFINE_string("model", None, "The network of `disk`.")

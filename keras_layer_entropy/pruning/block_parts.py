@@ -9,8 +9,8 @@ from typing import Any
 import keras
 from keras import layers
 
-from keras_layer_entropy.pruning.graph import Call, Graph, first_tensor, flat_graph, opened
 from keras_layer_entropy.pruning.parts import Part
+from keras_layer_entropy.recording.graph import Call, Graph, first_tensor, flat_graph, opened
 from keras_layer_entropy.recording.layer_kinds import kind
 
 CONVOLUTIONS = (

@@ -18,7 +18,6 @@ from keras_layer_entropy.pruning.blocks import without_blocks
 from keras_layer_entropy.pruning.cost import Cost, check_target, cost_of, is_met, shares
 from keras_layer_entropy.pruning.effects import SAMPLES, Outputs
 from keras_layer_entropy.pruning.flops import count_flops
-from keras_layer_entropy.pruning.graph import Graph, flat_graph
 from keras_layer_entropy.pruning.parts import LARGER, Part, Plan, Prediction, larger
 from keras_layer_entropy.pruning.repair import StandIn
 from keras_layer_entropy.pruning.stand_ins import (
@@ -29,6 +28,7 @@ from keras_layer_entropy.pruning.stand_ins import (
 )
 from keras_layer_entropy.pruning.units import calibration_source
 from keras_layer_entropy.pruning.walking import Walk, inputs_of
+from keras_layer_entropy.recording.graph import Graph, flat_graph
 
 _MOST = 2**31  # bytes of what goes into the blocks, held while these are looked at
 

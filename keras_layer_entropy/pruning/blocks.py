@@ -11,7 +11,6 @@ from keras_layer_entropy.backend import Data
 from keras_layer_entropy.measures.measure import listed
 from keras_layer_entropy.pruning.block_parts import Block, find_blocks
 from keras_layer_entropy.pruning.copying import Bypass
-from keras_layer_entropy.pruning.graph import Graph, flat_graph
 from keras_layer_entropy.pruning.optimizer_state import restart_averages
 from keras_layer_entropy.pruning.parts import Plan
 from keras_layer_entropy.pruning.repair import Pairs, repair
@@ -24,6 +23,7 @@ from keras_layer_entropy.pruning.stand_ins import (
 )
 from keras_layer_entropy.pruning.units import calibration_source
 from keras_layer_entropy.pruning.walking import inputs_of
+from keras_layer_entropy.recording.graph import Graph, flat_graph
 from keras_layer_entropy.recording.layers import choose_layers
 
 

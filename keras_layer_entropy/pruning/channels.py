@@ -11,10 +11,10 @@ import keras
 import numpy as np
 
 from keras_layer_entropy.pruning.carriers import CARRIERS
-from keras_layer_entropy.pruning.graph import flat_graph, shared_paths
 from keras_layer_entropy.pruning.linear import adapted
 from keras_layer_entropy.pruning.probing import known_sources, outputs_of, values_of
 from keras_layer_entropy.pruning.ties import Ties
+from keras_layer_entropy.recording.graph import flat_graph, shared_paths
 
 
 @dataclasses.dataclass(frozen=True)

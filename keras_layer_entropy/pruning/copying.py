@@ -24,8 +24,8 @@ from keras.src.utils.tracking import Tracker
 
 from keras_layer_entropy import backend
 from keras_layer_entropy.backend import attributes, is_torch_module
-from keras_layer_entropy.pruning.graph import first_tensor, nested_inputs
 from keras_layer_entropy.pruning.linear import ATTENTION
+from keras_layer_entropy.recording.graph import first_tensor, nested_inputs
 from keras_layer_entropy.recording.passes import own_variables
 
 # What `compile` and `fit` leave on a model: it is compiled anew.

@@ -13,7 +13,7 @@ from keras import tree
 
 from keras_layer_entropy.measures.measure import listed
 from keras_layer_entropy.pruning.flops import count_flops
-from keras_layer_entropy.pruning.graph import opened
+from keras_layer_entropy.recording.graph import opened
 
 KEYS = ("flops", "parameters")  # what is counted, and a target may be of
 _LATENCY = re.compile(r"latency(?:@([1-9]\d*))?")  # what is measured, at a batch size

@@ -3,8 +3,8 @@
 import numpy as np
 from keras import ops
 
-from keras_layer_entropy.pruning.graph import flat_graph, run
 from keras_layer_entropy.pruning.walking import Walk, array_of, mask_of, masked
+from keras_layer_entropy.recording.graph import flat_graph, run
 
 SAMPLES = 64
 _SIZE = 0.1  # of what is added, beside the spread of what a layer gives

@@ -16,7 +16,7 @@ from keras.src.ops import math as math_ops
 from keras.src.ops import nn as nn_ops
 from keras.src.ops import numpy as numpy_ops
 
-from keras_layer_entropy.pruning.graph import flat_graph, opened
+from keras_layer_entropy.recording.graph import flat_graph, opened
 
 
 class UnknownError(Exception):

@@ -6,8 +6,8 @@ from typing import Any
 import keras
 
 from keras_layer_entropy.pruning.flop_rules import RULES, UnknownError, count_call, opening
-from keras_layer_entropy.pruning.graph import Call, flat_graph
 from keras_layer_entropy.pruning.walking import Walk, batch_of
+from keras_layer_entropy.recording.graph import Call, flat_graph
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,11 +10,11 @@ from keras_layer_entropy.pruning.choices import layers_of
 from keras_layer_entropy.pruning.cost import Cost
 from keras_layer_entropy.pruning.criteria import Situation, rank
 from keras_layer_entropy.pruning.flops import Flops, count_flops
-from keras_layer_entropy.pruning.graph import flat_graph
 from keras_layer_entropy.pruning.layer_parts import LayerPart, removable_layers
 from keras_layer_entropy.pruning.parts import LARGER, Plan, larger
 from keras_layer_entropy.pruning.rewrite import without
 from keras_layer_entropy.pruning.standing import Move, Moves, Standing
+from keras_layer_entropy.recording.graph import flat_graph
 from keras_layer_entropy.recording.layers import choose
 
 

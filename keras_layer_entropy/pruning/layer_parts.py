@@ -5,9 +5,9 @@ import dataclasses
 
 import keras
 
-from keras_layer_entropy.pruning.graph import flat_graph, shared_paths
 from keras_layer_entropy.pruning.linear import obstacle
 from keras_layer_entropy.pruning.parts import Part
+from keras_layer_entropy.recording.graph import flat_graph, shared_paths
 from keras_layer_entropy.recording.layer_kinds import kind
 from keras_layer_entropy.recording.layers import choose_layers
 

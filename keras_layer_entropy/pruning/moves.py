@@ -10,13 +10,13 @@ import numpy as np
 from keras_layer_entropy.pruning.block_moves import block_moves
 from keras_layer_entropy.pruning.cost import KEYS, Cost, cost_of, counted, shares
 from keras_layer_entropy.pruning.effects import distance
-from keras_layer_entropy.pruning.graph import Call, flat_graph
 from keras_layer_entropy.pruning.layer_moves import layer_moves
 from keras_layer_entropy.pruning.parts import Part, Plan, Prediction
 from keras_layer_entropy.pruning.standing import Move, Moves, Standing
 from keras_layer_entropy.pruning.unit_moves import unit_moves
 from keras_layer_entropy.pruning.units import calibration_source
 from keras_layer_entropy.pruning.walking import inputs_of
+from keras_layer_entropy.recording.graph import Call, flat_graph
 
 _NOTHING = 1e-3  # a change of the outputs that the larger saving is worth
 Made = tuple[keras.Model, dict[str, float]]

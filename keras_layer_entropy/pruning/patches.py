@@ -8,7 +8,7 @@ import numpy as np
 from keras import layers, ops
 
 from keras_layer_entropy.pruning import linear
-from keras_layer_entropy.pruning.graph import run
+from keras_layer_entropy.recording.graph import run
 
 _CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
 _TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)

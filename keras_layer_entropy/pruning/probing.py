@@ -12,8 +12,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_layer_entropy.pruning.graph import run
 from keras_layer_entropy.pruning.ties import Ties
+from keras_layer_entropy.recording.graph import run
 
 _UNKNOWN = 8  # size of an axis of which the shape says nothing
 _DRAWS = ((0.2, 1.0), (-3.0, 3.0))  # ranges of values: some functions are flat in one of them

@@ -8,8 +8,8 @@ from keras import ops
 
 from keras_layer_entropy.backend import strategy_scope
 from keras_layer_entropy.measures.gram import GramStatistic, fit_of, ridge_regression
-from keras_layer_entropy.pruning.graph import flat_graph, shared_paths
 from keras_layer_entropy.pruning.linear import assign, constrained, features_of, matrix
+from keras_layer_entropy.recording.graph import flat_graph, shared_paths
 from keras_layer_entropy.recording.layers import choose_layers
 from keras_layer_entropy.recording.passes import Source, StreamingPass, unmoved
 from keras_layer_entropy.recording.probe import ActivationProbe

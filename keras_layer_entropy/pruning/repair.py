@@ -16,10 +16,10 @@ from keras_layer_entropy.measures.gram import (
     ridge_regression_of_few,
 )
 from keras_layer_entropy.pruning import patches
-from keras_layer_entropy.pruning.graph import Call, shared_paths, turns
 from keras_layer_entropy.pruning.linear import ATTENTION
 from keras_layer_entropy.pruning.reconstruction import RIDGE, Taker, least_missed
 from keras_layer_entropy.pruning.walking import Walk
+from keras_layer_entropy.recording.graph import Call, shared_paths, turns
 
 WIDEST = 8192  # features, or samples where there are more features
 # Layers whose kernel mixes what they take: where it is not refitted, that is told.

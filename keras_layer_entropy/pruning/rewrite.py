@@ -8,8 +8,8 @@ import keras
 
 from keras_layer_entropy.backend import strategy_scope
 from keras_layer_entropy.pruning.copying import Copies, forget_weights, left_out
-from keras_layer_entropy.pruning.graph import flat_graph
 from keras_layer_entropy.pruning.optimizer_state import copy_compilation, cut, restart_averages
+from keras_layer_entropy.recording.graph import flat_graph
 from keras_layer_entropy.recording.passes import own_variables
 
 

@@ -28,7 +28,6 @@ from keras_layer_entropy.pruning.cost import (
 )
 from keras_layer_entropy.pruning.evaluation import Scores, compiled_with, evaluate, logs_of
 from keras_layer_entropy.pruning.fidelity import Fidelity
-from keras_layer_entropy.pruning.graph import flat_graph
 from keras_layer_entropy.pruning.moves import cheapest_move, next_moves, whole_plan
 from keras_layer_entropy.pruning.optimizer_state import (
     fresh_metrics,
@@ -44,6 +43,7 @@ from keras_layer_entropy.pruning.simplify import simplify_model
 from keras_layer_entropy.pruning.standing import Moves, PruningStep, Standing, units_gone
 from keras_layer_entropy.pruning.timing import timed
 from keras_layer_entropy.pruning.training import KeepBest, arguments, check_data, reseed
+from keras_layer_entropy.recording.graph import flat_graph
 from keras_layer_entropy.recording.labels import ClassChoice
 from keras_layer_entropy.recording.layers import choose
 from keras_layer_entropy.recording.passes import Source

@@ -11,10 +11,10 @@ from keras import layers
 
 from keras_layer_entropy.pruning import kernels
 from keras_layer_entropy.pruning.channels import Channels, Slice, find_channels
-from keras_layer_entropy.pruning.graph import Call, Graph, flat_graph, shared_paths
 from keras_layer_entropy.pruning.optimizer_state import restart_averages
 from keras_layer_entropy.pruning.rewrite import rewritten, thinned, without
 from keras_layer_entropy.pruning.sameness import affine, find_sameness
+from keras_layer_entropy.recording.graph import Call, Graph, flat_graph, shared_paths
 
 _NOISE = (
     *(layers.Dropout, layers.SpatialDropout1D, layers.SpatialDropout2D, layers.SpatialDropout3D),

@@ -11,7 +11,7 @@ from keras_layer_entropy.pruning.block_parts import (
     layers_in,
     parameters_of,
 )
-from keras_layer_entropy.pruning.graph import Graph
+from keras_layer_entropy.recording.graph import Graph
 
 AUTO = "auto"
 _BY_RANK = {3: layers.Conv1D, 4: layers.Conv2D, 5: layers.Conv3D}

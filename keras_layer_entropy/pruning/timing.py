@@ -15,9 +15,9 @@ from keras_layer_entropy.pruning.budget import Budget
 from keras_layer_entropy.pruning.channels import find_channels
 from keras_layer_entropy.pruning.cost import BATCH
 from keras_layer_entropy.pruning.flops import count_flops
-from keras_layer_entropy.pruning.graph import Call, flat_graph, run
 from keras_layer_entropy.pruning.parts import Part, Plan
 from keras_layer_entropy.pruning.walking import Walk, batch_of
+from keras_layer_entropy.recording.graph import Call, flat_graph, run
 
 _FINE = 1e9
 

@@ -10,7 +10,6 @@ import numpy as np
 from keras_layer_entropy.backend import Data
 from keras_layer_entropy.measures.measure import listed
 from keras_layer_entropy.pruning.channels import Channels, find_channels
-from keras_layer_entropy.pruning.graph import shared_paths
 from keras_layer_entropy.pruning.optimizer_state import restart_averages
 from keras_layer_entropy.pruning.parts import Plan
 from keras_layer_entropy.pruning.refit import as_inputs, check_inputs
@@ -26,6 +25,7 @@ from keras_layer_entropy.pruning.unit_criteria import (
     holds,
 )
 from keras_layer_entropy.pruning.walking import inputs_of
+from keras_layer_entropy.recording.graph import shared_paths
 from keras_layer_entropy.recording.layers import choose_layers
 from keras_layer_entropy.recording.passes import Source
 

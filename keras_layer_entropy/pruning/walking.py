@@ -8,7 +8,7 @@ import numpy as np
 from keras import ops
 from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
 
-from keras_layer_entropy.pruning.graph import flat_graph, opened, run
+from keras_layer_entropy.recording.graph import flat_graph, opened, run
 
 
 class Walk:

@@ -8,7 +8,7 @@ import pytest
 from keras import layers, ops
 
 from keras_layer_entropy.pruning import count_flops
-from keras_layer_entropy.pruning.graph import flat_graph
+from keras_layer_entropy.recording.graph import flat_graph
 
 
 def applied(function, *shapes):

@@ -6,7 +6,7 @@ import pytest
 from keras import layers, ops
 
 from keras_layer_entropy.pruning import probing
-from keras_layer_entropy.pruning.graph import flat_graph
+from keras_layer_entropy.recording.graph import flat_graph
 
 
 def named_alike(turned):

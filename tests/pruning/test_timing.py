@@ -9,8 +9,8 @@ import pytest
 
 from keras_layer_entropy.pruning import Cost, Part, Plan, Prediction, choose_blocks, choose_units
 from keras_layer_entropy.pruning.flops import count_flops
-from keras_layer_entropy.pruning.graph import flat_graph
 from keras_layer_entropy.pruning.timing import least_left, time_calls, timed, times_of
+from keras_layer_entropy.recording.graph import flat_graph
 
 dense = keras.layers.Dense
 
