@@ -48,6 +48,7 @@ setup(
             "apache-beam>=2.77",
             "gudhi>=3.10",  # persistent homology, to compare the births of loops with
             "jax>=0.6",
+            "ai-edge-model-explorer>=0.1.34",  # reads what is written for it
             "ipykernel>=6.29",
             "keras-tuner>=1.4",
             "mlflow-skinny>=3.1",

@@ -3,9 +3,11 @@
 import csv
 import dataclasses
 import json
+import pathlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+import keras
 import numpy as np
 
 from keras_layer_entropy.analysis.saved import FORMAT_VERSION, from_json, plain, to_json
@@ -15,6 +17,7 @@ from keras_layer_entropy.measures.entropy import FLAT_TOLERANCE, NOISE
 from keras_layer_entropy.measures.measure import Measure, MeasureResult, frozen
 from keras_layer_entropy.measures.registry import get_measure
 from keras_layer_entropy.report import write_report
+from keras_layer_entropy.report.model_explorer import write_model_explorer
 from keras_layer_entropy.report.notebook import profile_html
 from keras_layer_entropy.report.pruning import Pruning
 
@@ -310,6 +313,13 @@ class EntropyProfile:
         return write_report(
             path, self, history=history, pruning=pruning, tolerance=tolerance, overwrite=overwrite
         )
+
+    def to_model_explorer(self, directory: AnyPath, model: keras.Model) -> list[pathlib.Path]:
+        """Writes the graph of the model, with the numbers of its layers, for Model Explorer.
+
+        Args, returns, errors: as for `report.model_explorer.write_model_explorer`.
+        """
+        return write_model_explorer(self, directory, model)
 
     def _repr_html_(self) -> str:
         return profile_html(self)
