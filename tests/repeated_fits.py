@@ -1,7 +1,9 @@
-"""Every `fit` of the tests is repeated, plain and beside a monitor, which must change nothing.
+"""Every kind of `fit` in the tests is repeated, plain and beside a monitor, to change nothing.
 
 From where a test's own `fit` ended, the same `fit` runs twice more from one state: weights, the
 optimizer's state and History have to be equal to the bit. Then everything is as the test left it.
+A kind is what layers, loss, optimizer, metrics and data are of, and what `fit` and `compile` are
+told; the first of a kind in each process is repeated.
 """
 
 import collections
@@ -16,6 +18,7 @@ from keras_layer_entropy import EntropyMonitor
 from keras_layer_entropy.recording.passes import own_variables
 
 tally = collections.Counter()
+_kinds = set()
 _inside = False
 
 
@@ -44,6 +47,10 @@ def _compare(plain, model, args, kwargs):
     if any(hasattr(part, "__next__") or isinstance(part, keras.utils.PyDataset) for part in data):
         tally["left out, because their data go on from where they are"] += 1
         return
+    if (kind := _kind(model, args, kwargs)) in _kinds:
+        tally["left out, because one of their kind was compared"] += 1
+        return
+    _kinds.add(kind)
     before, standing = _state(model), dict(vars(model))
     randoms = random.getstate(), np.random.get_state()
     try:
@@ -74,6 +81,21 @@ def _compare(plain, model, args, kwargs):
         model.history = standing.get("history")
         random.setstate(randoms[0])
         np.random.set_state(randoms[1])
+
+
+def _kind(model, args, kwargs):
+    """What one fit has in common with another that repeats it as well."""
+    compiled = model.get_compile_config() or {}
+    values = keras.tree.flatten((args, kwargs, compiled.get("loss"), compiled.get("metrics")))
+    told = {k: v for k, v in {**kwargs, **compiled}.items() if isinstance(v, bool | int | str)}
+    told.pop("epochs", None)
+    layers = model._flatten_layers()
+    return (
+        frozenset((type(x).__qualname__, getattr(x, "dtype", None), x.trainable) for x in layers),
+        type(model.optimizer).__qualname__,
+        frozenset(type(value).__qualname__ for value in values),
+        frozenset(map(repr, told.items())),
+    )
 
 
 def _run(plain, model, args, kwargs, state):

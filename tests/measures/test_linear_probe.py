@@ -255,7 +255,7 @@ def test_sequences_count_where_they_are_not_masked(random):
     ])  # fmt: skip
     found = analyze_model(model, (ids, y), measures="linear_probe", verbose=0)["linear_probe"]
     assert found.details["steps"]["features"].tolist() == [30, 30]
-    assert found.whole["accuracy"][0] == 1.0
+    assert found.whole["accuracy"][0] == pytest.approx(1.0, abs=1e-12)  # a mean of shares
 
 
 @pytest.mark.parametrize(

@@ -157,7 +157,8 @@ def test_training_goes_on_as_in_keras_2(kind, name, tmp_path):
         value = keras.ops.convert_to_numpy(weight)
         leaf = weight.path.split("/")[-1].removeprefix("depthwise_")
         other = after[leaf, value.shape].pop(0)
-        assert np.max(np.abs(value - other), initial=0) < tolerance, weight.path
+        size = max(1.0, np.max(np.abs(other), initial=0))  # of large weights the last digit is, too
+        assert np.max(np.abs(value - other), initial=0) < tolerance * size, weight.path
 
 
 @pytest.mark.parametrize("kind", FRESH)
@@ -187,7 +188,9 @@ def test_custom_layers_are_rebuilt_when_they_are_given(tmp_path):
 
     path, data = unpacked("refused_registered_layer", "saved_model", tmp_path)
     try:
-        np.testing.assert_allclose(outputs(load_model(path), data)[0], data["y_0"], rtol=1e-5)
+        found = outputs(load_model(path), data)[0]
+        # The absolute part for sums that cancel, on another processor than where it was recorded.
+        np.testing.assert_allclose(found, data["y_0"], rtol=1e-5, atol=1e-6)
     finally:
         keras.saving.get_custom_objects().clear()
 

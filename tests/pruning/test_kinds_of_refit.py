@@ -145,20 +145,29 @@ def test_shares_of_what_they_take(kind, random):
     agree(array(smaller(x)), array(model(x)), array(model(x)))
 
 
-def test_rows_of_transposed_convolutions_are_those_of_every_backend(random):
+@pytest.mark.parametrize(
+    ("padding", "dilation", "stride"), [("same", 1, 2), ("valid", 2, 1), ("same", 1, 3)]
+)
+def test_rows_of_transposed_convolutions_are_those_of_every_backend(
+    padding, dilation, stride, random
+):
     """To rounding of float32."""
     from keras_layer_entropy.pruning import patches
 
-    for padding, dilation, stride in (("same", 1, 2), ("valid", 2, 1), ("same", 1, 3)):
-        layer = layers.Conv2DTranspose(
-            4, (3, 2), strides=stride, padding=padding, dilation_rate=dilation
-        )
-        x = random.normal(size=(2, 4, 5, 3)).astype("float32")
+    layer = layers.Conv2DTranspose(
+        4, (3, 2), strides=stride, padding=padding, dilation_rate=dilation
+    )
+    x = random.normal(size=(2, 4, 5, 3)).astype("float32")
+    try:
         expected = keras.ops.convert_to_numpy(layer(x)).reshape(-1, 4)
-        found = rows_of_transposed(layer, x) @ patches.matrix(layer)
-        np.testing.assert_allclose(found, expected, atol=1e-5)
-        rows = keras.ops.convert_to_numpy(patches.rows(layer, x))
-        np.testing.assert_allclose(rows, rows_of_transposed(layer, x), atol=1e-5)
+    except Exception as error:
+        if "do not yet support dilation" not in str(error):
+            raise
+        pytest.skip("TensorFlow has no dilated transposed convolutions on this processor.")
+    found = rows_of_transposed(layer, x) @ patches.matrix(layer)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    rows = keras.ops.convert_to_numpy(patches.rows(layer, x))
+    np.testing.assert_allclose(rows, rows_of_transposed(layer, x), atol=1e-5)
 
 
 @tensorflow

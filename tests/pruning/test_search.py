@@ -296,7 +296,9 @@ def test_what_loss_gap_has_made_is_not_made_again(trained):
     assert_same_weights(model, again)
     step = prune(trained, criterion="loss_gap", epochs=0, max_removals=1, max_drop=1.0)
     assert step.removed == (part.path,)
-    assert_same_weights(step.model, model)
+    for mine, its in zip(step.model.weights, model.weights, strict=True):
+        # Whose products of rows were added up in other batches, in float32.
+        np.testing.assert_allclose(np.asarray(mine), np.asarray(its), rtol=1e-3, atol=1e-5)
 
 
 def test_a_plan_is_carried_out_at_once(trained, tmp_path):

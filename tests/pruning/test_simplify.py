@@ -208,8 +208,15 @@ def test_normalisations_and_noise_go(build, shape, expected, dtype, tolerance, r
 
 
 def test_channels_may_come_first(random):
-    """In float32 alone, in which TensorFlow has such convolutions on CPUs."""
-    model = drawn(built(channels_first, IMAGE), random)
+    """In float32 alone, in which TensorFlow has such convolutions on CPUs, on some of them."""
+    model = built(channels_first, IMAGE)
+    try:
+        model(np.zeros((1, *IMAGE), "float32"))
+    except Exception as error:
+        if "NHWC" not in str(error):
+            raise
+        pytest.skip("TensorFlow has no convolutions with channels first on this processor.")
+    drawn(model, random)
     assert gone(model, simplified(model, random, 1e-3)) == {"one", "two"}
 
 

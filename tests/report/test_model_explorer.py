@@ -100,7 +100,9 @@ def model():
     keras.utils.set_random_seed(0)
     a, b = keras.Input((4,), name="a"), keras.Input((4,), name="b")
     shared = layers.Dense(4, "relu", name="shared")
-    inner = keras.Sequential([keras.Input((4,)), layers.Dense(4, "tanh", name="inside")], name="nested")
+    inner = keras.Sequential(
+        [keras.Input((4,)), layers.Dense(4, "tanh", name="inside")], name="nested"
+    )
     joined = layers.Add(name="joined")([shared(a), shared(b)])
     own = Doubled(name="own")(inner(joined))
     return keras.Model([a, b], layers.Dense(3, name="scores")(own), name="branches")
