@@ -5,7 +5,7 @@ RUN = TF_CPP_MIN_LOG_LEVEL=3 $(VENV)/bin/python
 # Two processes of tests: threads of OpenBLAS that spin would only get in one another's way.
 TESTS = OPENBLAS_NUM_THREADS=1 $(RUN) -m pytest -n 2
 
-.PHONY: bench demo test torch test-torch mutants format clean
+.PHONY: bench demo test test-quick torch test-torch mutants format clean
 
 demo: $(VENV)/.installed
 	$(RUN) examples/digits.py --workdir=runs/digits --overwrite
@@ -22,6 +22,9 @@ test: $(VENV)/.installed-test
 	$(VENV)/bin/mypy keras_layer_entropy
 	$(TESTS)
 	KERAS_BACKEND=jax $(TESTS) -m "not tensorflow and not inside_fit"
+
+test-quick: $(VENV)/.installed-test
+	FITS_ONCE=1 $(TESTS) -m "not slow"
 
 # An installed PyTorch, or else its CPU build, where there is one for this machine.
 torch: $(VENV)/.installed-test

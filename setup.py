@@ -45,10 +45,11 @@ setup(
         "mutants": ["cosmic-ray>=8.7", "pytest-cov>=6"],
         "tensorboard": ["tensorboard>=2.19"],
         "test": [
+            "ai-edge-model-explorer>=0.1.34",  # reads what is written for it
             "apache-beam>=2.77",
+            "axe-core-python>=0.1",  # rules of accessibility, which the browser runs on the report
             "gudhi>=3.10",  # persistent homology, to compare the births of loops with
             "jax>=0.6",
-            "ai-edge-model-explorer>=0.1.34",  # reads what is written for it
             "ipykernel>=6.29",
             "keras-tuner>=1.4",
             "mlflow-skinny>=3.1",

@@ -36,7 +36,7 @@ def of_classes(number, pairs):
 
 def in_fit(monitor, pairs):
     """CPU time of steady epochs of `fit` with a monitor over those without."""
-    return overhead.beside(overhead.mlp, monitor, pairs)[0][0]
+    return overhead.beside(overhead.mlp, monitor, pairs, samples=5120)[0][0]
 
 
 def of_measure(make, measure, pairs):
@@ -54,7 +54,7 @@ def births(size, pairs):
     return [times["GUDHI, Rips"] / times["called"]]
 
 
-ALERTS = functools.partial(EntropyMonitor, alerts=True)
+ALERTS, HISTOGRAMS = (functools.partial(EntropyMonitor, **x) for x in overhead.WATCHED)
 # What, AT_MOST or AT_LEAST, the bound, and what measures it.
 ROWS = [
     *(
@@ -70,6 +70,8 @@ ROWS = [
      functools.partial(in_fit, EntropyMonitor)),
     ("fit with EntropyMonitor(alerts=True) / without", AT_MOST, 1.1,
      functools.partial(in_fit, ALERTS)),
+    ("fit with entropies and histograms / without", AT_MOST, 1.05,
+     functools.partial(in_fit, HISTOGRAMS)),
     *(
         (f"{measure} / forward pass, {name}", AT_MOST, bound,
          functools.partial(of_measure, make, measure))

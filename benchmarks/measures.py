@@ -22,9 +22,7 @@ from absl import app, flags
 from keras_layer_entropy import EntropyAnalyzer
 from keras_layer_entropy.measures import MEASURES
 
-_PAIRS = flags.DEFINE_integer("pairs", 5, "Pairs per comparison.", lower_bound=3)
-_ONLY = flags.DEFINE_list("only", None, "Some of time, topology, memory (default: all).")
-_MEMORY = flags.DEFINE_string("memory", None, "(Used by itself: a measure, in a process alone.)")
+FLAGS = flags.FLAGS
 SAMPLES, CLASSES = 4000, 10
 
 
@@ -103,7 +101,7 @@ def times():
         for measure in MEASURES:
             if measure == "feature_entropy" and make is mlp:
                 continue  # there are no maps
-            found = over_forward(model, x, y, measure, _PAIRS.value)
+            found = over_forward(model, x, y, measure, FLAGS.pairs)
             more = 1e6 * (found[:, 1] - found[:, 0]) / SAMPLES
             print(f"| {measure} | {spread(found[:, 1] / found[:, 0])} | {spread(more, '{:.0f}')} |",
                   flush=True)  # fmt: skip
@@ -146,13 +144,16 @@ def topology():
 def main(argv):
     """Prints the tables."""
     del argv
-    if _MEMORY.value is not None:
-        one_pass(_MEMORY.value)
+    if FLAGS.memory is not None:
+        one_pass(FLAGS.memory)
         return
     parts = {"time": times, "topology": topology, "memory": memory}
-    for name in _ONLY.value or parts:
+    for name in FLAGS.only or parts:
         parts[name]()
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # not where another benchmark takes its functions
+    flags.DEFINE_integer("pairs", 5, "Pairs per comparison.", lower_bound=3)
+    flags.DEFINE_list("only", None, "Some of time, topology, memory (default: all).")
+    flags.DEFINE_string("memory", None, "(Used by itself: a measure, in a process alone.)")
     app.run(main)

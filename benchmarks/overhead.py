@@ -21,13 +21,7 @@ from absl import app, flags
 
 from keras_layer_entropy import EntropyAnalyzer, EntropyMonitor
 
-_PAIRS = flags.DEFINE_integer("pairs", 15, "Pairs per comparison.", lower_bound=7)
-_ONLY = flags.DEFINE_list(
-    "only",
-    None,
-    "Some of analyze, hand, settings, first, classes, fit, health, memory (default: all).",
-)
-_STREAM = flags.DEFINE_integer("stream", None, "(Used by itself, for the memory of one process.)")
+FLAGS = flags.FLAGS
 BATCH = 256
 
 
@@ -344,6 +338,12 @@ def of_classes(number, pairs):
     return samples, ratios, rest
 
 
+WATCHED = (
+    {"alerts": True},
+    {"measures": ["activation_entropy", "activation_histogram"]},
+)
+
+
 class Clock(keras.callbacks.Callback):
     """When epochs end, and how long each training and validation pass waits for its first step.
 
@@ -390,8 +390,10 @@ def fit(pairs):
 
 
 def health(pairs):
-    """The same with alerts."""
-    fits("EntropyMonitor(alerts=True)", functools.partial(EntropyMonitor, alerts=True), pairs)
+    """The same with alerts, and with histograms besides."""
+    for options in WATCHED:
+        words = ", ".join(f"{name}={value!r}" for name, value in options.items())
+        fits(f"EntropyMonitor({words})", functools.partial(EntropyMonitor, **options), pairs)
 
 
 def fits(name, monitor, pairs):
@@ -410,9 +412,9 @@ def fits(name, monitor, pairs):
         )
 
 
-def beside(make, monitor, pairs):
+def beside(make, monitor, pairs, samples=None):
     """Ratios of steady epochs and whole fits, CPU and wall `[4, pairs]`; waits with and without."""
-    _, x, y = prepared(make)
+    x, y = (part[:samples] for part in prepared(make)[1:])
     found = {True: [], False: []}
     for pair in range(pairs):
         for monitored in (pair % 2 == 0, pair % 2 == 1):
@@ -453,8 +455,8 @@ def stream(samples):
 def main(argv):
     """Prints the table."""
     del argv
-    if _STREAM.value is not None:
-        stream(_STREAM.value)
+    if FLAGS.stream is not None:
+        stream(FLAGS.stream)
         return
     parts = {
         "analyze": analyze,
@@ -466,11 +468,18 @@ def main(argv):
         "health": health,
     }
     for name, part in parts.items():
-        if _ONLY.value is None or name in _ONLY.value:
-            part(_PAIRS.value)
-    if _ONLY.value is None or "memory" in _ONLY.value:
+        if FLAGS.only is None or name in FLAGS.only:
+            part(FLAGS.pairs)
+    if FLAGS.only is None or "memory" in FLAGS.only:
         memory()
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # not where another benchmark takes its functions
+    flags.DEFINE_integer("pairs", 15, "Pairs per comparison.", lower_bound=7)
+    flags.DEFINE_list(
+        "only",
+        None,
+        "Some of analyze, hand, settings, first, classes, fit, health, memory (default: all).",
+    )
+    flags.DEFINE_integer("stream", None, "(Used by itself, for the memory of one process.)")
     app.run(main)

@@ -84,6 +84,7 @@ def assert_same(found, want):
     assert found.metrics == pytest.approx(want.metrics, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_many_processes_are_one_pass(spec, path):
     measures = ["activation_entropy", LogDet(samples=30), MutualInformation(samples=30)]
     model = keras.saving.load_model(path)
@@ -98,6 +99,7 @@ def test_many_processes_are_one_pass(spec, path):
     assert found.settings["baseline_seed"] == 3
 
 
+@pytest.mark.slow
 def test_the_command_line(spec, path, tmp_path):
     run = [
         *(sys.executable, "-m", "keras_layer_entropy.analyze", "--model", path, "--dataset"),

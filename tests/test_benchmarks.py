@@ -10,6 +10,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow
 def test_the_benchmark_of_accelerators_runs_small():
     """Every number is that of NumPy in float64: float32 and float32 sums leave 1e-4 at most."""

@@ -64,6 +64,7 @@ def test_a_killed_run_is_in_nobodys_way(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_of_many_at_once_one_has_it(tmp_path):
     code = """
 import os, sys, time

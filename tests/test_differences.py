@@ -124,6 +124,7 @@ def test_paths_are_those_of_this_machine():
         local_path("gs://bucket/model")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [

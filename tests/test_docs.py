@@ -93,6 +93,7 @@ def setup():
     return dict(model=model, x=x, y=y, xv=xv, yv=yv, data=(xv, yv))
 
 
+@pytest.mark.slow
 @pytest.mark.fits_once  # as a reader runs them
 @pytest.mark.parametrize("page", [page for page in DOCS if python_blocks(page)])
 def test_python_blocks_run_from_top_to_bottom(page, tmp_path, monkeypatch):
@@ -186,6 +187,7 @@ def parsed():
     return {shlex.join(words): answer for words, answer in zip(wanted, answers, strict=True)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if with_flags(page)])
 def test_commands_parse(page, parsed):
     for words in with_flags(page):

@@ -225,6 +225,7 @@ def test_an_underscore_of_keras_is_seen(tmp_path):
     assert leanings(files) == {"one.py": {"_losses"}, "other.py": {"Node", "_built"}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_another_backend_does_not_import_tensorflow(backend):
     """Keras does where it writes a configuration, and is not asked to by an import."""

@@ -75,6 +75,7 @@ for model in map(load_model, sys.argv[1:]):
     return [[float(number) for number in line.split()] for line in out.stdout.splitlines()]
 
 
+@pytest.mark.slow
 def test_the_model_alone_is_enough(saved, tmp_path):
     before = contents(saved)
     code, out, err = run("prune", "--model", saved, "--epochs=2")
@@ -119,6 +120,7 @@ def test_the_model_alone_is_enough(saved, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["saved_model", "saved_model_pruned"]
 
 
+@pytest.mark.slow
 def test_a_regression_is_held_to_its_loss(tmp_path, random):
     x = random.normal(size=(200, 6)).astype("float32")
     y = x[:, :2] * x[:, 2:4]
@@ -147,6 +149,7 @@ def test_a_regression_is_held_to_its_loss(tmp_path, random):
     assert 'quality="loss" does' in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".keras", ".h5"])
 def test_single_files(original, tmp_path, suffix):
     path = save_model(original, tmp_path / f"model{suffix}", dataset="digits")
@@ -310,6 +313,7 @@ BAD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", BAD)
 def test_errors_are_one_line_and_code_2(case, folder, monkeypatch):
     arguments, message = BAD[case]
@@ -363,6 +367,7 @@ def thinned(convolutions, tmp_path_factory):
     return folder / "small", html.unescape((folder / "page.html").read_text()), out
 
 
+@pytest.mark.slow
 def test_units_go_until_a_target(thinned, convolutions):
     """The record agrees with the two files, which are opened to count."""
     output, _, out = thinned
@@ -409,6 +414,7 @@ def test_the_page_shows_the_widths(thinned):
     assert "no unit was taken out" not in text
 
 
+@pytest.mark.slow
 def test_a_target_out_of_reach_is_exit_code_3_and_the_model_is_written(convolutions, tmp_path):
     code, out, err = call(
         "prune", "--model", convolutions, *UNITS[:3], "--step_share=1", "--target_flops=0.001",
@@ -437,6 +443,7 @@ def test_a_dry_run_names_units_and_writes_nothing(convolutions):
     assert contents(convolutions.parent) == before
 
 
+@pytest.mark.slow
 def test_a_killed_run_for_units_goes_on(thinned, convolutions, tmp_path):
     """It ends with the model that the run without a break gave."""
     arguments = ("--model", convolutions, *UNITS, "--target_flops=0.6", "--output")
@@ -460,6 +467,7 @@ def test_a_killed_run_for_units_goes_on(thinned, convolutions, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["small"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["keras", "json"])
 def test_models_that_are_not_compiled(original, kind, tmp_path):
     """With --loss they are pruned, and written compiled; two files are written as one."""
@@ -565,6 +573,7 @@ KILLS = {
 }
 
 
+@pytest.mark.slow
 def test_a_killed_run_loses_nothing_and_goes_on(saved, tmp_path):
     """Killed at every moment in turn, each time going on with what the last one left."""
     before, output = contents(saved), tmp_path / "saved_model_pruned"
@@ -596,6 +605,7 @@ def test_a_killed_run_loses_nothing_and_goes_on(saved, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["saved_model", "saved_model_pruned"]
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_the_same_model_and_data_alone(original, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     x, y = (
@@ -632,6 +642,7 @@ def test_a_run_goes_on_with_the_same_model_and_data_alone(original, tmp_path, mo
     assert code == 0, err
 
 
+@pytest.mark.slow
 def test_one_run_at_a_time(saved, tmp_path):
     """Whether it begins, begins anew or goes on, and for reports, too; a kill ends the claim."""
     output, page = tmp_path / "small", tmp_path / "report.html"
@@ -680,6 +691,7 @@ def test_what_cannot_be_written_is_said_before_anything_is_trained(saved, tmp_pa
         assert contents(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_advice_leads_somewhere(saved, tmp_path):
     """What is in the way of a run that goes on is replaced with the flags that the error names."""
     arguments = ("--model", saved, *QUICK)
@@ -694,6 +706,7 @@ def test_advice_leads_somewhere(saved, tmp_path):
     assert "Resuming after step 1" in out
 
 
+@pytest.mark.slow
 def test_report_shows_every_step(saved, tmp_path):
     path, output = tmp_path / "report.html", tmp_path / "small"
     code, out, err = call("prune", "--model", saved, "--output", output, *QUICK, "--report", path)

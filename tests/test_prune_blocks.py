@@ -39,6 +39,7 @@ def residual(tmp_path_factory):
     return save_model(model, tmp_path_factory.mktemp("saved") / "residual", dataset="digits")
 
 
+@pytest.mark.slow
 def test_blocks_go_while_accuracy_stays(residual, tmp_path):
     code, out, err = run(
         "prune", "--model", residual, *BLOCKS, "--output", tmp_path / "small", "--report",
@@ -73,6 +74,7 @@ def test_a_dry_run_names_every_block_and_what_it_costs(residual):
     assert "sum_3 stays: it is to be kept" in out
 
 
+@pytest.mark.slow
 def test_nothing_stands_in_where_that_is_said(residual, tmp_path):
     code, out, err = call(
         "prune", "--model", residual, *BLOCKS, "--stand_in=none", "--max_removals=1",
@@ -102,6 +104,7 @@ def test_errors_are_one_line_and_code_2(residual, tmp_path, flag, message):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_as_one_without_a_break(residual, tmp_path):
     """Blocks, then units where none may go: the same to the last bit, in processes of their own."""
     options = ("--model", residual, "--epochs=1", "--max_drop=1", "--max_removals=4", "--remove")

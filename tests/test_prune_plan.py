@@ -122,6 +122,7 @@ def test_an_existing_page_is_refused_and_overwritten_only_when_told(residual, tm
     assert 'id="plan"' in page.read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("share", "missed"), [("0.9", False), ("0.0001", True)])
 def test_a_target_that_all_parts_together_do_not_reach_is_told(residual, share, missed):
     code, out, err = call(

@@ -86,6 +86,7 @@ def right_pixels(y, p):
     return np.mean(np.argmax(p, axis=-1) == y)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "flags", "name", "mode", "value"),
     [

@@ -92,6 +92,7 @@ def run(arguments, backend):
 
 # JAX shares out no batch of an odd size; TensorFlow does: 91 is 30, 30, 30 and 1.
 # Each model is compiled anew, which takes long on JAX: there two kinds of regression are enough.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("backend", "samples", "names"),
     [("tensorflow", 91, []), ("jax", 90, ["layer", "without labels"])],
@@ -110,6 +111,7 @@ def test_two_devices_are_one(backend, samples, names, tmp_path):
         np.testing.assert_allclose(many[name], value, rtol=0, atol=2e-6, err_msg=name)
 
 
+@pytest.mark.slow
 def test_the_flag(tmp_path):
     dense = layers.Dense
     model = models.Sequential(

@@ -83,6 +83,7 @@ def fitted(model, epochs=1, monitor=None, rate=1e-4, data=None, **options):
     return monitor
 
 
+@pytest.mark.slow
 @pytest.mark.inside_fit
 @pytest.mark.parametrize("validates", [True, False])
 @pytest.mark.parametrize("kind", SICK)
@@ -448,6 +449,7 @@ HEALTHY = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.inside_fit
 @pytest.mark.filterwarnings(
     "ignore:.*(targets of a regression|No sample belongs|in a class|NaN or infinite)"

@@ -415,6 +415,7 @@ def test_texts_have_no_logdet():
     assert np.isfinite(profile["mutual_information"].per_class).all()
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow
 def test_several_replicas_keep_the_samples_of_all(random):
     """In a process of its own, because devices are divided before TensorFlow starts."""

@@ -43,6 +43,7 @@ def check_profile(profile, case, expected, *, state_atol=None, **tolerance):
             np.testing.assert_allclose(profile[name].per_class[row], want, **allowed, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", NOT_FROZEN, ids=lambda f: f.__name__)
 def test_every_kind_of_model(make):
     case = make()
@@ -364,6 +365,7 @@ def test_generator_is_read_once():
         analyze_model(case.model, iter([(case.x, case.y)]), baseline=True, verbose=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", FEW, ids=lambda f: f.__name__)
 def test_baseline_is_the_untrained_twin(make):
     case = make()
@@ -635,6 +637,7 @@ CLASSES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", [own_loss, None])
 @pytest.mark.parametrize("kind", [*NO_CLASSES, *CLASSES])
 def test_values_of_rows_are_looked_at_in_every_batch(kind, loss):

@@ -89,6 +89,7 @@ def test_labels_that_are_no_class(random):
         analyze_model(network(), (x, y), verbose=0)
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow  # records inside of `fit`
 @pytest.mark.filterwarnings("ignore:No sample belongs to")
 @pytest.mark.parametrize("jit", [False, True])

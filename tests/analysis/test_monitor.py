@@ -81,6 +81,7 @@ COMPILED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "compile_with",
     some_on_each(COMPILED, [{}, {"run_eagerly": True}]),
@@ -102,6 +103,7 @@ def test_validation_pass_equals_analysis(compile_with, tmp_path):
     assert history["val_a_entropy"] == [p.mean[0] for p in monitor.profiles]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "compile_with", some_on_each(COMPILED[:3], [{}, {"run_eagerly": True}]), ids=str
 )
@@ -125,6 +127,7 @@ def test_validation_split(tmp_path):
     np.testing.assert_allclose(monitor.profiles[-1].entropy, want.entropy, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_validation_freq_and_every(tmp_path):
     model = build()
     monitor, history = fit(model, tmp_path, validation_data=VALIDATION, validation_freq=2, epochs=5)
@@ -255,6 +258,7 @@ class Failing(keras.callbacks.Callback):
         raise KeyboardInterrupt("stop")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("validates", [False, True])
 @pytest.mark.parametrize("hook", ["on_train_batch_end", "on_test_batch_end", "on_epoch_end"])
 def test_interrupted_fit_leaves_the_model_usable(hook, validates, tmp_path):
@@ -399,6 +403,7 @@ def test_tensorboard_summaries(tmp_path):
         assert f"activation_entropy_by_class/{layer}/2" in tags
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow
 def test_several_devices(tmp_path):
     """Two replicas add up their sums; in a process of its own, because devices are fixed early."""
@@ -470,6 +475,7 @@ def test_after_a_failure_nothing_is_recorded_any_more():
         assert not type(getattr(model, name)).__module__.startswith("keras_layer_entropy")
 
 
+@pytest.mark.slow
 def test_shared_layers_and_odd_names():
     for case in (models.shared(), models.nested()):
         case.model.compile("adam", LOSS)
@@ -501,6 +507,7 @@ OTHER = data(33, seed=3)
 HOOKS = ["on_test_begin", "on_test_batch_begin", "on_test_batch_end", "on_test_end", "on_epoch_end"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batches", ["arrays", "unknown number"])
 @pytest.mark.parametrize("first", [False, True])
 @pytest.mark.parametrize("hook", HOOKS)
@@ -521,6 +528,7 @@ def test_only_the_pass_of_fit_is_recorded(hook, first, batches):
     np.testing.assert_allclose(monitor.profiles[1].entropy, want.entropy, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [False, True])
 @pytest.mark.parametrize("hook", ["on_epoch_begin", "on_train_batch_begin", "on_train_batch_end"])
 def test_only_the_training_of_fit_is_recorded(hook, first):
@@ -627,6 +635,7 @@ ODD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("eager", [False, True])
 @pytest.mark.parametrize("built", [False, True])
 @pytest.mark.parametrize("odd", some_on_each(ODD, ["labels out of range"]))

@@ -63,6 +63,7 @@ def assert_same(found, want):
         assert found.metrics[name] == pytest.approx(value, abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "order", some_on_each([(0, 1, 2, 3), (2, 0, 3, 1)], [(2, 0, 3, 1)]), ids=str
 )

@@ -32,6 +32,7 @@ def result(tmp_path_factory):
     return workdir, demo(workdir)
 
 
+@pytest.mark.slow
 def test_files_and_table(result):
     workdir, process = result
     assert process.returncode == 0, process.stderr

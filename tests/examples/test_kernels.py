@@ -23,6 +23,7 @@ def profile(epoch, labels, pairwise=0.0):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_run(tmp_path):
     config = importlib.import_module("configs.kernels").get_config("smoke")
     kernels = importlib.import_module("kernels")

@@ -19,6 +19,7 @@ def run(example, config, workdir, **keywords):
     return importlib.import_module(example).run(config, workdir, **keywords)
 
 
+@pytest.mark.slow
 def test_train_and_analyze(tmp_path):
     model, monitor = run("train", "mnist", tmp_path)
     assert [p.layers for p in monitor.profiles] == [("dense_1", "dense_2", "output")] * 2
@@ -45,6 +46,7 @@ def test_train_and_analyze(tmp_path):
         run("analyze", "mnist", tmp_path)
 
 
+@pytest.mark.slow
 def test_prune(tmp_path):
     result = run("prune", "pruning", tmp_path)
     smaller = load_model(tmp_path / "pruned")
@@ -54,6 +56,7 @@ def test_prune(tmp_path):
     assert all(f"{step.quality_retrained:.4f}" in page for step in result.steps)
 
 
+@pytest.mark.slow
 def test_depth_study(tmp_path):
     records = run("depth_study", "cifar10", tmp_path)
     assert [(r["depth"], np.shape(r["entropy"])) for r in records] == [(2, (2, 10)), (3, (3, 10))]
@@ -71,6 +74,7 @@ def test_depth_study(tmp_path):
     assert json.loads((tmp_path / "results.json").read_text())[0]["depth"] == 2
 
 
+@pytest.mark.slow
 def test_repair(tmp_path):
     (record,) = run("repair", "repair", tmp_path)
     layers = ["dense_1", "dense_2", "dense_3", "output"]
@@ -83,6 +87,7 @@ def test_repair(tmp_path):
     assert len(record["trained_as_long"]) == 2
 
 
+@pytest.mark.slow
 def test_controls(tmp_path):
     records = {r["network"]: r for r in run("controls", "controls", tmp_path)}
     trained, rescaled = records["trained"], records["trained, dense_2 x 3"]
@@ -97,6 +102,7 @@ def test_controls(tmp_path):
     assert (tmp_path / "controls_state_entropy.png").exists()
 
 
+@pytest.mark.slow
 def test_an_example_is_a_command(tmp_path):
     command = [sys.executable, "examples/depth_study.py", "--config=configs/cifar10.py:smoke"]
     command += ["--config.depths=(2,)", "--config.epochs=1", f"--workdir={tmp_path}"]
@@ -109,6 +115,7 @@ def test_an_example_is_a_command(tmp_path):
     assert "choose another --workdir or --overwrite" in again.stderr
 
 
+@pytest.mark.slow
 def test_information_plane(tmp_path):
     records = run("information_plane", "information", tmp_path)
     networks = list(dict.fromkeys(r["network"] for r in records))

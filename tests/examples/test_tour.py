@@ -46,6 +46,7 @@ def test_it_was_committed_with_its_outputs():
     check(nbformat.read(TOUR, as_version=4))
 
 
+@pytest.mark.slow
 def test_it_runs(monkeypatch):
     notebook = nbformat.read(TOUR, as_version=4)
     for cell in notebook.cells:

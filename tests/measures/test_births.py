@@ -77,12 +77,14 @@ KINDS = (
 SIZES = {3: 30, 4: 180, 5: 180, 7: 200, 10: 160, 14: 84, 28: 12, 56: 3, 112: 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("m", some_on_each(list(SIZES), [5, 14]))
 def test_equals_gudhi(m, random):
     maps = np.concatenate([random_maps(kind, SIZES[m], m, random) for kind in KINDS])
     np.testing.assert_array_equal(births_of(maps), references(maps))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "limits", some_on_each([(0.0, 50), (0.3, 50), (0.37, 4), (1.0, 5), (1.0, 500)], [(0.37, 4)])
 )
@@ -289,6 +291,7 @@ def test_no_gradient_flows(random):
     np.testing.assert_array_equal(gradient, want)
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow  # thousands of maps; what a backend could change is compared above
 @pytest.mark.parametrize(
     ("m", "units", "known"), [(7, 60, 1.92), (14, 60, 2.19), (28, 20, 2.68), (56, 10, 3.10)]

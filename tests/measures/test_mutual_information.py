@@ -520,6 +520,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow  # of the arrays that are alive, which are the same ones on each backend
 def test_memory_is_that_of_four_copies():
     """5000 samples of 10,000 float32 are 191 MiB: so less than 1 GiB."""

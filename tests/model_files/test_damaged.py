@@ -60,6 +60,7 @@ def numbers_in(path):
     return covered
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("name", FORMATS)
 def test_damage_is_found_or_harmless(name, tmp_path):

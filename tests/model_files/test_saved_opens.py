@@ -58,6 +58,7 @@ def check_round_trip(model, path, **options):
     return again
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_schedules_of_many_steps(name, tmp_path):
     assert len(SCHEDULES) >= 6
@@ -69,6 +70,7 @@ def test_schedules_of_many_steps(name, tmp_path):
         assert mine == other
 
 
+@pytest.mark.slow
 def test_optimizers_with_big_numbers(tmp_path):
     assert len(OPTIMIZERS) >= 10
     for kind, cls in OPTIMIZERS.items():

@@ -174,6 +174,7 @@ WORDS = {  # of those that are replaced: by what
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_the_number_is_what_it_says(case, recwarn):
     units, activation, y, compilation, count, replaced = CASES[case]

@@ -520,6 +520,7 @@ def feed_forward_of(x, number):
     return layers.Add(name=f"sum_{number}")([x, branch])
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow
 @pytest.mark.parametrize("epochs", [0, 1])
 def test_a_search_takes_out_blocks_while_accuracy_stays(epochs):
@@ -539,6 +540,7 @@ def test_a_search_takes_out_blocks_while_accuracy_stays(epochs):
         assert again.count_params() == result.model.count_params()
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow
 def test_a_search_for_blocks_goes_on_until_its_target_and_heeds_names():
     model, data, validation = digits_network()

@@ -84,6 +84,7 @@ def test_a_budget_counts_what_is_left(build, random):
     assert budget.left["flops"] == pytest.approx(count_flops(smaller).total / flops.total, rel=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["flops", "parameters"])
 @pytest.mark.parametrize("criterion", ["reconstruction", *UNIT_CRITERIA])
 def test_no_more_is_left_than_may_be(key, criterion):
@@ -174,6 +175,7 @@ def test_multiples_that_are_none_or_too_many(random):
     assert "12 units, and multiples of 12" in plan.reasons["hidden_1"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [0.0, 1.0, 0.3])
 def test_units_that_never_change_cost_nothing(value):
     """Data of which all samples are alike: no regression tells the units apart."""
@@ -185,6 +187,7 @@ def test_units_that_never_change_cost_nothing(value):
     np.testing.assert_allclose(after, before, atol=1e-5)  # float32; the biases take it all in
 
 
+@pytest.mark.slow
 def test_inputs_that_are_not_finite_are_told_before_a_search():
     x, y = numbers(300)
     bad = x.copy()
@@ -261,6 +264,7 @@ def test_out_of_reach_is_told(random):
     assert [smaller.get_layer(name).filters for name in ("stem", "inner", "outer")] == [1, 1, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "target", [0.5, {}, {"flop": 0.5}, {"flops": 50}, {"flops": 0.0}, {"flops": "half"}]
 )
@@ -278,6 +282,7 @@ def test_labels_are_asked_for_where_they_are_needed():
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epochs", [0, 2])
 def test_a_search_takes_units_out_until_the_target(epochs):
     """The widths are those of the original less what is said to be gone; what is refitted only is
@@ -325,6 +330,7 @@ def test_a_batch_that_costs_too_much_is_halved():
     assert result.model.get_layer("hidden_0").units == 6 - len(result.units.get("hidden_0", ()))
 
 
+@pytest.mark.slow
 def test_a_search_goes_on_where_it_was():
     model, data, validation = perceptron(), numbers(600), numbers(300, seed=1)
     options = PruningOptions(
@@ -344,6 +350,7 @@ def test_a_search_goes_on_where_it_was():
     )
 
 
+@pytest.mark.slow
 def test_a_layer_that_is_tied_to_several():
     """A Dense layer is added to two others, side by side: half of its units goes with the one, half
     with the other. All that goes is recorded, and counted as the original counts it."""
@@ -471,6 +478,7 @@ def test_effects_heed_masks(random):
     assert found[0] == pytest.approx(found[1], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_what_changes_no_output_goes_at_the_end():
     """Outputs to float32; normalisation and dropout are there until then."""
     keras.utils.set_random_seed(0)

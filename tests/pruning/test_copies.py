@@ -295,6 +295,7 @@ def as_bits(variable):
     return np.asarray(ops.convert_to_numpy(variable)).tobytes()
 
 
+@pytest.mark.slow
 def test_a_copy_is_the_model_with_variables_of_its_own(form):
     model, x = form
     copy, fresh = without(model, None)

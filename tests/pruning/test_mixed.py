@@ -61,6 +61,7 @@ def with_dead_units(model):
     model.get_layer("second").set_weights([kernel, bias])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("plant", "kind", "part"),
     [
@@ -91,6 +92,7 @@ def test_units_wait_for_whole_parts_while_quality_has_a_limit():
     assert [step.kind for step in result.steps] != ["unit"]
 
 
+@pytest.mark.slow
 def test_all_kinds_go_and_what_went_is_said():
     model = network()
     result = searched(model, max_removals=None, step_share=0.5)
@@ -106,6 +108,7 @@ def test_all_kinds_go_and_what_went_is_said():
             assert result.model.get_layer(path).units == len(left)
 
 
+@pytest.mark.slow
 def test_units_are_counted_as_the_original_does_after_layers_went():
     """Dead units of `first`, which is tied to nothing once the branch has gone."""
     model = network()
@@ -149,6 +152,7 @@ def test_names_of_parts_of_every_kind():
         plan(network(), data(), data(100, 1), keep=["summ"])
 
 
+@pytest.mark.slow
 def test_a_search_that_goes_on_ends_where_it_would_have():
     options = dict(max_removals=3, epochs=1, step_share=0.3)
     states = []
@@ -180,6 +184,7 @@ def test_a_network_without_dense_layers():
     assert len(result.steps) == 1
 
 
+@pytest.mark.slow
 def test_latency_is_measured_and_decides():
     """What it is depends on the machine; that it is what ends the search does not."""
     target = {"latency@1": 0.9, "parameters": 0.6}

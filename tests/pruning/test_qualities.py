@@ -114,6 +114,7 @@ def searched(model, data, **options):
         return prune_model(model, data, data, PruningOptions(**{**QUICK, **options}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", SEARCHES)
 def test_what_a_search_reports_is_what_its_model_gives(case):
     make, x, y, options, name, formula = SEARCHES[case]
@@ -142,6 +143,7 @@ def predicted(model, x):
     )
 
 
+@pytest.mark.slow
 def test_less_loss_is_better():
     """A search that holds on to a loss stops where it rises, and not where it falls."""
     model = network(2)
@@ -165,6 +167,7 @@ def test_less_loss_is_better():
     assert step.accepted
 
 
+@pytest.mark.slow
 def test_fidelity_needs_no_labels():
     classifier = network(3, "softmax", SPARSE)
     classifier.fit(X, IDS, epochs=10, verbose=0)
@@ -219,6 +222,7 @@ def softmax(x):
     return e / e.sum(axis=-1, keepdims=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["softmax", None])
 def test_distillation_lowers_the_divergence(activation):
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=activation is None)
@@ -243,6 +247,7 @@ def test_distillation_of_numbers_is_the_mean_squared_error():
     assert said == pytest.approx(squared(predicted(student, X), predicted(model, X)), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_distillation_does_not_look_at_labels():
     model = network(3, "softmax", SPARSE, ["accuracy"])
     model.fit(X, IDS, epochs=5, verbose=0)

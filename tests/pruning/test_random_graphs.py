@@ -240,6 +240,7 @@ def without_kernels_of(drawn, gone, x):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(20))
 def test_units_of_a_random_network(seed, float64):
     """Ties and what has to stay as noted while drawing; what is left as if kernels took nothing of

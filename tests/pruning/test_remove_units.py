@@ -212,6 +212,7 @@ def quietly(model, units, *data, **options):
         return remove_units(model, units, *data, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", SAME, ids=lambda build: build.__name__)
 def test_what_is_left_is_as_if_units_were_zero(build, random, float64, tmp_path):
     """To rounding in float64; a control: the outputs without zeroing are others."""
@@ -548,6 +549,7 @@ OPTIMIZERS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_slots_are_cut_like_their_weights(name, random):
     make = getattr(keras.optimizers, name)

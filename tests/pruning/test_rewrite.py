@@ -54,6 +54,7 @@ def compiled(model, optimizer="adam", **options):
 
 # On each backend those that keep more than a slot per weight, and one that does not. (Keras 3.15.1
 # cannot fit twice with averaging on JAX, whether or not a model was rewritten.)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "optimizer", some_on_each(OPTIMIZERS, ("adam", "adafactor", "accumulating", "scaled"))
 )

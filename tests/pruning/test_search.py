@@ -80,6 +80,7 @@ def assert_same_weights(model, other):
         np.testing.assert_array_equal(np.asarray(mine), np.asarray(its), err_msg=mine.path)
 
 
+@pytest.mark.slow
 def test_layers_go_and_accuracy_stays(trained):
     weights = trained.get_weights()
     seen = []
@@ -142,6 +143,7 @@ def test_limits_on_what_may_go(trained):
     assert result.removed == ("h40",)
 
 
+@pytest.mark.slow
 def test_a_search_goes_on_where_it_was_interrupted(trained):
     options = dict(criterion="linearity", epochs=1, max_drop=1.0, max_removals=2)
     whole = prune(trained, **options)
@@ -284,6 +286,7 @@ def test_a_search_prints_nothing(trained, capsys):
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.slow
 def test_what_loss_gap_has_made_is_not_made_again(trained):
     """Only the first to go is kept, and it is what anybody gets who takes that part out."""
     now = situation(trained)
@@ -477,6 +480,7 @@ def test_what_cannot_be_asked_for(given, words):
         PruningOptions(**given)
 
 
+@pytest.mark.slow
 def test_inputs_of_every_structure(random):
     """Arrays are shuffled in batches of their own, whatever they are kept in."""
     a, b = keras.Input((4,), name="a"), keras.Input((3,), name="b")
@@ -511,6 +515,7 @@ def noisy_network(seed=None):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [None, 7])
 def test_equal_searches_give_equal_models_with_or_without_a_break(seed, tmp_path):
     """Also over a rejected step, fresh kernels, and a model that comes back from a file."""
@@ -549,6 +554,7 @@ def test_each_seed_generator_draws_numbers_of_its_own():
     assert len(set(states[0] + states[2])) == 8
 
 
+@pytest.mark.slow
 def test_what_can_go_only_after_another_is_tried():
     inputs = keras.Input((64,))
     x = keras.layers.Dense(48, "relu", name="a")(inputs)
@@ -570,6 +576,7 @@ def test_what_can_go_only_after_another_is_tried():
     assert result.reasons["b"] == reasons["b"]
 
 
+@pytest.mark.slow
 def test_the_optimizer_goes_back_with_the_weights(trained):
     """Training that only does harm leaves nothing behind, in whatever order callbacks meddle."""
     options = dict(criterion="last", max_removals=1, max_drop=1.0)
@@ -606,6 +613,7 @@ class Endless(keras.utils.PyDataset):
         return x[rows], y[rows]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [lambda: batched("train").repeat(), Endless])
 def test_data_without_an_end(trained, make):
     train, validation = make(), batched("validation").repeat()
@@ -640,6 +648,7 @@ def test_data_without_an_end(trained, make):
     assert result.steps[0].residual == pytest.approx(np.mean(list(residuals.values())), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_training_data_of_a_function_of_the_seed(trained):
     seeds = []
 

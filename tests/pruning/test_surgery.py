@@ -371,6 +371,7 @@ def test_the_refit_is_least_squares(case):
             np.testing.assert_allclose(found, best, atol=tolerance, rtol=tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow  # files are the same on every backend
 def test_it_saves_loads_and_trains(case, tmp_path):
     smaller = remove_layer(case.model, case.remove, calibration_data=case.x)

@@ -212,6 +212,7 @@ def data_for(model, random, samples=3):
     return random.integers(0, 9, shape) if "int" in tensor.dtype else random.normal(size=shape)
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_left_is_as_if_units_were_zero(case, random, float64, tmp_path):

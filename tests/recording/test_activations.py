@@ -90,6 +90,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_what_follows_the_activation_is_measured(form, capsys):
     inputs, x = keras.Input((5,)), models.inputs_like(5)
@@ -195,6 +196,7 @@ AFTER = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", AFTER)
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_an_activation_behind_another_form_is_measured_in_the_layers_own_shape(after, wrapped):
@@ -294,6 +296,7 @@ UNKNOWN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "mixed_float16", "mixed_bfloat16"])
 @pytest.mark.parametrize("head", UNKNOWN)
 def test_a_distribution_is_known_by_what_it_computes(head, dtype):

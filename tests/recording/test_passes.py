@@ -243,6 +243,7 @@ def _kinds():
     return some_on_each(kinds, kinds[:-1] if keras.backend.backend() == "torch" else kinds)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", _kinds())
 def test_every_kind_of_data_is_measured_as_evaluate_reads_it(kind):
     make = of_every_kind()[kind]

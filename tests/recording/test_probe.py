@@ -109,6 +109,7 @@ def test_dropout_between_layer_and_activation_in_training():
     assert activation.is_output
 
 
+@pytest.mark.slow
 def test_quantized_layers_are_recorded():
     model = models.sequential().model
     model.quantize("int8")

@@ -1,5 +1,6 @@
 """The HTML report in a real browser: nothing from outside, no error, sorting, patterns."""
 
+import importlib.resources
 import json
 import shutil
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from profiles import make, with_patterns
 
-from keras_layer_entropy import report
+from keras_layer_entropy import compare, report
 from keras_layer_entropy.measures import ActivationEntropy
 from keras_layer_entropy.pruning import (
     Cost,
@@ -225,6 +226,41 @@ def test_light_dark_and_paper(show, browser):
         assert ground(media="print", features=dark) == 255
     finally:
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
+
+
+@pytest.fixture(params=[("light", 1100), ("dark", 1100), ("light", 390)], ids=str)
+def broken(request, browser):
+    """What the rules of axe-core (contrast, names, headings, keyboard) say of the open page."""
+    rules = importlib.resources.files("axe_core_python").joinpath("axe.min.js").read_text()
+    scheme, width = request.param
+    metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
+    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+
+    def broken():
+        browser.execute_script(rules)
+        found = browser.execute_async_script("axe.run().then(arguments[0])")
+        assert len(found["passes"]) > 10  # it has looked
+        return [(x["id"], [node["html"] for node in x["nodes"]]) for x in found["violations"]]
+
+    yield broken
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
+
+
+def test_everybody_can_use_the_report(show, broken):
+    show(with_random_patterns(), history=[make(epoch=0), make(epoch=1)])
+    assert broken() == []
+    pruning = search((step(), step(part="c", accepted=False)))
+    show(pruning.result.before, pruning=pruning, overwrite=True)
+    assert broken() == []
+
+
+def test_everybody_can_use_a_comparison(browser, broken, tmp_path):
+    compare(make(), make(epoch=4)).report(tmp_path / "comparison.html")
+    browser.get((tmp_path / "comparison.html").as_uri())
+    assert broken() == []
 
 
 def test_a_neuron_stands_above_its_column(show, browser):
