@@ -54,9 +54,10 @@ class EntropyMonitor(keras.callbacks.Callback):
         every: measure each `every`-th epoch only, counted like `validation_freq`.
         log_dir: folder for TensorBoard: scalars per layer and per class, the curve and the heat
             map; None for none. Needs the `tensorboard` package.
-        alerts: whether the health of the layers is measured, too (`activation_health`), and a line
-            is printed for each thing that is unhealthy, again only where it gets worse; or the
-            `measures.Health` with thresholds of one's own.
+        alerts: whether the health of the layers is measured, too (`activation_health`, which goes
+            into the logs where `measures` names it), and a line is printed for each thing that is
+            unhealthy, again only where it gets worse; or the `measures.Health` with thresholds of
+            one's own.
         stop_on: kinds of alerts that end the training, after the epoch: `"nan"`, `"collapse"`, ...;
             with `"nan"` it also ends at once where the loss of the training is not finite.
         plot: whether the entropies are drawn after each epoch, which they are in notebooks alone.
@@ -119,7 +120,9 @@ class EntropyMonitor(keras.callbacks.Callback):
         self._data = data
         self._steps = steps
         self._alerting = Alerting(alerts, stop_on)
-        chosen = self._alerting.measured(get_measures(measures))
+        asked = get_measures(measures)
+        self._logged = {measure.name for measure in asked}
+        chosen = self._alerting.measured(asked)
         self._chosen = {
             "layers": layers, "num_classes": num_classes, "classes": classes, "measures": chosen,
         }  # fmt: skip
@@ -196,8 +199,8 @@ class EntropyMonitor(keras.callbacks.Callback):
 
     def _publish(self, profile: EntropyProfile, logs: dict[str, Any]) -> None:
         self.profiles.append(profile)
-        for name, result in profile.results.items():
-            measure = profile.measures[name]
+        for name in filter(self._logged.__contains__, profile.results):
+            measure, result = profile.measures[name], profile.results[name]
             found = {measure.log_name: result.mean, **result.columns(name)}
             for key, values in found.items():
                 for layer, value in zip(profile.layers, values, strict=True):

@@ -465,6 +465,19 @@ def test_healthy_trainings_are_left_in_peace(name):
     assert monitor.alerts == []
 
 
+def test_alerts_leave_the_logs_as_they_are():
+    """They fill the progress line; what is measured is in the profiles."""
+    keys = []
+    for options in ({}, {"alerts": True}):
+        monitor = EntropyMonitor(data=blobs(), **options)
+        model = chain(dense("hidden"))
+        fitted(model, monitor=monitor)
+        keys.append(list(model.history.history))
+        assert ("activation_health" in monitor.profiles[0].results) == bool(options)
+    assert keys[0] == keys[1]
+    assert "val_hidden_entropy" in keys[0]
+
+
 def test_data_of_its_own_change_nothing():
     """PyTorch's loaders draw a number for each pass, from where orders are drawn, too."""
     weights = []
