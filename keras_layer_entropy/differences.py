@@ -4,8 +4,8 @@
     python -m keras_layer_entropy compare before/profile.json after/profile.json
 
 Profiles are the .json files that `analyze --output` writes, or their folders. Of two models their
-costs and layers are compared and, where data are named with --dataset or recorded beside the first,
-what is measured of both on these. With --report=diff.html one page shows it, what changed most
+costs and layers are compared and, where data are named with --dataset or recorded beside one, what
+is measured of both on these. With --report=diff.html one page shows it, what changed most
 first.
 """
 
@@ -56,12 +56,11 @@ def _of_models(paths, names):
     """The comparison of two models, and of what is measured of them."""
     models = [command_line.opened(path) for path in paths]
     found = compare(*models, names=names)
-    if FLAGS.dataset is None and dataset_record(paths[0]) is None:
-        note = (
-            "No data are named with --dataset or recorded beside the first: nothing was measured."
-        )
+    beside = next((i for i, path in enumerate(paths) if dataset_record(path) is not None), 0)
+    if FLAGS.dataset is None and dataset_record(paths[beside]) is None:
+        note = "No data are named with --dataset or recorded beside a model: nothing was measured."
         return dataclasses.replace(found, notes=[*found.notes, note])
-    dataset = load_dataset(command_line.dataset_spec(models[0], paths[0]))
+    dataset = load_dataset(command_line.dataset_spec(models[beside], paths[beside]))
     batches = dataset.batches(FLAGS.batch_size)
     measured = compare(
         *(

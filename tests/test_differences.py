@@ -98,6 +98,13 @@ def test_models_without_data_are_compared_as_they_are(tmp_path):
     assert re.search(r"one.keras +two.keras", out)
 
 
+def test_data_that_are_recorded_beside_the_second(models, tmp_path):
+    network(16).save(tmp_path / "plain.keras")
+    code, out, err = call("differences", tmp_path / "plain.keras", models[1])
+    assert code == 0, err
+    assert "Activation entropy" in out
+
+
 def test_what_is_refused(models, profiles, tmp_path):
     for arguments, words in (
         ([models[0]], "expected the path of a model or profile and that of another, and flags"),

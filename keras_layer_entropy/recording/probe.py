@@ -95,7 +95,8 @@ class ActivationProbe(keras.Model):
 
         Raises:
             FileExistsError: the folder holds other files, or outputs that are complete.
-            ValueError: samples of several sizes, data without an end and without `steps`.
+            ValueError: samples of several sizes, data without an end and without `steps`, data or
+                weights that are not those of the part that is there.
 
         Example:
 

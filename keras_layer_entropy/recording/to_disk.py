@@ -47,10 +47,11 @@ def _write(probe, folder, source, overwrite):
     files = {layer: _Rows(folder / name) for layer, name in known["files"].items()}
     for rows in files.values():
         rows.cut(known["samples"])
+    start = known["batches"]
     for number, batch in enumerate(_batches(source)):
         if source.steps is not None and number >= source.steps:
             break
-        if number < known["batches"]:
+        if number + 1 < start:
             continue
         x, _, _ = keras.utils.unpack_x_y_sample_weight(tree.map_structure(as_in_a_step, batch))
         outputs = probe.predict_on_batch(x)
@@ -63,6 +64,13 @@ def _write(probe, folder, source, overwrite):
                 f"{folder} holds a part of the outputs of {sorted(files)}, and these are of "
                 f"{sorted(outputs)}: pass overwrite=True, or choose another folder."
             )
+        if number < start:  # the last that is there, by which others are told
+            if not all(files[layer].ends_with(values) for layer, values in outputs.items()):
+                raise ValueError(
+                    f"{folder} holds a part of the outputs for other data, another batch_size or "
+                    "other weights: pass overwrite=True, or choose another folder."
+                )
+            continue
         for layer, values in outputs.items():
             files[layer].add(values)
         known = {
@@ -140,6 +148,14 @@ class _Rows:
             file.write(np.ascontiguousarray(values, self._dtype).data)
             self.count += len(values)
             self._write_header(file)
+
+    def ends_with(self, values):
+        """Whether the last rows are these, but for the order of sums."""
+        if values.shape[1:] != self._shape or len(values) > self.count:
+            return False
+        last = np.load(self.path, mmap_mode="r")[self.count - len(values) :]
+        size = np.nanmax(np.abs(values), initial=0)
+        return np.allclose(last, values, rtol=0, atol=1e-3 * size, equal_nan=True)
 
     @property
     def _size(self):
