@@ -85,7 +85,7 @@ def _compare(plain, model, args, kwargs):
 
 def _kind(model, args, kwargs):
     """What one fit has in common with another that repeats it as well."""
-    compiled = model.get_compile_config() or {}
+    compiled = model._compile_config.config
     values = keras.tree.flatten((args, kwargs, compiled.get("loss"), compiled.get("metrics")))
     told = {k: v for k, v in {**kwargs, **compiled}.items() if isinstance(v, bool | int | str)}
     told.pop("epochs", None)

@@ -55,7 +55,7 @@ def write_model_explorer(
     >>> import tempfile
     >>> from keras_layer_entropy import analyze_model
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="scores")])
-    >>> profile = analyze_model(model, (np.ones((6, 4)), np.arange(6) % 3))
+    >>> profile = analyze_model(model, (np.ones((6, 4)), np.arange(6) % 3), verbose=0)
     >>> [path.name for path in write_model_explorer(profile, tempfile.mkdtemp(), model)]
     ['model.json', 'activation_entropy.json']
     """
