@@ -199,8 +199,9 @@ class EntropyMonitor(keras.callbacks.Callback):
 
     def _publish(self, profile: EntropyProfile, logs: dict[str, Any]) -> None:
         self.profiles.append(profile)
-        for name in filter(self._logged.__contains__, profile.results):
-            measure, result = profile.measures[name], profile.results[name]
+        logged = {name: x for name, x in profile.results.items() if name in self._logged}
+        for name, result in logged.items():
+            measure = profile.measures[name]
             found = {measure.log_name: result.mean, **result.columns(name)}
             for key, values in found.items():
                 for layer, value in zip(profile.layers, values, strict=True):

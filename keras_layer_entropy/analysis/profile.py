@@ -314,12 +314,14 @@ class EntropyProfile:
             path, self, history=history, pruning=pruning, tolerance=tolerance, overwrite=overwrite
         )
 
-    def to_model_explorer(self, directory: AnyPath, model: keras.Model) -> list[pathlib.Path]:
+    def to_model_explorer(
+        self, directory: AnyPath, model: keras.Model, overwrite: bool = False
+    ) -> list[pathlib.Path]:
         """Writes the graph of the model, with the numbers of its layers, for Model Explorer.
 
         Args, returns, errors: as for `report.model_explorer.write_model_explorer`.
         """
-        return write_model_explorer(self, directory, model)
+        return write_model_explorer(self, directory, model, overwrite)
 
     def _repr_html_(self) -> str:
         return profile_html(self)

@@ -154,7 +154,7 @@ class _Rows:
         if values.shape[1:] != self._shape or len(values) > self.count:
             return False
         last = np.load(self.path, mmap_mode="r")[self.count - len(values) :]
-        size = np.nanmax(np.abs(values), initial=0)
+        size = np.max(np.abs(values), where=np.isfinite(values), initial=0)
         return np.allclose(last, values, rtol=0, atol=1e-3 * size, equal_nan=True)
 
     @property

@@ -1,6 +1,7 @@
 """The files of a profile: JSON, CSV, pictures."""
 
 import pathlib
+from collections.abc import Iterable
 
 from keras_layer_entropy import plots
 from keras_layer_entropy.files import AnyPath, check_writable, local_path, replacing
@@ -35,16 +36,16 @@ def save_profile(
     return paths
 
 
-def check_new(directory: AnyPath, overwrite: bool = False) -> None:
-    """Raises OSError where `save_profile` could not write, or would overwrite a file untold."""
+def check_new(directory: AnyPath, overwrite: bool = False, files: Iterable[str] = FILES) -> None:
+    """Raises OSError where files could not be written to a folder, or one be overwritten untold."""
     directory = local_path(directory)
     if directory.is_file():
         raise FileExistsError(f"{directory} is a file; expected a folder to write to.")
-    for name in FILES:
+    for name in files:
         _check_file(directory / name)
     if overwrite:
         return
-    existing = [name for name in FILES if (directory / name).exists()]
+    existing = [name for name in files if (directory / name).exists()]
     if existing:
         raise FileExistsError(
             f"{', '.join(existing)} in {directory} would be overwritten: choose another folder, or "

@@ -15,9 +15,10 @@ from keras_layer_entropy.files import AnyPath, local_path, replacing
 from keras_layer_entropy.measures.measure import Profile
 from keras_layer_entropy.recording.graph import Graph, flat_graph, opened
 from keras_layer_entropy.recording.layers import every_layer
+from keras_layer_entropy.report.files import check_new
 from keras_layer_entropy.report.verdict import summary
 
-GRAPH = "model.json"
+GRAPH = "graph.json"
 _LOOKS = {
     # Pale enough for black words on all of them; what is not known stays white.
     "gradient": [
@@ -30,7 +31,7 @@ _LOOKS = {
 
 
 def write_model_explorer(
-    profile: Profile, directory: AnyPath, model: keras.Model
+    profile: Profile, directory: AnyPath, model: keras.Model, overwrite: bool = False
 ) -> list[pathlib.Path]:
     """Writes the graph of a model, and a file of numbers for each measure, into a folder.
 
@@ -40,15 +41,17 @@ def write_model_explorer(
 
     Args:
         profile: `EntropyProfile` of this model.
-        directory: made where it does not exist; files of the same names are replaced.
+        directory: made where it does not exist.
         model: what was measured.
+        overwrite: replace files of these names.
 
     Returns:
-        The paths: `model.json`, and of each measure the mean over the classes, `<measure>.json`, or
+        The paths: `graph.json`, and of each measure the mean over the classes, `<measure>.json`, or
         what it says of layers as a whole (`MeasureResult.columns`).
 
     Raises:
         ValueError: the model has not the layers of the profile.
+        FileExistsError: one of the files exists and `overwrite` is False; nothing is written.
 
     Example:
 
@@ -57,7 +60,7 @@ def write_model_explorer(
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="scores")])
     >>> profile = analyze_model(model, (np.ones((6, 4)), np.arange(6) % 3), verbose=0)
     >>> [path.name for path in write_model_explorer(profile, tempfile.mkdtemp(), model)]
-    ['model.json', 'activation_entropy.json']
+    ['graph.json', 'activation_entropy.json']
     """
     everything, _ = every_layer(model)
     measured = {name: everything.get(name.partition("#")[0]) for name in profile.layers}
@@ -83,6 +86,7 @@ def write_model_explorer(
         }
         data = {"name": name.replace("_", " "), "results": results, **_LOOKS}
         files[f"{name}.json"] = {model.name: data}
+    check_new(directory, overwrite, files)
     with replacing(directory) as temporary:
         temporary.mkdir()
         for name, content in files.items():

@@ -156,8 +156,17 @@ def test_of_a_subclassed_model_the_layers_alone(tmp_path):
     assert not any(node.incomingEdges for node in graph.nodes)
 
 
+def test_nothing_is_overwritten_untold(model, tmp_path):
+    (tmp_path / "graph.json").write_text("mine")
+    with pytest.raises(FileExistsError, match="graph.json in .* would be overwritten"):
+        written(model, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["graph.json"]
+    assert (tmp_path / "graph.json").read_text() == "mine"
+
+
 def test_of_another_model(model, tmp_path):
     profile, *_ = written(model, tmp_path)
+    profile.to_model_explorer(tmp_path, model, overwrite=True)
     other = keras.Sequential([keras.Input((4,)), layers.Dense(3)], name="other")
     with pytest.raises(ValueError, match="'other' has no layer 'shared'"):
         profile.to_model_explorer(tmp_path / "none", other)
