@@ -142,7 +142,7 @@ EQUIVALENT = {
         "if sum(isinstance(call.operation, keras.layers.Dense) for call in graph.calls) <= 1:",
     ): "the layer itself is one",
     (
-        "keras_layer_entropy/pruning/graph.py",
+        "keras_layer_entropy/recording/graph.py",
         "return {call.path for call in graph.calls if calls[id(call.operation)] != 1}",
     ): "what is counted there is called once at least",
 }

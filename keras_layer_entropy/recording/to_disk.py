@@ -47,7 +47,7 @@ def _write(probe, folder, source, overwrite):
     files = {layer: _Rows(folder / name) for layer, name in known["files"].items()}
     for rows in files.values():
         rows.cut(known["samples"])
-    start = known["batches"]
+    start, goes_on = known["batches"], not known["batches"]
     for number, batch in enumerate(_batches(source)):
         if source.steps is not None and number >= source.steps:
             break
@@ -65,11 +65,9 @@ def _write(probe, folder, source, overwrite):
                 f"{sorted(outputs)}: pass overwrite=True, or choose another folder."
             )
         if number < start:  # the last that is there, by which others are told
-            if not all(files[layer].ends_with(values) for layer, values in outputs.items()):
-                raise ValueError(
-                    f"{folder} holds a part of the outputs for other data, another batch_size or "
-                    "other weights: pass overwrite=True, or choose another folder."
-                )
+            goes_on = all(files[layer].ends_with(values) for layer, values in outputs.items())
+            if not goes_on:
+                break
             continue
         for layer, values in outputs.items():
             files[layer].add(values)
@@ -80,6 +78,11 @@ def _write(probe, folder, source, overwrite):
             "files": {layer: rows.path.name for layer, rows in files.items()},
         }
         _keep(folder, known)
+    if not goes_on:  # also where there are fewer batches than were written
+        raise ValueError(
+            f"{folder} holds a part of the outputs for other data, another batch_size or other "
+            "weights: pass overwrite=True, or choose another folder."
+        )
     _keep(folder, known | {"complete": True})
     return {layer: rows.path for layer, rows in files.items()}
 

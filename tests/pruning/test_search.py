@@ -300,8 +300,8 @@ def test_what_loss_gap_has_made_is_not_made_again(trained):
     step = prune(trained, criterion="loss_gap", epochs=0, max_removals=1, max_drop=1.0)
     assert step.removed == (part.path,)
     for mine, its in zip(step.model.weights, model.weights, strict=True):
-        # Whose products of rows were added up in other batches, in float32.
-        np.testing.assert_allclose(np.asarray(mine), np.asarray(its), rtol=1e-3, atol=1e-5)
+        # From copies of the same weights: equal to the bit on some processors, to 2e-7 on others.
+        np.testing.assert_allclose(np.asarray(mine), np.asarray(its), rtol=1e-4, atol=1e-6)
 
 
 def test_a_plan_is_carried_out_at_once(trained, tmp_path):

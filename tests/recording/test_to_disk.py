@@ -105,7 +105,7 @@ def test_another_network_does_not_go_on(probe, x, tmp_path):
         other.predict_to(tmp_path, data)
 
 
-@pytest.mark.parametrize("what", ["data", "order", "batch_size", "weights"])
+@pytest.mark.parametrize("what", ["data", "fewer", "order", "batch_size", "weights"])
 def test_others_do_not_go_on(what, probe, x, tmp_path):
     with pytest.raises(Exception, match="the disk is gone"):
         probe.predict_to(tmp_path, Broken(x))
@@ -116,6 +116,8 @@ def test_others_do_not_go_on(what, probe, x, tmp_path):
         options = {"batch_size": 7}
     elif what == "order":
         data = data[::-1]
+    elif what == "fewer":
+        data = data[:20]
     else:
         data += 0.1
     with pytest.raises(ValueError, match="for other data, another batch_size or other weights"):
