@@ -267,6 +267,15 @@ def either(condition, do, otherwise):
     tf.cond(condition, lambda: branch(do), lambda: branch(otherwise))
 
 
+def is_quick_untraced(model):
+    """Whether a few batches are looked at one operation after the other, before a step is traced.
+
+    A graph of TensorFlow takes longer to make than to run a few times. Replicas need one; JAX would
+    compile each operation for itself.
+    """
+    return name() == "tensorflow" and strategy(model) is None
+
+
 def gains_from_jit(model):
     """Whether XLA makes the model faster where Keras leaves it off.
 

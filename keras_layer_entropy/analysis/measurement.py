@@ -14,7 +14,7 @@ from keras_layer_entropy.analysis.profile import EntropyProfile
 from keras_layer_entropy.backend import strategy
 from keras_layer_entropy.measures.class_sums import MANY, ClassIds, positions_of
 from keras_layer_entropy.measures.entropy import Undecided
-from keras_layer_entropy.measures.kept_samples import KeptSamples, width
+from keras_layer_entropy.measures.kept_samples import KeptSamples, MadeWhenAsked, width
 from keras_layer_entropy.measures.measure import (
     LayerInfo,
     Measure,
@@ -22,6 +22,7 @@ from keras_layer_entropy.measures.measure import (
     Samples,
     listed,
 )
+from keras_layer_entropy.measures.pairs import centred_products
 from keras_layer_entropy.measures.registry import get_measures
 from keras_layer_entropy.recording.labels import LabelStatistic, find_labels
 from keras_layer_entropy.version import versions
@@ -246,13 +247,14 @@ class Measurement:
         if names is None or self._labels.kind == "none":
             one = self._labels.kind == "none"
             names = ("all",) if one else tuple(map(str, range(len(count))))
+        samples = self._kept.reading() if self._kept else None
         profile = EntropyProfile(
             layers=[info.path for info in self._infos],
             widths=[info.units for info in self._infos],
             is_output=self._is_output,
             classes=names,
             count=count,
-            results={x.measure.name: self._result(x) for x in self._measuring},
+            results={x.measure.name: self._result(x, samples) for x in self._measuring},
             measures={x.measure.name: x.measure for x in self._measuring},
             metrics=dict(metrics or {}),
             epoch=epoch,
@@ -274,7 +276,7 @@ class Measurement:
         undecided = activation.may_be_distribution and measure.reads == "pattern"
         return Undecided(state, make()) if undecided and state is not None else state
 
-    def _result(self, measuring):
+    def _result(self, measuring, samples):
         """The `MeasureResult` of a measure, with NaN for the layers that it is not of."""
         measure, rows, layers = measuring.measure, measuring.rows, len(self._infos)
         if not rows:
@@ -282,9 +284,8 @@ class Measurement:
             whole = dict.fromkeys(measure.whole, nothing[:, 0])
             return MeasureResult(nothing, whole, unit=measure.unit, normalizer=nothing[:, 0])
         states = [getattr(state, "decided", state) for state in measuring.states]
-        samples = self._kept.samples(measure) if measure.samples else None
         infos = [self._infos[row] for row in rows]
-        found = measure.result(infos, states, samples)
+        found = measure.result(infos, states, samples(measure) if measure.samples else None)
         return found.of_layers(rows, [info.path for info in infos], count=layers)
 
     def _check_labels_are_there(self):
@@ -475,15 +476,29 @@ class _Kept:
         flat = ops.concatenate(flat, axis=-1) if flat else ops.zeros_like(membership[:, :0])
         self.metric.update_state([flat, *layers, membership], counts)
 
-    def samples(self, measure):
-        """The `Samples` of a measure."""
-        inputs, *layers, membership = (rows[: measure.samples] for rows in self.metric.result())
-        if self._classes is not None:
-            ids, weights = membership.T
-            membership = np.zeros((len(ids), self._classes), "float32")
-            membership[np.arange(len(ids)), ids.astype(int)] = weights
-        places = self._keeping.places[measure]
-        return Samples(inputs, [layers[place] for place in places], membership)
+    def reading(self):
+        """A function that gives the `Samples` of a measure, of what is kept now."""
+        kept = self.metric.result()
+        products = functools.cache(lambda place, most: centred_products(kept[1 + place][:most]))
+
+        def samples(measure):
+            most, places = measure.samples, self._keeping.places[measure]
+            return Samples(
+                kept[0][:most],
+                MadeWhenAsked(lambda layer: kept[1 + places[layer]][:most], len(places)),
+                self._membership(kept[len(kept) - 1][:most]),
+                lambda layer: products(places[layer], most),
+            )
+
+        return samples
+
+    def _membership(self, kept):
+        if self._classes is None:
+            return kept
+        ids, weights = kept.T
+        membership = np.zeros((len(ids), self._classes), "float32")
+        membership[np.arange(len(ids)), ids.astype(int)] = weights
+        return membership
 
 
 def _with_numbers(inputs):

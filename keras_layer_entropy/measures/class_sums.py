@@ -112,7 +112,7 @@ class CompensatedSum(keras.metrics.Metric):
 
 
 def _plus(parts: Tensor, value: Tensor) -> Tensor:
-    high, low = parts[:, 0], parts[:, 1]
+    high, low = ops.unstack(ops.convert_to_tensor(parts), axis=1)
     total = high + value
     rest = total - high
     low = low + ((high - (total - rest)) + (value - rest))
@@ -181,8 +181,9 @@ class ClassMeans(CompensatedSum):
         values = ops.cast(values, "float32")
         values = values if self._prepare is None else self._prepare(values)
         if mask is None:
-            weight = _sizes(membership) * _shared_positions(values, membership)
-            weight = ops.expand_dims(weight, axis=-1)
+            weight = ops.expand_dims(_sizes(membership), axis=-1)
+            if _extra_axes(values, membership):
+                weight = weight * _shared_positions(values, membership)
         else:
             mask = like_positions(mask, values)
             weight = per_class(mask * ops.ones_like(values[..., :1]), membership)
@@ -299,13 +300,19 @@ def per_class(values: Tensor, membership: Tensor | ClassIds) -> Tensor:
 
     By `ClassIds` those of the classes of the batch, `[batch, k]`.
     """
-    values = ops.sum(values, axis=_extra_axes(values, membership))
-    values = ops.reshape(values, (-1, values.shape[-1]))
+    if axes := _extra_axes(values, membership):
+        values = ops.sum(values, axis=axes)
+    values = _rows(values)
     if isinstance(membership, ClassIds):
         return _of_groups(ops.segment_sum, values * _weights(membership)[:, None], membership)
-    membership = ops.reshape(membership, (-1, membership.shape[-1]))
+    membership = _rows(membership)
     # A matrix product, because XLA compiles neither boolean masks nor counts of unique values.
     return ops.matmul(ops.transpose(membership), values)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """`[batch, ..., k]` as `[batch * ..., k]`."""
+    return x if len(x.shape) == 2 else ops.reshape(x, (-1, x.shape[-1]))
 
 
 def any_per_class(flags: Tensor, membership: Tensor | ClassIds) -> Tensor:

@@ -1,7 +1,8 @@
 """What a pass keeps of single samples, for measures that compare them with one another."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -99,11 +100,13 @@ class KeptSamples(keras.metrics.Metric):
         rows = [arrays[f"highest/rows_{i}"] for i in range(len(self._rows))]
         self._keep(ops.convert_to_tensor(arrays["highest/priority"]), rows)
 
-    def result(self) -> list[np.ndarray]:
-        """The rows that were kept of each tensor, list of float32 `[kept, width]`."""
+    def result(self) -> "MadeWhenAsked":
+        """The rows that are kept now of each tensor, float32 `[kept, width]`."""
         priority = np.asarray(ops.convert_to_numpy(self._priority))[: self.most]
         kept = np.argsort(-priority, kind="stable")[: np.count_nonzero(priority)]
-        return [np.asarray(ops.convert_to_numpy(rows))[kept] for rows in self._rows]
+        return MadeWhenAsked(
+            lambda place: np.asarray(ops.convert_to_numpy(self._rows[place]))[kept], len(self._rows)
+        )
 
     @staticmethod
     def size(widths: Iterable[int], most: int = MOST_SAMPLES) -> int:
@@ -122,6 +125,29 @@ class KeptSamples(keras.metrics.Metric):
         for kept, new in zip(self._rows, rows, strict=True):
             if kept.shape[1]:
                 set_rows(kept, places, ops.take(new, highest, axis=0))
+
+
+class MadeWhenAsked(Sequence[np.ndarray]):
+    """Arrays of which each is made when it is asked for, and not kept: together they are large.
+
+    Args:
+        make: a function of the number of an array.
+        count: how many there are.
+
+    Example:
+
+    >>> [array.tolist() for array in MadeWhenAsked(np.arange, 3)]
+    [[], [0], [0, 1]]
+    """
+
+    def __init__(self, make: Callable[[int], np.ndarray], count: int) -> None:
+        self._make, self._count = make, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, number: Any) -> Any:
+        return self._make(range(self._count)[number])
 
 
 def one_hot(membership: np.ndarray) -> np.ndarray:

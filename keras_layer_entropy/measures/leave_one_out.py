@@ -153,12 +153,13 @@ def bounds_of(
     if not counts.all():
         rows = rows[counts]
         products = None if products is None else products[np.ix_(counts, counts)]
-    if len(rows) < 2 or not np.isfinite(rows).all():
+    least, most = rows.min(initial=np.inf), rows.max(initial=-np.inf)  # NaN where there is one
+    if len(rows) < 2 or not np.isfinite([least, most]).all():
         return [_everywhere(np.nan, x) for x in of_classes]
     samples = ops.convert_to_tensor(rows)
     samples = samples - ops.mean(samples, axis=0)
     total = _total_variance(samples, weights)
-    largest = float(np.abs(rows).max())
+    largest = float(max(-least, most))
     if total <= rows.shape[1] * (ROUNDING * largest) ** 2:  # all samples are the same
         return [_everywhere(0.0, x) for x in of_classes]
     columns = np.concatenate(of_classes, axis=1)

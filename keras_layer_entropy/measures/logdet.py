@@ -30,7 +30,7 @@ from keras_layer_entropy.measures.measure import (
     is_int,
     is_positive,
 )
-from keras_layer_entropy.measures.one_thread import one_thread
+from keras_layer_entropy.measures.one_thread import in_threads, one_thread
 from keras_layer_entropy.measures.pairs import centred_products
 
 MODES = ("covariance", "correlation")
@@ -400,8 +400,10 @@ class LogDet(Measure):
             _View(rows, beta, functools.partial(samples.products, number))
             for number, rows in enumerate(samples.layers)
         ]
+        in_threads(_View.factor, [inputs, labels, *views])
         entropies = [view.entropy for view in views]
-        per_class = [[v.entropy_within(weight > 0) for weight in membership.T] for v in views]
+        some = list(membership.T > 0)
+        per_class = in_threads(lambda view: list(map(view.entropy_within, some)), views)
         whole: dict[str, Any] = {"entropy": entropies}
         shuffled = {}
         others: dict[str, list[Any]] = {
@@ -410,10 +412,10 @@ class LogDet(Measure):
             "previous": [None, *views[:-1]],
         }
         for name, row in others.items():
-            pairs = list(zip(row, views, strict=True))
-            whole[name] = [_information(*pair) for pair in pairs]
-            # Every sample with what another one gave.
-            shuffled[name] = [_information(*pair, shift=1) for pair in pairs]
+            # Shuffled: every sample with what another one gave.
+            shifts = [0] * len(views) + [1] * len(views)
+            found = in_threads(_information, row * 2, views * 2, shifts)
+            whole[name], shuffled[name] = found[: len(views)], found[len(views) :]
         joint = _joint_entropies(views)
         whole["total_correlation"] = np.maximum(np.cumsum(entropies) - joint, 0.0)
         return MeasureResult(per_class, whole, shuffled, self.unit)
@@ -423,7 +425,15 @@ class _View:
     """One tensor of the samples: centred columns A where these are few, else the products AA'.
 
     Both are scaled so that its entropy is 1/2 ln det(I + A'A).
+
+    Attributes:
+        columns: A, or None where there are more of these than samples.
+        root: L with LL' = I + `gram`.
+        entropy: of the whole.
     """
+
+    root: np.ndarray
+    entropy: float
 
     def __init__(
         self, rows: np.ndarray, beta: float, products: Callable[[], np.ndarray] | None = None
@@ -434,27 +444,24 @@ class _View:
         self.columns: Any = None
         if self.width <= self.samples:
             self.columns = _centred(rows) * self._scale**0.5
-        self._products = products or functools.partial(centred_products, rows)
+        else:  # shared, and as large as many layers
+            self._products = centred_products(rows) if products is None else products()
 
-    @functools.cached_property
-    def squares(self) -> np.ndarray:
-        """A'A."""
-        return self.columns.T @ self.columns
+    def factor(self) -> None:
+        """Makes `root` and `entropy`."""
+        if self.columns is not None:
+            self._squares = self.columns.T @ self.columns
+        self.root = _root(self.gram)
+        self.entropy = _sum_of_logs(self.root)
 
-    @functools.cached_property
+    @property
+    def gram(self) -> np.ndarray:
+        """A'A, or AA' where there is no A; after `factor`."""
+        return self._scale * self._products if self.columns is None else self._squares
+
     def products(self) -> np.ndarray:
         """AA'."""
-        if self.columns is not None:
-            return self.columns @ self.columns.T
-        return self._scale * self._products()
-
-    @functools.cached_property
-    def root(self) -> np.ndarray:
-        return _root(self.products if self.columns is None else self.squares)
-
-    @functools.cached_property
-    def entropy(self) -> float:
-        return _sum_of_logs(self.root)
+        return self.gram if self.columns is None else self.columns @ self.columns.T
 
     def entropy_within(self, some: np.ndarray) -> float:
         """The entropy of some of the samples, which are centred on their own mean."""
@@ -462,7 +469,7 @@ class _View:
         if count < 2:
             return np.nan  # one sample has no variance, whatever its class has
         if self.columns is None:
-            gram = self.products[np.ix_(some, some)]
+            gram = self._scale * self._products[np.ix_(some, some)]
             gram = gram - gram.mean(axis=0) - gram.mean(axis=1, keepdims=True) + gram.mean()
         else:
             part = _centred(self.columns[some])
@@ -481,10 +488,10 @@ def _joint_entropies(views: Sequence[_View]) -> np.ndarray:
         logarithms = np.log(np.abs(np.diag(_root(columns.T @ columns))))
         found[:few] = np.cumsum(logarithms)[ends[:few] - 1]
     if few < known:
-        gram = sum(view.products for view in views[:few])
+        gram = sum(view.products() for view in views[:few])
         for place in range(few, known):
-            gram = gram + views[place].products
-            found[place] = _entropy_of(gram)
+            gram = gram + views[place].products()
+            found[place] = _entropy_of(gram) if place else views[0].entropy
     return found
 
 
@@ -499,14 +506,15 @@ def _information(one: _View | None, other: _View, shift: int = 0) -> float:
     if one.columns is None and other.columns is not None:
         one, other, shift = other, one, -shift
     if one.columns is None:
-        gram = np.roll(one.products, shift, axis=(0, 1)) + other.products
+        gram = np.roll(one.gram, shift, axis=(0, 1))
+        gram += other.gram
         return max(one.entropy + other.entropy - _entropy_of(gram), 0.0)
     columns = np.roll(one.columns, shift, axis=0)
     if other.columns is None:
         seen = _solved(other.root, columns)
         return max(one.entropy - _entropy_of(seen.T @ seen), 0.0)
     seen = _solved(one.root, columns.T @ other.columns)
-    return max(other.entropy - _entropy_of(other.squares - seen.T @ seen), 0.0)
+    return max(other.entropy - _entropy_of(other.gram - seen.T @ seen), 0.0)
 
 
 def _centred(rows: np.ndarray) -> np.ndarray:
@@ -525,13 +533,15 @@ def _sum_of_logs(root: np.ndarray) -> float:
 
 def _root(gram: np.ndarray) -> np.ndarray:
     """The lower triangular L with LL' = I + gram; NaN where that is not finite."""
-    whole = gram + np.eye(len(gram))
+    whole = gram.copy()
+    whole[np.diag_indices(len(gram))] += 1.0
     if not np.isfinite(whole).all():
         return np.full_like(whole, np.nan)
     try:
-        return scipy.linalg.cholesky(whole, lower=True, check_finite=False)
+        # Column by column as LAPACK has it, so that it needs no copy of its own.
+        return scipy.linalg.cholesky(whole.T, lower=True, overwrite_a=True, check_finite=False)
     except scipy.linalg.LinAlgError:  # 1 is less than what rounding leaves of the largest
-        values, vectors = np.linalg.eigh(whole)
+        values, vectors = np.linalg.eigh(gram + np.eye(len(gram)))
         return np.linalg.qr((vectors * np.sqrt(np.maximum(values, 1.0))).T)[1].T
 
 

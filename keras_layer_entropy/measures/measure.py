@@ -1,6 +1,7 @@
 """What a measure is: words, options, the state that streams past, and a result."""
 
 import dataclasses
+import functools
 import inspect
 import math
 import numbers
@@ -12,7 +13,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from keras_layer_entropy.backend import Tensor
-from keras_layer_entropy.measures.one_thread import one_thread
 from keras_layer_entropy.measures.pairs import centred_products
 
 # How many samples are kept for measures that compare them with one another.
@@ -68,23 +68,21 @@ class Samples:
 
     Attributes:
         inputs: `[samples, features]`, what the model was given; no columns where no measure asks.
-        layers: list of `[samples, features]`, what each layer gave.
+        layers: sequence of `[samples, features]`, what each layer gave: of a pass they are large,
+            and each is made when it is asked for.
         membership: `[samples, classes]`, weight of each sample in each class.
+        products: number of a layer -> its `pairs.centred_products`, made once for all measures.
     """
 
     inputs: np.ndarray
-    layers: list[np.ndarray]
+    layers: Sequence[np.ndarray]
     membership: np.ndarray
-    _products: dict[int, np.ndarray] = dataclasses.field(
-        default_factory=dict, init=False, repr=False
-    )
+    products: Any = dataclasses.field(default=None, repr=False)
 
-    def products(self, layer: int) -> np.ndarray:
-        """`pairs.centred_products` of a layer by its number, made once for all measures."""
-        if layer not in self._products:
-            with one_thread():
-                self._products[layer] = centred_products(self.layers[layer])
-        return self._products[layer]
+    def __post_init__(self) -> None:
+        if self.products is None:
+            products = functools.cache(lambda layer: centred_products(self.layers[layer]))
+            object.__setattr__(self, "products", products)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -7,13 +7,16 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+import scipy.linalg.blas
 from keras import ops
 
-from keras_layer_entropy.backend import Tensor, at_least_float32
+from keras_layer_entropy.backend import Tensor, at_least_float32, is_traced
+from keras_layer_entropy.measures.one_thread import in_threads
 
 # Numbers of a pairwise table that are held at a time: 8 MiB of float32, a few times over.
 BLOCK = 2**21
 FEATURES = 1024  # at a time, of wide tensors
+_SHARES = 2  # of these, that are added up side by side
 # Steps of the grid from 0 to the longest vector: their products are whole numbers below 2^24, which
 # float32 holds exactly, and they have 11 bits, all that TF32 multiplies with.
 GRID = 2000
@@ -94,31 +97,44 @@ def distances_of_products(products: np.ndarray) -> Distances:
 def centred_products(rows: np.ndarray) -> np.ndarray:
     """AA' of `[samples, features]` less their means, float64 `[samples, samples]`.
 
-    Some features at a time, so that a large tensor is not held once more.
+    Some features at a time, so that a large tensor is not held once more, in `_SHARES` sums side by
+    side: what they come to does not depend on how many processors there are.
 
     Example:
 
     >>> centred_products(np.array([[1.0, 5.0], [3.0, 5.0]])).tolist()
     [[1.0, -1.0], [-1.0, 1.0]]
     """
-    found = np.zeros((len(rows), len(rows)))
-    for start in range(0, rows.shape[1], FEATURES):
-        part = np.asarray(rows[:, start : start + FEATURES], np.float64)
-        part = part - part.mean(axis=0)
-        found += part @ part.T
-    return found
+    starts = range(0, rows.shape[1], FEATURES)
+    shares = [starts[share::_SHARES] for share in range(min(_SHARES, len(starts)))]
+
+    def added(share: range) -> np.ndarray:
+        found = np.zeros((len(rows), len(rows)), order="F")
+        for start in share:
+            part = np.array(rows[:, start : start + FEATURES], np.float64)
+            part -= part.mean(axis=0)
+            # Of the upper half, into what is there.
+            found = scipy.linalg.blas.dsyrk(1.0, part.T, 1.0, found, trans=1, overwrite_c=1)
+        return found
+
+    first, *others = in_threads(added, shares) or [added(starts)]
+    for other in others:
+        first += other
+    return np.triu(first) + np.triu(first, 1).T
 
 
 def in_blocks(function: Callable[[Tensor], Tensor], number: int, row: int) -> Tensor:
     """`function(indices)` of 0..`number` in blocks, `[number, ...]`, for rows of `row` numbers."""
     blocks = -(-number // max(1, BLOCK // row))
-    if blocks == 1:  # JAX would compile the loop anew in every call
-        return function(ops.arange(number))
     size = -(-number // blocks)
     # The last block is filled up with its last row.
-    index = np.minimum(np.arange(blocks * size), number - 1).reshape(blocks, size)
-    found = ops.map(function, ops.convert_to_tensor(index, "int32"))
-    return ops.reshape(found, (blocks * size, *found.shape[2:]))[:number]
+    index = np.minimum(np.arange(blocks * size), number - 1).reshape(blocks, size).astype("int32")
+    first = function(ops.convert_to_tensor(index[0]))
+    if blocks > 1 and is_traced(first):  # a graph of one block
+        found = ops.map(function, ops.convert_to_tensor(index))
+        return ops.reshape(found, (blocks * size, *found.shape[2:]))[:number]
+    rest = [function(ops.convert_to_tensor(block)) for block in index[1:]]
+    return ops.concatenate([first, *rest])[:number]
 
 
 def checked_samples(t: Tensor, membership: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ only says what to look at in a batch.
 """
 
 import contextlib
+import enum
 import itertools
 import math
 import numbers
@@ -19,12 +20,22 @@ from keras_layer_entropy.backend import (
     as_in_a_step,
     batches_of,
     gains_from_jit,
+    is_quick_untraced,
     own_draws,
     strategy_scope,
     without_gradients,
 )
 
-_FEW_BATCHES = 400  # pass in less time than XLA takes longer to compile (docs/performance.md)
+# Batches that pass in less time than it takes to trace a step, and to compile it by XLA.
+_FEW, _MANY = 6, 400
+
+
+class _Way(enum.IntEnum):
+    """How steps are run: each way takes longer to begin with than the one before."""
+
+    EAGER = 0
+    TRACED = 1
+    XLA = 2
 
 
 class Source:
@@ -137,7 +148,7 @@ class StreamingPass(keras.Model):
         super().__init__(name=name)
         self._model = model
         self._statistics = statistics
-        self._jit = None  # not compiled yet
+        self._way = None  # not compiled yet
         self._batches = 0  # of all passes
         self._jit_failed = False
         self.built = True
@@ -148,37 +159,44 @@ class StreamingPass(keras.Model):
 
     def run(self, source, verbose=0):
         """Streams a `Source` through; returns the logs of `evaluate`."""
-        # For every shape XLA takes a second: it pays once many batches were to be looked at.
         self._batches += source.batches if source.one_shape else 0
-        many = source.one_shape and self._batches >= _FEW_BATCHES
-        jit = many and not self._jit_failed and gains_from_jit(self._model)
-        if self._jit is None or (jit and not self._jit):
-            self._compile(jit)
+        way = self._cheapest(source)
+        if self._way is None or way > self._way:
+            self._compile(way)
         try:
             return self.evaluate(
                 return_dict=True, steps=source.steps, verbose=verbose, **source.keywords
             )
         except Exception as error:
-            if not self._jit or "XLA" not in str(error):
+            if self._way != _Way.XLA or "XLA" not in str(error):
                 raise
             # XLA does not know one of the model's operations.
             self._jit_failed = True
-            self._compile(jit=False)
+            self._compile(_Way.TRACED)
             return self.run(source, verbose)
 
     def make_ready(self):
         """Compiles it where it was never run: after that all its metrics are there."""
-        if self._jit is None:
-            self._compile(jit=False)
+        if self._way is None:
+            self._compile(_Way.TRACED)
 
-    def _compile(self, jit):
+    def _cheapest(self, source):
+        """The way that pays for what was looked at and is about to be."""
+        if not source.one_shape:  # for every shape XLA takes a second
+            return _Way.TRACED
+        if self._batches <= _FEW and is_quick_untraced(self._model):
+            return _Way.EAGER
+        jit = self._batches >= _MANY and not self._jit_failed and gains_from_jit(self._model)
+        return _Way.XLA if jit else _Way.TRACED
+
+    def _compile(self, way):
         with strategy_scope(self._model):
             self.compile(
-                run_eagerly=self._model.run_eagerly,
+                run_eagerly=self._model.run_eagerly or way == _Way.EAGER,
                 steps_per_execution=self._model.steps_per_execution,
-                jit_compile=jit or "auto",
+                jit_compile=way == _Way.XLA or "auto",
             )
-        self._jit = jit
+        self._way = way
 
     @property
     def metrics(self):

@@ -133,15 +133,16 @@ def test_how_many_batches_there_are_and_whether_they_have_one_shape(kind):
 
 
 @pytest.mark.tensorflow
-def test_xla_is_for_many_batches(monkeypatch):
+def test_few_batches_are_not_traced_and_many_are_for_xla(monkeypatch):
     """Those of all passes count; what is measured is the same."""
-    monkeypatch.setattr(passes, "_FEW_BATCHES", 30)
+    monkeypatch.setattr(passes, "_FEW", 20)
+    monkeypatch.setattr(passes, "_MANY", 50)
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4), keras.layers.Dense(3)])
     measures = [name for name in MEASURES if name != "feature_entropy"]  # of convolutions
     analyzer, found = EntropyAnalyzer(model, measures=measures), []
-    for jit in (False, True, True):  # 20 batches, 40, 60
+    for eager, jit in ((True, False), (False, False), (False, True)):  # 20 batches, 40, 60
         found.append(analyzer.analyze((X, Y), batch_size=1, verbose=0))
-        assert analyzer._pass.jit_compile == jit
+        assert (analyzer._pass.run_eagerly, analyzer._pass.jit_compile) == (eager, jit)
     for profile, name in itertools.product(found[1:], measures):
         want = found[0][name].per_class
         np.testing.assert_allclose(profile[name].per_class, want, atol=1e-5)  # float32
@@ -167,7 +168,7 @@ class NotForXLA(keras.layers.Layer):
 
 @pytest.mark.tensorflow
 def test_what_xla_does_not_know_runs_without_it(random, monkeypatch):
-    monkeypatch.setattr(passes, "_FEW_BATCHES", 32)
+    monkeypatch.setattr(passes, "_MANY", 32)
     dense = keras.layers.Dense(3, name="out")
     model = keras.Sequential([keras.Input((3,)), NotForXLA(), dense])
     x, y = random.normal(size=(256, 3)).astype("float32"), np.arange(256) % 3
@@ -182,7 +183,7 @@ def test_what_xla_does_not_know_runs_without_it(random, monkeypatch):
 @pytest.mark.tensorflow
 @pytest.mark.parametrize("batches", [4, 40])
 def test_other_errors_of_a_model_are_its_own(batches, random, monkeypatch):
-    monkeypatch.setattr(passes, "_FEW_BATCHES", 32)
+    monkeypatch.setattr(passes, "_MANY", 32)
     model = keras.Sequential([keras.Input((3,)), NotForXLA(fails=True), keras.layers.Dense(3)])
     samples = 8 * batches + 3
     x = random.normal(size=(samples, 3)).astype("float32")
