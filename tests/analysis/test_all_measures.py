@@ -13,6 +13,7 @@ from keras import layers
 
 from keras_layer_entropy import (
     ActivationProbe,
+    EntropyAnalyzer,
     EntropyMonitor,
     EntropyProfile,
     analyze_model,
@@ -20,6 +21,7 @@ from keras_layer_entropy import (
     report,
     save_model,
 )
+from keras_layer_entropy.analysis import measurement
 from keras_layer_entropy.datasets import DatasetSpec
 from keras_layer_entropy.measures import (
     MEASURES,
@@ -30,6 +32,7 @@ from keras_layer_entropy.measures import (
 )
 from keras_layer_entropy.measures.births import birth_index
 from keras_layer_entropy.measures.measure import LayerInfo, Samples
+from keras_layer_entropy.measures.pairs import centred_products
 from keras_layer_entropy.measures.registry import get_measures, parse_measure
 
 CLASSES = 3
@@ -95,6 +98,23 @@ def test_one_pass_measures_everything(random):
                 # In another order samples get other noise.
                 within = dict(atol=4 * max(x["input_error"] for x in want.details.values()))
             np.testing.assert_allclose(found.whole[name][1:], values, err_msg=name, **within)
+
+
+def test_products_of_samples_are_made_once(random, monkeypatch):
+    """For both measures, of the one layer with more numbers than there are samples."""
+    made = []
+
+    def counted(rows):
+        made.append(rows.shape)
+        return centred_products(rows)
+
+    monkeypatch.setattr(measurement, "centred_products", counted)
+    model, data = small_cnn(), images(random)
+    layers, measures = ["conv", "hidden"], ("logdet", "mutual_information")
+    analyzer = EntropyAnalyzer(model, layers=layers, measures=measures)
+    for passes in (1, 2):  # and anew in each pass
+        analyzer.analyze(data, verbose=0)
+        assert made == [(60, 8 * 8 * 4)] * passes
 
 
 @pytest.mark.tensorflow

@@ -101,6 +101,29 @@ def test_kernel_in_many_blocks(random, monkeypatch):
 
 
 @pytest.mark.tensorflow
+def test_kernel_in_many_blocks_of_a_graph(random, monkeypatch):
+    tf = pytest.importorskip("tensorflow")
+    t, membership = random.normal(size=(90, 4)).astype("float32"), one_hot(np.arange(90) % 3, 3)
+    monkeypatch.setattr(pairs, "BLOCK", 7 * 90)
+    found = numbers(tf.function(mutual.kernel_information)(tf.constant(t), membership))
+    for part, want in zip(found, by_kernel(t, membership, 0.1), strict=True):
+        np.testing.assert_allclose(part, want, **FLOAT32)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("features", [1, pairs.FEATURES, 3 * pairs.FEATURES + 7])
+def test_centred_products_are_numpys(features, dtype, random):
+    """In shares side by side; what they are made of stays as it is."""
+    rows = (random.normal(size=(20, features)) + 100).astype(dtype)
+    before = rows.copy()
+    centred = rows.astype("float64") - rows.astype("float64").mean(axis=0)
+    found = pairs.centred_products(rows)
+    np.testing.assert_allclose(found, centred @ centred.T, rtol=1e-10, atol=1e-8)  # float64
+    np.testing.assert_array_equal(found, found.T)
+    np.testing.assert_array_equal(rows, before)
+
+
+@pytest.mark.tensorflow
 @pytest.mark.parametrize("measure", [mutual.kernel_information, mutual.binned_information])
 def test_places_far_apart_tell_the_class_and_nothing_else(measure):
     """T = 100 one-hot(Y), ten classes: I = H(Y) = log2 10, and h(1/10) for one class."""
