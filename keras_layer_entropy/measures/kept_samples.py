@@ -136,8 +136,9 @@ class MadeWhenAsked(Sequence[np.ndarray]):
 
     Example:
 
-    >>> [array.tolist() for array in MadeWhenAsked(np.arange, 3)]
-    [[], [0], [0, 1]]
+    >>> arrays = MadeWhenAsked(np.arange, 3)
+    >>> [array.tolist() for array in arrays], arrays[-1].tolist(), len(arrays[1:])
+    ([[], [0], [0, 1]], [0, 1], 2)
     """
 
     def __init__(self, make: Callable[[int], np.ndarray], count: int) -> None:
@@ -147,7 +148,8 @@ class MadeWhenAsked(Sequence[np.ndarray]):
         return self._count
 
     def __getitem__(self, number: Any) -> Any:
-        return self._make(range(self._count)[number])
+        places = range(self._count)[number]
+        return self._make(places) if isinstance(places, int) else [*map(self._make, places)]
 
 
 def one_hot(membership: np.ndarray) -> np.ndarray:
