@@ -270,7 +270,7 @@ def first(pairs):
     """The first analysis of a model over the first `evaluate`, both made anew each time."""
     header("batches", *(f"{kind} time: median (min to max)" for kind in ("CPU", "wall")))
     for name, make in MODELS.items():
-        for batches in (8, 78, 195):
+        for batches in (2, 8, 78, 195):
             ratios = []
             for _ in range(pairs):
                 pair = []

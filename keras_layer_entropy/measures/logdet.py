@@ -444,7 +444,7 @@ class _View:
         self.columns: Any = None
         if self.width <= self.samples:
             self.columns = _centred(rows) * self._scale**0.5
-        else:  # shared, and as large as many layers
+        else:  # shared with other measures, so that it is scaled where it is needed
             self._products = centred_products(rows) if products is None else products()
 
     def factor(self) -> None:

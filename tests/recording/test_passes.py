@@ -181,7 +181,7 @@ def test_what_xla_does_not_know_runs_without_it(random, monkeypatch):
 
 
 @pytest.mark.tensorflow
-@pytest.mark.parametrize("batches", [4, 40])
+@pytest.mark.parametrize("batches", [4, 10, 40])  # untraced, traced, by XLA
 def test_other_errors_of_a_model_are_its_own(batches, random, monkeypatch):
     monkeypatch.setattr(passes, "_MANY", 32)
     model = keras.Sequential([keras.Input((3,)), NotForXLA(fails=True), keras.layers.Dense(3)])
