@@ -22,7 +22,7 @@ from keras_layer_entropy.measures.measure import (
     Samples,
     listed,
 )
-from keras_layer_entropy.measures.pairs import centred_products
+from keras_layer_entropy.measures.pairs import shared_products
 from keras_layer_entropy.measures.registry import get_measures
 from keras_layer_entropy.recording.labels import LabelStatistic, find_labels
 from keras_layer_entropy.version import versions
@@ -479,7 +479,7 @@ class _Kept:
     def reading(self):
         """A function that gives the `Samples` of a measure, of what is kept now."""
         kept = self.metric.result()
-        products = functools.cache(lambda place, most: centred_products(kept[1 + place][:most]))
+        products = shared_products()
 
         def samples(measure):
             most, places = measure.samples, self._keeping.places[measure]
@@ -487,7 +487,7 @@ class _Kept:
                 kept[0][:most],
                 MadeWhenAsked(lambda layer: kept[1 + places[layer]][:most], len(places)),
                 self._membership(kept[len(kept) - 1][:most]),
-                lambda layer: products(places[layer], most),
+                lambda layer, rows: products((places[layer], most), rows),
             )
 
         return samples

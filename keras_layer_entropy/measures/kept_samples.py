@@ -8,8 +8,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_layer_entropy.backend import Tensor, of_all_replicas, set_rows
+from keras_layer_entropy.backend import Tensor, of_all_replicas, rows_of, set_rows
 from keras_layer_entropy.measures.measure import MOST_SAMPLES
+
+_ROWS = 256  # that are read at a time
 
 
 class KeptSamples(keras.metrics.Metric):
@@ -104,9 +106,16 @@ class KeptSamples(keras.metrics.Metric):
         """The rows that are kept now of each tensor, float32 `[kept, width]`."""
         priority = np.asarray(ops.convert_to_numpy(self._priority))[: self.most]
         kept = np.argsort(-priority, kind="stable")[: np.count_nonzero(priority)]
-        return MadeWhenAsked(
-            lambda place: np.asarray(ops.convert_to_numpy(self._rows[place]))[kept], len(self._rows)
-        )
+
+        def rows(place: int) -> np.ndarray:
+            held = self._rows[place]
+            found = np.empty((len(kept), held.shape[1]), "float32")
+            for start in range(0, len(kept), _ROWS):  # so that all are not held once more
+                some = kept[start : start + _ROWS]
+                found[start : start + _ROWS] = ops.convert_to_numpy(rows_of(held, some))
+            return found
+
+        return MadeWhenAsked(rows, len(self._rows))
 
     @staticmethod
     def size(widths: Iterable[int], most: int = MOST_SAMPLES) -> int:

@@ -15,15 +15,9 @@ from typing import NamedTuple
 import numpy as np
 from keras import ops
 
-from keras_layer_entropy.backend import Tensor, at_least_float32
-from keras_layer_entropy.measures.pairs import (
-    Distances,
-    checked_samples,
-    distances,
-    distances_of_products,
-    in_blocks,
-    row_products,
-)
+from keras_layer_entropy.backend import Tensor
+from keras_layer_entropy.measures.one_thread import in_threads
+from keras_layer_entropy.measures.pairs import FEATURES, centred_products, check_shapes
 
 # Squared widths of the kernel, against the mean squared distance: 4, each time a quarter.
 WIDEST = 4.0
@@ -37,6 +31,8 @@ LEAST = 1e-30  # of a class that has no sample near
 DRAWS = 2**22  # numbers of noise that are drawn at most
 FEWEST_DRAWS = 64
 SEED = 20180711
+# Numbers of a table of all pairs that are worked on at a time: they stay in a processor's cache.
+_BLOCK = 2**17
 
 
 class Bounds(NamedTuple):
@@ -141,13 +137,14 @@ def bounds_of(
     """
     if not 0 < noise < math.inf:
         raise ValueError(f"noise={noise}; expected a positive number.")
-    t = at_least_float32(t)  # once: it may be large
-    checked = [checked_samples(t, membership) for membership in memberships]
-    of_classes = [np.asarray(ops.convert_to_numpy(x), np.float64) for _, x in checked]
+    rows = _array(t)
+    rows = rows if rows.dtype in ("float32", "float64") else rows.astype("float32")
+    of_classes = [_array(membership).astype("float64") for membership in memberships]
+    for membership in of_classes:
+        check_shapes(rows, membership)
     counts = of_classes[0].sum(axis=-1) > 0
     weights = of_classes[0].sum(axis=-1)[counts]
     of_classes = [x[counts] for x in of_classes]
-    rows = np.asarray(ops.convert_to_numpy(t))
     if rows.ndim != 2:
         raise ValueError(f"t has shape {rows.shape}; expected [samples, features].")
     if not counts.all():
@@ -156,21 +153,26 @@ def bounds_of(
     least, most = rows.min(initial=np.inf), rows.max(initial=-np.inf)  # NaN where there is one
     if len(rows) < 2 or not np.isfinite([least, most]).all():
         return [_everywhere(np.nan, x) for x in of_classes]
-    samples = ops.convert_to_tensor(rows)
-    samples = samples - ops.mean(samples, axis=0)
-    total = _total_variance(samples, weights)
+    products = centred_products(rows) if products is None else products
+    share = weights / weights.sum()
+    total = float(share @ np.diag(products) - share @ products @ share)  # of all features' variance
     largest = float(max(-least, most))
     if total <= rows.shape[1] * (ROUNDING * largest) ** 2:  # all samples are the same
         return [_everywhere(0.0, x) for x in of_classes]
+    of_noise = _along_noise(rows, 1.0 / (noise * total) ** 0.5)
     columns = np.concatenate(of_classes, axis=1)
-    of_pairs = distances(samples) if products is None else distances_of_products(products)
-    sums, logarithms = _tables(samples, of_pairs, total, weights, columns, noise)
+    sums, logarithms = _tables(products, of_noise, total, weights, columns, noise)
     about_input = _about_input(logarithms, weights)
     ends = np.cumsum([x.shape[1] for x in of_classes])[:-1]
     return [
         Bounds(*about_input, *_about_classes(part, x))
         for part, x in zip(np.split(sums, ends, axis=-1), of_classes, strict=True)
     ]
+
+
+def _array(x: Tensor) -> np.ndarray:
+    """In NumPy, without a copy of what is there already: it may be large."""
+    return x if isinstance(x, np.ndarray) else np.asarray(ops.convert_to_numpy(x))
 
 
 def _everywhere(value: float, membership: np.ndarray) -> Bounds:
@@ -180,16 +182,27 @@ def _everywhere(value: float, membership: np.ndarray) -> Bounds:
     return Bounds(of_layer, of_layer, of_layer, of_layer, of_layer, per_class)
 
 
-def _total_variance(t: Tensor, weights: np.ndarray) -> float:
-    """The sum of the variances of all features; half the mean squared distance of two samples."""
-    share = ops.convert_to_tensor(weights / weights.sum(), t.dtype)
-    mean = ops.matmul(share, t)
-    return float(ops.sum(share * row_products(t, t)) - ops.sum(ops.square(mean)))
+def _along_noise(rows: np.ndarray, scale: float) -> np.ndarray:
+    """`scale` e_i't_j of centred samples and noise of variance 1, `[draws, samples]`."""
+    number, features = rows.shape
+    draws = min(number, max(FEWEST_DRAWS, DRAWS // features))
+    random = np.random.default_rng(SEED).normal(0.0, scale, (draws, features)).astype(rows.dtype)
+    found = np.zeros((draws, number), rows.dtype)
+    size = max(1, _BLOCK // number)
+    for start in range(0, features, FEATURES):  # so that all are not held once more
+        some = slice(start, start + FEATURES)
+        part = rows[:, some] - rows[:, some].mean(axis=0, dtype=np.float64).astype(rows.dtype)
+
+        def add(first: int, noise: np.ndarray = random[:, some], t: np.ndarray = part) -> None:
+            found[first : first + size] += noise[first : first + size] @ t.T
+
+        in_threads(add, range(0, draws, size))
+    return found
 
 
 def _tables(
-    t: Tensor,
-    of_pairs: Distances,
+    products: np.ndarray,
+    of_noise: np.ndarray,
     total: float,
     weights: np.ndarray,
     of_classes: np.ndarray,
@@ -198,9 +211,9 @@ def _tables(
     """What every pair of samples is asked for, in one pass over their distances.
 
     Args:
-        t: `[samples, features]`, centred.
-        of_pairs: its `Distances`.
-        total: what the variances of its features add up to; distances are counted against it.
+        products: `[samples, samples]`, t_i't_j.
+        of_noise: `[draws, samples]`, e_i't_j / noise, where t is counted against `total`.
+        total: the sum of the variances of all features.
         weights: `[samples]`.
         of_classes: `[samples, columns]`, weights in classes.
         noise: variance of the noise as a share of `total`.
@@ -211,40 +224,46 @@ def _tables(
         small against the distances. And ln sum_j weights_j p(t_i + e_i | t_j) / p(t_i + e_i | t_i),
         over all j and over j != i, `[2, samples]`.
     """
-    number, features = t.shape
-    draws = min(number, max(FEWEST_DRAWS, DRAWS // features))
-    random = np.random.default_rng(SEED).normal(0.0, noise**0.5, (draws, features))
-    along = ops.matmul(ops.convert_to_tensor(random, t.dtype), ops.transpose(t))  # e_i't_j
-    along = along / total**0.5
-    squares, unit = of_pairs
-    square = float(ops.convert_to_numpy(unit).item()) ** 2 / total
-    log_weight = ops.convert_to_tensor(np.log(weights), t.dtype)
-    columns = ops.convert_to_tensor(of_classes, t.dtype)
+    number, dtype = len(weights), of_noise.dtype
+    columns, log_weight = of_classes.astype(dtype), np.log(weights).astype(dtype)
+    norms = np.diag(products) / total
+    sums = np.empty((WIDTHS, number, columns.shape[1]))
+    logarithms = np.empty((2, number))
+    size = max(1, _BLOCK // number)
 
-    def rows(index: Tensor) -> Tensor:
-        square_distance = square * squares(index)
-        itself = index[:, None] == ops.arange(number)
-        others = ops.where(itself, np.inf, square_distance)
-        nearest = ops.min(others, axis=-1, keepdims=True)
-        kernel = ops.exp((nearest - others) / (2.0 * WIDEST * 2.0))
-        sums = []
+    def fill(start: int) -> None:
+        block = slice(start, start + size)
+        index = np.arange(number)[block]
+        itself = np.arange(len(index)), index
+        square = products[block] * (-2.0 / total)
+        square += norms
+        square += norms[block, None]
+        square = np.maximum(square, 0.0).astype(dtype)
+        square[itself] = 0.0
+        ratio = square * dtype.type(-0.5 / noise)
+        ratio += of_noise[index % len(of_noise)]
+        own = ratio[itself][:, None]
+        ratio += log_weight
+        largest = ratio.max(axis=1, keepdims=True)
+        ratio -= largest
+        np.exp(ratio, out=ratio)
+        alone = ratio[itself]
+        ratio[itself] = 0.0
+        rest = ratio.sum(axis=1)
+        found = np.log(np.stack([rest + alone, np.maximum(rest, LEAST)]))
+        logarithms[:, block] = found + (largest - own)[:, 0]
+        square[itself] = np.inf
+        square -= square.min(axis=1, keepdims=True)
+        square *= dtype.type(-0.25 / WIDEST)
+        kernel = np.exp(square, out=square)
         for width in range(WIDTHS):
-            sums.append(ops.matmul(kernel, columns))
+            sums[width, block] = kernel @ columns
             if width < WIDTHS - 1:  # a quarter of the squared width
-                kernel = ops.square(ops.square(kernel))
-        of_noise = ops.take(along, index % draws, axis=0)
-        own = ops.take_along_axis(of_noise, index[:, None], axis=1)
-        ratio = log_weight - (square_distance / 2.0 + own - of_noise) / noise
-        largest = ops.max(ratio, axis=-1, keepdims=True)
-        terms = ops.exp(ratio - largest)
-        whole = ops.sum(terms, axis=-1)
-        rest = ops.sum(ops.where(itself, 0.0, terms), axis=-1)
-        logarithms = ops.log(ops.stack([whole, ops.maximum(rest, LEAST)], axis=-1)) + largest
-        return ops.concatenate([*sums, logarithms], axis=-1)
+                np.square(kernel, out=kernel)
+                np.square(kernel, out=kernel)
 
-    found = np.asarray(ops.convert_to_numpy(in_blocks(rows, number, number)), np.float64)
-    sums = found[:, :-2].reshape(number, WIDTHS, -1)
-    return np.moveaxis(sums, 1, 0), found[:, -2:].T
+    in_threads(fill, range(0, number, size))
+    return sums, logarithms
 
 
 def _about_classes(sums: np.ndarray, membership: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -255,16 +274,20 @@ def _about_classes(sums: np.ndarray, membership: np.ndarray) -> tuple[np.ndarray
     some = share > 0
     prior, weight = share[some], membership[:, some] / count.sum()
     others = np.maximum(count - membership, LEAST)[:, some]
+    some_weight = np.nonzero(weight)  # one of a sample where it has one class
     best, answer = -np.inf, np.broadcast_to(prior, weight.shape)
     for each in sums[..., some]:
         logarithm = np.log(np.maximum(each, LEAST) / others)
-        for power in POWERS:
-            logits = power * logarithm + np.log(prior)
-            q = np.exp(logits - logits.max(axis=1, keepdims=True))
-            q = (1.0 - GUESS) * q / q.sum(axis=1, keepdims=True) + GUESS * prior
-            value = np.sum(weight * np.log2(q / prior))
+        logarithm -= logarithm.max(axis=1, keepdims=True)
+        odds = np.exp(POWERS[0] * logarithm)
+        for power in range(len(POWERS)):
+            if power:  # four times the one before
+                odds = np.square(np.square(odds))
+            whole = odds @ prior
+            guess = (1.0 - GUESS) * odds[some_weight] / whole[some_weight[0]] + GUESS
+            value = weight[some_weight] @ np.log2(guess)
             if value > best:
-                best, answer = value, q
+                best, answer = value, ((1.0 - GUESS) * odds / whole[:, None] + GUESS) * prior
     gain = np.log2(answer / prior)
     terms = np.sum(weight * gain, axis=1) * count.sum() / of_sample  # of each sample
     error = _standard_error(terms, of_sample / of_sample.sum())

@@ -397,7 +397,7 @@ class LogDet(Measure):
         beta = 100.0 * samples.inputs.shape[1] if beta is None else beta
         inputs, labels = _View(samples.inputs, beta), _View(one_hot(membership), beta)
         views = [
-            _View(rows, beta, functools.partial(samples.products, number))
+            _View(rows, beta, functools.partial(samples.products, number, rows))
             for number, rows in enumerate(samples.layers)
         ]
         in_threads(_View.factor, [inputs, labels, *views])

@@ -1,7 +1,6 @@
 """What a measure is: words, options, the state that streams past, and a result."""
 
 import dataclasses
-import functools
 import inspect
 import math
 import numbers
@@ -13,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from keras_layer_entropy.backend import Tensor
-from keras_layer_entropy.measures.pairs import centred_products
+from keras_layer_entropy.measures.pairs import shared_products
 
 # How many samples are kept for measures that compare them with one another.
 MOST_SAMPLES = 2000
@@ -71,7 +70,8 @@ class Samples:
         layers: sequence of `[samples, features]`, what each layer gave: of a pass they are large,
             and each is made when it is asked for.
         membership: `[samples, classes]`, weight of each sample in each class.
-        products: number of a layer -> its `pairs.centred_products`, made once for all measures.
+        products: number and rows of a layer -> its `pairs.centred_products`, made once for all
+            measures.
     """
 
     inputs: np.ndarray
@@ -81,8 +81,7 @@ class Samples:
 
     def __post_init__(self) -> None:
         if self.products is None:
-            products = functools.cache(lambda layer: centred_products(self.layers[layer]))
-            object.__setattr__(self, "products", products)
+            object.__setattr__(self, "products", shared_products())
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -400,9 +400,9 @@ class MutualInformation(Measure):
         whole: dict[str, list[float]] = {"input": [], "labels": []}
         chance = []
         for number, (layer, rows) in enumerate(zip(layers, samples.layers, strict=True)):
-            # Of few samples with many features their products are the cheaper way to distances.
+            # As other measures: of few features they are made faster than they are worth keeping.
             by_products = rows.shape[1] > len(rows) and self.options["estimator"] == "leave_one_out"
-            products = samples.products(number) if by_products else None
+            products = samples.products(number, rows) if by_products else None
             found, shuffled, *single = self._estimate(rows, ways, products)
             for key, values in whole.items():
                 values.append(float(getattr(found, key)))

@@ -3,8 +3,8 @@
 Half precision is computed in float32; every other floating dtype is kept.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.linalg.blas
@@ -15,7 +15,8 @@ from keras_layer_entropy.measures.one_thread import in_threads
 
 # Numbers of a pairwise table that are held at a time: 8 MiB of float32, a few times over.
 BLOCK = 2**21
-FEATURES = 1024  # at a time, of wide tensors
+FEATURES = 256  # at a time, of wide tensors
+_TILE = 128
 _SHARES = 2  # of these, that are added up side by side
 # Steps of the grid from 0 to the longest vector: their products are whole numbers below 2^24, which
 # float32 holds exactly, and they have 11 bits, all that TF32 multiplies with.
@@ -74,26 +75,6 @@ def distances(t: Tensor) -> Distances:
     return Distances(rows, unit)
 
 
-def distances_of_products(products: np.ndarray) -> Distances:
-    """The same from what `centred_products` gives, as precise as float64 makes it.
-
-    Example:
-
-    >>> found = distances_of_products(centred_products(np.array([[-1.5], [-0.5], [2.0]])))
-    >>> table = ops.convert_to_numpy(found.rows(ops.arange(3))) * found.unit**2
-    >>> table.round(3).tolist()
-    [[0.0, 1.0, 12.25], [1.0, 0.0, 6.25], [12.25, 6.25, 0.0]]
-    """
-    square = np.diag(products)
-    longest = square.max()
-    table = np.maximum(_sums(square, square) - 2.0 * products, 0.0)
-    table /= longest if longest > 0 else 1.0
-    np.fill_diagonal(table, 0.0 * square)  # not 0.0: NaN stays
-    table = ops.convert_to_tensor(table, "float32")
-    unit = np.sqrt(longest if longest > 0 else 1.0).reshape(1, 1)
-    return Distances(lambda index: ops.take(table, index, axis=0), unit)
-
-
 def centred_products(rows: np.ndarray) -> np.ndarray:
     """AA' of `[samples, features]` less their means, float64 `[samples, samples]`.
 
@@ -120,7 +101,31 @@ def centred_products(rows: np.ndarray) -> np.ndarray:
     first, *others = in_threads(added, shares) or [added(starts)]
     for other in others:
         first += other
-    return np.triu(first) + np.triu(first, 1).T
+    for start in range(0, len(rows), _TILE):  # the other half; tiles stay in a processor's cache
+        tile, rest = slice(start, start + _TILE), slice(start + _TILE, None)
+        first[rest, tile] = first[tile, rest].T
+        first[tile, tile] += np.triu(first[tile, tile], 1).T
+    return first.T  # row by row
+
+
+def shared_products() -> Callable[[Hashable, np.ndarray], np.ndarray]:
+    """A function of a key and rows: their `centred_products`, read-only, made once for each key.
+
+    Example:
+
+    >>> products, rows = shared_products(), np.array([[1.0], [3.0]])
+    >>> products("layer", rows) is products("layer", rows)
+    True
+    """
+    made: dict[Hashable, np.ndarray] = {}
+
+    def products(key: Hashable, rows: np.ndarray) -> np.ndarray:
+        if key not in made:
+            made[key] = centred_products(rows)
+            made[key].flags.writeable = False
+        return made[key]
+
+    return products
 
 
 def in_blocks(function: Callable[[Tensor], Tensor], number: int, row: int) -> Tensor:
@@ -141,13 +146,18 @@ def checked_samples(t: Tensor, membership: Tensor) -> tuple[Tensor, Tensor]:
     """Samples and their classes as tensors of one dtype; ValueError where shapes do not fit."""
     t = at_least_float32(t)
     membership = ops.cast(membership, t.dtype)
+    check_shapes(t, membership)
+    return t, membership
+
+
+def check_shapes(t: Any, membership: Any) -> None:
+    """ValueError where the shapes of samples and of their classes do not fit."""
     fits = len(t.shape) > 1 and len(membership.shape) == 2 and membership.shape[1] != 0
     if not fits or 0 in t.shape or len({t.shape[-2], membership.shape[0]} - {None}) > 1:
         raise ValueError(
             f"t has shape {tuple(t.shape)} and membership {tuple(membership.shape)}; expected "
             "[..., samples, features] and [samples, classes], none of them 0."
         )
-    return t, membership
 
 
 def row_products(a: Tensor, b: Tensor) -> Tensor:

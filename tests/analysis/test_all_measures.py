@@ -21,7 +21,6 @@ from keras_layer_entropy import (
     report,
     save_model,
 )
-from keras_layer_entropy.analysis import measurement
 from keras_layer_entropy.datasets import DatasetSpec
 from keras_layer_entropy.measures import (
     MEASURES,
@@ -29,10 +28,10 @@ from keras_layer_entropy.measures import (
     LogDet,
     MutualInformation,
     feature_entropy,
+    pairs,
 )
 from keras_layer_entropy.measures.births import birth_index
 from keras_layer_entropy.measures.measure import LayerInfo, Samples
-from keras_layer_entropy.measures.pairs import centred_products
 from keras_layer_entropy.measures.registry import get_measures, parse_measure
 
 CLASSES = 3
@@ -102,13 +101,13 @@ def test_one_pass_measures_everything(random):
 
 def test_products_of_samples_are_made_once(random, monkeypatch):
     """For both measures, of the one layer with more numbers than there are samples."""
-    made = []
+    made, centred_products = [], pairs.centred_products
 
     def counted(rows):
         made.append(rows.shape)
         return centred_products(rows)
 
-    monkeypatch.setattr(measurement, "centred_products", counted)
+    monkeypatch.setattr(pairs, "centred_products", counted)
     model, data = small_cnn(), images(random)
     layers, measures = ["conv", "hidden"], ("logdet", "mutual_information")
     analyzer = EntropyAnalyzer(model, layers=layers, measures=measures)
