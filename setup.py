@@ -46,7 +46,7 @@ setup(
         "tensorboard": ["tensorboard>=2.19"],
         "test": [
             "ai-edge-model-explorer>=0.1.34",  # reads what is written for it
-            "apache-beam>=2.77",
+            "apache-beam[dask]>=2.77",  # Dask is a second engine to run it on
             "axe-core-python>=0.1",  # rules of accessibility, which the browser runs on the report
             "gudhi>=3.10",  # persistent homology, to compare the births of loops with
             "jax>=0.6",

@@ -2,7 +2,7 @@
 
     python benchmarks/blocks.py --only=resnet --model=ResNet56.json
     python benchmarks/blocks.py --only=train --model=ResNet56.json
-    python benchmarks/blocks.py --only=criteria --model=ResNet56.json
+    python benchmarks/blocks.py --only=criteria --model=ResNet56.json --way="3x3, refit"
     python benchmarks/blocks.py --only=transformer
 
 `resnet` takes residual branches beside an identity out of a network for CIFAR-10 that lies on disk,
@@ -13,8 +13,8 @@ of all, mean (minimum to maximum) over calibration subsets.
 `train` takes 9, 6, 3 and 12 of the same branches out, with 3x3 stand-ins, and trains what is left
 for a few epochs, on the labels and on what the network itself says of the same images.
 
-`criteria` takes 3, 6 and 9 of the same branches out as several criteria order them, refits what is
-behind, without stand-ins, and prints what of the first 2,000 test images is right.
+`criteria` takes 3, 6 and 9 of the same branches out as several criteria order them, in one way,
+and prints what of the first 2,000 test images is right.
 
 `transformer` trains an image classifier of 6 transformer blocks, layers with a code of their own,
 on MNIST, a network for each seed, takes 1, 2 and 3 of them out, and trains networks of that depth
@@ -40,6 +40,7 @@ from keras_layer_entropy.pruning.walking import Walk, inputs_of
 _ONLY = flags.DEFINE_list("only", ["transformer"], "Some of resnet, train, criteria, transformer.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Networks, or calibration subsets.", lower_bound=1)
 _MODEL = flags.DEFINE_string("model", None, "The network of all but `transformer`.")
+_WAY = flags.DEFINE_enum("way", "refit", ["refit", "1x1, refit", "3x3, refit"], "Of `criteria`.")
 _EPOCHS = flags.DEFINE_integer("epochs", 4, "Epochs of training.", lower_bound=1)
 WIDTH, HEADS, DEPTH = 48, 4, 6
 
@@ -135,7 +136,7 @@ def unlike(model, x, names):
 
 def orders(model, x, names, seed):
     """Criterion -> blocks, the first to go first."""
-    plan = choose_blocks(model, x, stand_in=None, blocks=names)
+    plan = choose_blocks(model, x, stand_in=STAND_INS[_WAY.value], blocks=names)
     influence, cka = unlike(model, x, names)
     return {
         "output_change": [part.path for part in plan.parts],
@@ -154,8 +155,9 @@ def criteria():
         some = images[np.random.default_rng(seed).permutation(len(images))[:500]]
         for criterion, order in orders(model, some, names, seed).items():
             print(f"# {seed}, {criterion}: {', '.join(order[: max(counts)])}", flush=True)
-            networks = (remove_blocks(model, order[:n], some, stand_in=None) for n in counts)
-            accuracies = [100 * right(z, x[:2000], y[:2000]).mean() for z in networks]
+            way = STAND_INS[_WAY.value]
+            networks = (remove_blocks(model, order[:n], some, stand_in=way) for n in counts)
+            accuracies = [100 * float(right(z, x[:2000], y[:2000]).mean()) for z in networks]
             found.setdefault(criterion, []).append(accuracies)
             print(f"# {accuracies}", flush=True)
     print(f"\n| of {len(names)} blocks | {' | '.join(map(str, counts))} |")

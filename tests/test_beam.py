@@ -27,6 +27,8 @@ PROCESSES = [
     *("--runner=DirectRunner", "--direct_running_mode=multi_processing"),
     "--direct_num_workers=2",
 ]
+# Another engine than Beam's own, with processes of its own, too.
+DASK = ["--runner=apache_beam.runners.dask.dask_runner.DaskRunner"]
 COUNT, CLASSES = 70, 3
 
 
@@ -85,14 +87,15 @@ def assert_same(found, want):
 
 
 @pytest.mark.slow
-def test_many_processes_are_one_pass(spec, path):
+@pytest.mark.parametrize("runner", [PROCESSES, DASK], ids=["direct", "dask"])
+def test_many_processes_are_one_pass(spec, path, runner):
     measures = ["activation_entropy", LogDet(samples=30), MutualInformation(samples=30)]
     model = keras.saving.load_model(path)
     batches = load_dataset(spec).batches(16)
     want = analyze_model(model, batches, measures=measures, baseline=True, seed=3, verbose=0)
     assert len(cut(spec, 9)) == 8  # over the borders of shards
     found = beam.analyze(
-        path, spec, PROCESSES, measures=measures, samples=9, batch_size=16, baseline=True, seed=3
+        path, spec, runner, measures=measures, samples=9, batch_size=16, baseline=True, seed=3
     )
     assert_same(found, want)
     assert_same(found.baseline, want.baseline)
