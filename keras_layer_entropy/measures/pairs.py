@@ -16,8 +16,8 @@ from keras_layer_entropy.measures.one_thread import in_threads
 # Numbers of a pairwise table that are held at a time: 8 MiB of float32, a few times over.
 BLOCK = 2**21
 FEATURES = 256  # at a time, of wide tensors
-_TILE = 128
 _SHARES = 2  # of these, that are added up side by side
+_TILE = 128  # rows and columns of a table that are turned at a time
 # Steps of the grid from 0 to the longest vector: their products are whole numbers below 2^24, which
 # float32 holds exactly, and they have 11 bits, all that TF32 multiplies with.
 GRID = 2000
