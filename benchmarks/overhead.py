@@ -294,8 +294,8 @@ def classes(pairs):
     """`analyze_model`, warm, over `evaluate`, for 6 x 512 and an output for each of many classes.
 
     What does not grow with the samples is taken apart: batches are counted by the difference of
-    passes over all samples and over a quarter of them. Of 21,000 classes the hidden layers alone are
-    measured, because the state of such an output would be refused.
+    passes over all samples and over a quarter of them. Of 21,000 classes the hidden layers alone
+    are measured, because the state of such an output would be refused.
     """
     header("classes, samples", "a batch, CPU time", "a batch, wall time", "the rest, CPU time")
     for number in (10, 100, 1000, 5000, 21000):

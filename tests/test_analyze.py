@@ -31,6 +31,7 @@ def saved(tmp_path):
     return model, save_model(model, tmp_path / "saved_model", dataset=spec)
 
 
+@pytest.mark.slow
 def test_the_model_alone_is_enough(saved, tmp_path):
     model, path = saved
     code, out, err = run("analyze", "--model", path, "--output", tmp_path / "result")
@@ -186,6 +187,7 @@ def test_no_data_set_anywhere(saved, tmp_path):
     assert "file.npz" in err
 
 
+@pytest.mark.slow
 def test_help_lists_sources():
     code, out, _ = run("analyze", "--help")
     assert "handwritten digits" in out

@@ -50,6 +50,7 @@ def profiles(tmp_path):
     return paths
 
 
+@pytest.mark.slow
 def test_two_models_and_what_is_measured_of_them(models, tmp_path):
     page = tmp_path / "diff.html"
     code, out, err = run("__main__", "compare", *models, "--report", page)

@@ -188,6 +188,7 @@ def test_data_with_one_part_are_split_with_the_seed(saved, tmp_path):
     assert "all.npz is split at random (seed 3), 60%, 20%, 20%." in out
 
 
+@pytest.mark.slow
 def test_an_existing_output_is_refused_and_overwritten_only_when_told(original, saved, tmp_path):
     output = save_model(original, tmp_path / "mine", dataset="digits")
     before = contents(output)

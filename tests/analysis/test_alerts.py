@@ -115,6 +115,7 @@ def test_collapse(prepare):
     assert ("directions" in alert.words) == (prepare is in_one_direction)
 
 
+@pytest.mark.slow
 @pytest.mark.inside_fit
 def test_vanishing_in_many_sigmoids():
     model = chain(*(dense(f"s{i}", "sigmoid") for i in range(12)))
@@ -491,6 +492,7 @@ def test_data_of_its_own_change_nothing():
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 @pytest.mark.inside_fit
 @pytest.mark.parametrize("validates", [True, False])
 def test_a_training_beside_it_is_the_same_to_the_bit(validates):

@@ -809,6 +809,7 @@ def test_layers_in_the_place_of_data(slip):
         EntropyMonitor(slip)
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow  # on PyTorch Keras itself trains no stateful layer
 def test_measuring_on_own_data_moves_nothing():
     """A stateful layer is as before; the data's own pass moves it."""

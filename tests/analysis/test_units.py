@@ -102,6 +102,7 @@ def check_feature_entropy(profile, maps, y):
             assert profile.feature_entropy[unit, c] == pytest.approx(entropy, abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow  # JAX takes a minute to compile it; test_all_measures.py runs its parts
 @pytest.mark.parametrize("make", [functional, Subclassed])
 def test_quantile_estimates_are_those_of_numpy(make, random):

@@ -239,6 +239,7 @@ def test_a_whole_layer_in_one_call(random):
     np.testing.assert_array_equal(found.ravel()[some], references(maps.reshape(-1, 14, 14)[some]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "dtype", some_on_each(["float16", "bfloat16", "uint8", "int32", "bool"], ["bfloat16"])
 )
@@ -409,6 +410,7 @@ def test_errors(call, message):
         call()
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow
 @pytest.mark.parametrize("count", [1, 4, 7, 8, 9])
 def test_maps_with_ties_are_taken_up_some_at_a_time(count, monkeypatch, random):

@@ -412,6 +412,7 @@ def test_networks_without_dense_layers(random):
                         remove="units", epochs=0)  # fmt: skip
 
 
+@pytest.mark.slow
 def test_layers_that_were_merged_in_the_end_have_no_units_left():
     model = keras.Sequential([
         keras.Input((6,)), dense(8, name="first"), dense(10, name="second"), dense(3, "softmax"),

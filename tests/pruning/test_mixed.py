@@ -129,6 +129,7 @@ def test_units_are_counted_as_the_original_does_after_layers_went():
     )
 
 
+@pytest.mark.slow
 def test_with_a_target_it_ends_there():
     model = network()
     result = searched(model, max_drop=None, max_removals=None, target={"flops": 0.5})

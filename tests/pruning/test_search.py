@@ -134,6 +134,7 @@ def test_what_costs_too_much_is_rolled_back(trained):
         assert f"(step {number})" in result.reasons[step.part]
 
 
+@pytest.mark.slow
 def test_limits_on_what_may_go(trained):
     result = prune(trained, criterion="last", epochs=0, max_drop=1.0, max_removals=1, keep=["h24"])
     assert result.removed == ("h32",)

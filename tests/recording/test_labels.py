@@ -278,6 +278,7 @@ def two_outputs(outputs):
     return keras.Model(inputs, {"list": [d, c], "dict": {"d": d, "c": c}}[outputs])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("structure", STRUCTURES)
 @pytest.mark.parametrize("outputs", ["list", "dict"])
 def test_labels_losses_and_outputs_in_every_structure(structure, outputs):

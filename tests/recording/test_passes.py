@@ -132,6 +132,7 @@ def test_how_many_batches_there_are_and_whether_they_have_one_shape(kind):
     assert Source(make(pytest.importorskip("tensorflow")), batch_size=1, steps=7).batches == 7
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow
 def test_few_batches_are_not_traced_and_many_are_for_xla(monkeypatch):
     """Those of all passes count; what is measured is the same."""

@@ -249,6 +249,7 @@ def broken(request, browser):
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
 
 
+@pytest.mark.slow
 def test_everybody_can_use_the_report(show, broken):
     show(with_random_patterns(), history=[make(epoch=0), make(epoch=1)])
     assert broken() == []
