@@ -61,6 +61,7 @@ def test_the_model_alone_is_enough(saved, tmp_path):
     assert "would be overwritten: choose another folder, or pass --overwrite" in err
 
 
+@pytest.mark.slow
 def test_report(saved, tmp_path):
     path = tmp_path / "deep" / "report.html"
     arguments = ("analyze", "--model", saved[1], "--report", path)

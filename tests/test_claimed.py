@@ -34,6 +34,7 @@ def holder(path):
     return process
 
 
+@pytest.mark.slow
 def test_a_place_belongs_to_one_run_at_a_time(tmp_path):
     path = tmp_path / "deep" / "out.keras"
     (tmp_path / "link.keras").symlink_to(path)
@@ -51,6 +52,7 @@ def test_a_place_belongs_to_one_run_at_a_time(tmp_path):
     assert os.listdir(tmp_path) == ["link.keras"]
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_in_nobodys_way(tmp_path):
     path = tmp_path / "out"
     process = holder(path)

@@ -168,6 +168,7 @@ def test_single_files(original, tmp_path, suffix):
     )
 
 
+@pytest.mark.slow
 def test_data_with_one_part_are_split_with_the_seed(saved, tmp_path):
     x, y = (np.concatenate(parts) for parts in zip(
         *(load_dataset(DatasetSpec("digits", split=s)).arrays for s in ("train", "test")),
@@ -216,6 +217,7 @@ def test_overwrite_removes_nothing_but_models(saved, tmp_path):
         assert contents(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_what_others_put_into_its_folder_stays(saved, tmp_path):
     notes = tmp_path / "saved_model_pruned.partial" / "notes.txt"
     notes.parent.mkdir()
@@ -555,6 +557,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", folder], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_leaves_nothing(saved, small_disk):
     code, out, err = call("prune", "--model", saved, "--output", small_disk / "small", *QUICK)
     assert code == 2, out + err
@@ -733,6 +736,7 @@ def test_report_shows_every_step(saved, tmp_path):
     assert not (tmp_path / "b").exists()
 
 
+@pytest.mark.slow
 def test_help_says_which_criterion_to_use():
     code, out, _ = run("prune", "--help")
     assert code != 2
@@ -765,6 +769,7 @@ def test_convolutions_out_of_reach_are_told_and_none_are_not(recwarn):
     assert not recwarn.list
 
 
+@pytest.mark.slow
 def test_a_criterion_that_chooses_nothing_says_so_in_numbers(saved, tmp_path):
     code, out, _ = call(
         "prune", "--model", saved, *QUICK, "--criterion=entropy_gradient", "--tolerance=-9",
@@ -775,6 +780,7 @@ def test_a_criterion_that_chooses_nothing_says_so_in_numbers(saved, tmp_path):
     assert "A larger tolerance, or another criterion, would change that." in out
 
 
+@pytest.mark.slow
 def test_what_makes_no_model_smaller_is_not_offered(tmp_path):
     """Without the narrow layer two wide ones meet."""
     model = keras.Sequential([

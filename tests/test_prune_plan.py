@@ -90,6 +90,7 @@ def test_a_line_says_what_the_model_without_the_part_does_not_have(residual, dry
         assert "outputs change" not in words
 
 
+@pytest.mark.slow
 def test_a_dry_run_writes_the_page_and_nothing_else(residual, dry):
     out, page = dry
     assert f"Dry run: nothing was written but {page}" in out
@@ -106,6 +107,7 @@ def test_a_dry_run_writes_the_page_and_nothing_else(residual, dry):
     assert "<h2>Entropy against depth</h2>" in text
 
 
+@pytest.mark.slow
 def test_an_existing_page_is_refused_and_overwritten_only_when_told(residual, tmp_path):
     page, before = tmp_path / "plan.html", residual.read_bytes()
     page.write_text("mine")

@@ -18,6 +18,7 @@ def environment():
     }
 
 
+@pytest.mark.slow
 def test_a_command_says_nothing_but_its_own(tmp_path, monkeypatch):
     monkeypatch.delenv("TF_CPP_MIN_LOG_LEVEL")
     code, _, err = run("analyze", "--model", tmp_path / "none")
@@ -26,6 +27,7 @@ def test_a_command_says_nothing_but_its_own(tmp_path, monkeypatch):
     assert len(err.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_what_is_not_known_is_told():
     program = (
         "import os, sys; sys.orig_argv = ['python', '-m', 'keras_layer_entropy.analyze']\n"

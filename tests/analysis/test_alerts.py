@@ -125,6 +125,7 @@ def test_vanishing_in_many_sigmoids():
     assert alert.layer in ("s3", "s4", "s5", "s6")
 
 
+@pytest.mark.slow
 @pytest.mark.inside_fit
 def test_vanishing_by_small_weights():
     model = chain(*(dense(f"r{i}", kernel_initializer=normal(0.02)) for i in range(8)))
@@ -133,6 +134,7 @@ def test_vanishing_by_small_weights():
     assert alert.layer in ("r2", "r3", "r4")
 
 
+@pytest.mark.slow
 @pytest.mark.inside_fit
 @pytest.mark.parametrize("validates", [True, False])
 def test_nan_is_told_where_it_began(validates):

@@ -64,6 +64,7 @@ def births(maps):
     return np.asarray(feature_entropy.feature_entropy(counts))
 
 
+@pytest.mark.slow
 def test_one_pass_measures_everything(random):
     model, (x, y) = small_cnn(), images(random)
     profile = analyze_model(model, (x, y), measures=tuple(MEASURES), batch_size=25, verbose=0)
@@ -116,6 +117,7 @@ def test_products_of_samples_are_made_once(random, monkeypatch):
         assert made == [(60, 8 * 8 * 4)] * passes
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow
 def test_batches_and_compiling_change_nothing(random):
     model, (x, y) = small_cnn(), images(random, 90)
@@ -131,6 +133,7 @@ def test_batches_and_compiling_change_nothing(random):
             np.testing.assert_allclose(found.columns(name)[key], values, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow
 def test_maps_that_are_not_square_are_resized(random):
     model, (x, y) = small_cnn(6, 9), images(random, height=6, width=9)
@@ -296,6 +299,7 @@ def test_monitor_inside_fit(random):
     assert len(figure.axes[0].collections[0].get_offsets()) == 2  # epochs
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow
 def test_command_line(tmp_path):
     """All measures of a network with convolutions: one table each, one CSV, one report."""

@@ -509,6 +509,7 @@ def test_function_inside_the_model_is_explained():
         analyze_model(Decorated(), models.inputs_like(8), verbose=0)
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow
 @pytest.mark.parametrize("scale", ["one", "varied"])
 def test_a_million_samples_do_not_drift(scale, random):

@@ -45,6 +45,7 @@ def test_it_is_the_formula(random):
     assert profile.count.tolist() == np.bincount(y, minlength=CLASSES).tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:No sample belongs to", "ignore:The .* of class")
 @pytest.mark.parametrize("weights", [False, True])
 def test_every_measure_says_the_same_by_ids_and_by_weights(weights, random, monkeypatch):

@@ -300,6 +300,7 @@ def test_failing_data_leaves_the_model_as_found(tmp_path):
     assert_as_found(model, before, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("eager", [False, True])
 def test_unbuilt_models_without_validation(eager):
     for make in (models.unbuilt_sequential, models.subclassed):
@@ -334,6 +335,7 @@ def test_model_that_is_called_in_parts():
     np.testing.assert_allclose(monitor.profiles[0].entropy[0], want, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_unbuilt_and_subclassed_models(tmp_path):
     for case in (models.unbuilt_sequential(), models.subclassed()):
         case.model.compile("adam", LOSS)
@@ -723,6 +725,7 @@ class Patches(OwnData):
         return super().train_step(batch[:2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("validates", [False, True])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_layers_of_another_batch_than_the_labels(weighted, validates):

@@ -225,6 +225,7 @@ def test_planted_units(random):
     assert profile.by_feature_entropy().tolist() == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow
 @pytest.mark.parametrize("estimator", ["quantile", "kernel"])
 def test_batches_do_not_matter(estimator, random):

@@ -202,6 +202,7 @@ def test_leading_axes_are_kept(shape, random):
     assert found.ravel().tolist() == references(maps.reshape(-1, 7, 7))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jit", some_on_each([True, False], [True]))
 @pytest.mark.parametrize(
     # One map that is all ties: XLA moves loops out of loops there, to where they must end as well.
@@ -433,6 +434,7 @@ def test_a_single_rank(random):
     assert set(ops.convert_to_numpy(found)) == {0, 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [births.FEW - 1, births.BLOCK, 700])
 def test_maps_in_blocks_of_two_sizes(count, random, monkeypatch):
     """What is compiled for blocks, the last one filled up, is what all maps give at once."""

@@ -58,6 +58,7 @@ def model_of(function, bias=True):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", FUNCTIONS)
 @pytest.mark.parametrize("bias", [True, False])
 def test_numbers_are_those_of_numpy(function, bias, random):

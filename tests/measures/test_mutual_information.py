@@ -486,6 +486,7 @@ def test_nan_gives_nan(random):
     assert all(np.isnan(f[1]).all() for f in numbers(mutual.kernel_information(t, membership)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jit", [pytest.param(False, marks=pytest.mark.tensorflow), True])
 def test_compiled_is_the_same(jit, random, monkeypatch):
     monkeypatch.setattr(pairs, "BLOCK", 4000)

@@ -21,6 +21,7 @@ WITHOUT_LOSS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", hostile.CATALOGUE, ids=str)
 def test_hostile_files_are_refused(kind, tmp_path):
     path = tmp_path / f"model{hostile.SUFFIXES[kind.format]}"

@@ -202,6 +202,7 @@ def test_the_graph_is_never_read(tmp_path):
     np.testing.assert_allclose(outputs(load_model(path), data)[0], data["y_0"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_command_lines(tmp_path):
     path, data = unpacked("mlp_called", "saved_model", tmp_path)
     assert model_format(path) == "saved_model"

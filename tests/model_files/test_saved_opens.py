@@ -345,6 +345,7 @@ def write_old(path, first, version, config=None):
                 inner[each] = value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", ["dense_1", "a/b", "my dense", "dense:0", "x:1/y:2", "ünï"])
 @pytest.mark.parametrize("version", ["2.0.8", "2.1.6", "2.2.4", "2.9.0"])
 def test_old_sequential_models(version, first, tmp_path):

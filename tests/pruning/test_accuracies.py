@@ -245,6 +245,7 @@ def as_list(parts):
     return [parts["z"], parts["a"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("structure", [as_list, dict], ids=["list", "dict"])
 def test_several_outputs_have_one_accuracy_each_and_the_mean_counts(structure):
     given = {"z": ["accuracy", *TOP], "a": [keras.metrics.BinaryAccuracy(threshold=0.0), "AUC"]}

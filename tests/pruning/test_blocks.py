@@ -87,6 +87,7 @@ def name_of(model, number):
     return [x for x in find_blocks(model)[0].values() if x.form == "residual"][number].path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.__name__)
 def test_without_data_it_is_the_model_whose_branch_gives_zero(block):
     x = BLOCKS[block]

@@ -314,6 +314,7 @@ def test_a_search_takes_units_out_until_the_target(epochs):
         )
 
 
+@pytest.mark.slow
 def test_a_batch_that_costs_too_much_is_halved():
     model, data = perceptron(units=(6,)), numbers(600)
     result = prune_model(
@@ -387,6 +388,7 @@ def test_a_layer_that_is_tied_to_several():
     assert sum(int(step.part.split()[0]) for step in result.steps) == 2 * len(gone)
 
 
+@pytest.mark.slow
 def test_networks_without_dense_layers(random):
     """Units go all the same; entropies are those of the layers that make them."""
     layers = keras.layers
@@ -430,6 +432,7 @@ def test_layers_that_were_merged_in_the_end_have_no_units_left():
     assert {path for path, found in widths.items() if found.after} == there
 
 
+@pytest.mark.slow
 def test_a_target_out_of_reach_is_no_success():
     model, data = perceptron(), numbers(300)
     result = prune_model(
@@ -439,6 +442,7 @@ def test_a_target_out_of_reach_is_no_success():
     assert [result.model.get_layer(f"hidden_{i}").units for i in range(2)] == [1, 1]
 
 
+@pytest.mark.slow
 def test_a_plan_says_what_would_go():
     model, data = perceptron(), numbers(300)
     found = plan(model, data, data, remove="units", target={"flops": 0.5})
@@ -450,6 +454,7 @@ def test_a_plan_says_what_would_go():
     )
 
 
+@pytest.mark.slow
 def test_layers_go_until_a_target():
     hidden = [dense(12, "relu", name=f"hidden_{i}") for i in range(4)]
     model = keras.Sequential([keras.Input((6,)), *hidden, dense(3, "softmax", name="head")])

@@ -130,6 +130,7 @@ def mixer():
     return keras.Model(inputs, x), sets(summed, *inside), {"tokens0b", "tokens1b", "out"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", [mobilenet, resnet, densenet, concatenated, summed, mixer])
 def test_groups_are_those_that_one_reads_off_the_architecture(network):
     model, expected, stay = network()

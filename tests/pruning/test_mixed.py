@@ -85,6 +85,7 @@ def test_what_costs_nothing_goes_first(plant, kind, part):
     assert np.ptp(before[:, 0]) > 0.03  # it is no comparison of constants
 
 
+@pytest.mark.slow
 def test_units_wait_for_whole_parts_while_quality_has_a_limit():
     model = network()
     with_dead_units(model)
@@ -141,6 +142,7 @@ def test_with_a_target_it_ends_there():
     assert all(flops > 0.5 * cost_of(model, x[:1]).flops for flops in before)
 
 
+@pytest.mark.slow
 def test_names_of_parts_of_every_kind():
     options = PruningOptions(layers=["sum", "second"], keep=["first"])
     found = plan(network(), data(), data(100, 1), options)
@@ -171,6 +173,7 @@ def test_a_search_that_goes_on_ends_where_it_would_have():
         assert dataclasses.replace(one, seconds=0) == dataclasses.replace(other, seconds=0)
 
 
+@pytest.mark.slow
 def test_a_network_without_dense_layers():
     keras.utils.set_random_seed(0)
     x = inputs = keras.Input((8, 8, 3))

@@ -269,6 +269,7 @@ def test_distillation_does_not_look_at_labels():
     assert not np.array_equal(trained[:2], trained[6:])
 
 
+@pytest.mark.slow
 def test_units_go_without_labels():
     model = network(3, "softmax", SPARSE)
     options = PruningOptions(remove="units", target={"parameters": 0.6}, step_share=0.3, epochs=1)
@@ -301,6 +302,7 @@ class Batches(keras.utils.PyDataset):
         return (X[32 * index : 32 * (index + 1)],)
 
 
+@pytest.mark.slow
 def test_inputs_of_a_dataset_alone():
     result = searched(network(2), Batches(), epochs=1)
     assert result.quality.name == "fidelity"
@@ -373,6 +375,7 @@ def chosen(model, data=(X, TARGETS), **options):
 TOP = keras.metrics.SparseTopKCategoricalAccuracy(2, name="top")
 
 
+@pytest.mark.slow
 def test_limits():
     classifier = network(3, "softmax", SPARSE, ["accuracy", TOP])
     labels = X, IDS

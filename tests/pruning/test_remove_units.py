@@ -247,6 +247,7 @@ def group_normalised(zero):
     return inputs, out(zero(layers.GroupNormalization(2)(conv()(inputs))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [grouped, group_normalised])
 def test_groups_go_as_one(build, random, float64):
     gone = [3, 4, 5]
@@ -656,6 +657,7 @@ def test_what_cannot_be_refitted_is_told(random, monkeypatch):
         remove_units(model, {"a": 0.5}, data)
 
 
+@pytest.mark.slow
 def test_mobilenet_without_a_third_of_all_units(random, float64):
     """Every group thinned, all statistics random: as the network with the kernels zeroed."""
 

@@ -120,6 +120,7 @@ def test_layers_go_and_accuracy_stays(trained):
     result.model.fit(*digits("train"), verbose=0)
 
 
+@pytest.mark.slow
 def test_what_costs_too_much_is_rolled_back(trained):
     with pytest.warns(UserWarning, match="start anew"):
         result = prune(trained, criterion="last", epochs=0, refit=False, max_drop=0.01)
@@ -265,6 +266,7 @@ def test_linearity_is_the_residual_of_the_regression(trained):
         assert score == pytest.approx(expected[name], rel=1e-3, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_loss_gap_is_the_rise_of_the_loss(trained):
     validation = digits("validation")
     now = trained.evaluate(*validation, verbose=0)[0]
@@ -282,6 +284,7 @@ def test_random_is_reproducible_and_last_is_deepest(trained):
     assert list(ranked("last", situation(trained))) == ["h24", "h32", "h40", "h48"]
 
 
+@pytest.mark.slow
 def test_a_search_prints_nothing(trained, capsys):
     prune(trained, criterion="last", epochs=1, max_removals=1, max_drop=1.0)
     assert capsys.readouterr().out == ""
@@ -338,6 +341,7 @@ def test_no_parts_no_ranking(trained):
         assert rank(criterion, nothing, []) == {}, criterion
 
 
+@pytest.mark.slow
 def test_a_model_without_accuracy_gets_one_for_the_search_only(trained):
     model = network(metrics=())
     model.set_weights(trained.get_weights())
@@ -349,6 +353,7 @@ def test_a_model_without_accuracy_gets_one_for_the_search_only(trained):
     assert list(logs) == ["loss"]
 
 
+@pytest.mark.slow
 def test_the_learning_rate_replaces_a_schedule():
     schedule = keras.optimizers.schedules.ExponentialDecay(1e-2, 100, 0.5)
     model = network(optimizer=keras.optimizers.Adam(schedule))
@@ -545,6 +550,7 @@ def test_equal_searches_give_equal_models_with_or_without_a_break(seed, tmp_path
         np.testing.assert_array_equal(before, np.array(after), err_msg=after.path)
 
 
+@pytest.mark.slow
 def test_each_seed_generator_draws_numbers_of_its_own():
     model, other = noisy_network(seed=3), noisy_network(seed=3)
     states = []
@@ -664,6 +670,7 @@ def test_training_data_of_a_function_of_the_seed(trained):
     assert_same_weights(first.model, second.model)
 
 
+@pytest.mark.slow
 def test_an_autoencoder_is_held_to_its_loss_unless_accuracy_is_asked_for():
     x, _ = digits("train")
     model = keras.Sequential([keras.Input((64,))])
@@ -679,6 +686,7 @@ def test_an_autoencoder_is_held_to_its_loss_unless_accuracy_is_asked_for():
     )
 
 
+@pytest.mark.slow
 def test_several_labels_for_a_sample(random):
     x = random.normal(size=(200, 64)).astype("float32")
     y = (x[:, :3] > 0).astype("float32")

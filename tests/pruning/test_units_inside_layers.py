@@ -366,6 +366,7 @@ def transformer(causal=False):
     return keras.Model(inputs, layers.Dense(3, name="out")(x))
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow
 def test_a_transformer(random):
     """All but its outputs may go, and its stream is one; half of its heads and hidden units are
