@@ -112,9 +112,10 @@ def test_kernel_in_many_blocks_of_a_graph(random, monkeypatch):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("features", [1, pairs.FEATURES, 3 * pairs.FEATURES + 7])
-def test_centred_products_are_numpys(features, dtype, random):
-    """In shares side by side; what they are made of stays as it is."""
-    rows = (random.normal(size=(20, features)) + 100).astype(dtype)
+@pytest.mark.parametrize("samples", [20, pairs._TILE, 2 * pairs._TILE + 3])
+def test_centred_products_are_numpys(samples, features, dtype, random):
+    """In shares side by side, half turned tile by tile; what they are made of stays as it is."""
+    rows = (random.normal(size=(samples, features)) + 100).astype(dtype)
     before = rows.copy()
     centred = rows.astype("float64") - rows.astype("float64").mean(axis=0)
     found = pairs.centred_products(rows)
