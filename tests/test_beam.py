@@ -3,6 +3,7 @@
 What a local pass adds up in two floats agrees to 1e-6, counts and kept samples to the bit.
 """
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -87,7 +88,19 @@ def assert_same(found, want):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("runner", [PROCESSES, DASK], ids=["direct", "dask"])
+@pytest.mark.parametrize(
+    "runner",
+    [
+        pytest.param(PROCESSES, id="direct"),
+        pytest.param(
+            DASK,
+            id="dask",
+            marks=pytest.mark.skipif(
+                importlib.util.find_spec("distributed") is None, reason="Dask is not installed"
+            ),
+        ),
+    ],
+)
 def test_many_processes_are_one_pass(spec, path, runner):
     measures = ["activation_entropy", LogDet(samples=30), MutualInformation(samples=30)]
     model = keras.saving.load_model(path)

@@ -264,11 +264,18 @@ def test_errors(call, message):
         call(np.ones((4, 3)), np.eye(2)[[0, 1, 0, 1]])
 
 
-def test_distances_from_products_are_distances(random):
-    """To what exponentials of distances in float32 give; without the samples that do not count."""
-    t = np.float32(random.normal(size=(60, 200)) * 3 + 100)
-    membership = one_hot(random.integers(0, 3, 60), 3)
+@pytest.mark.parametrize("given", [True, False])
+def test_products_of_all_samples_are_the_formula_of_those_that_count(given, random):
+    """Far from 0, of more features than are looked at in one go; tolerances as above."""
+    y = random.integers(0, 3, 60)
+    t = random.normal(size=(60, 2 * pairs.FEATURES + 9)) * 3 + 100
+    t[:, :4] += 20 * one_hot(y, 4)
+    t, membership = t.astype("float32"), one_hot(y, 3)
     membership[:5] = 0
-    found = bounds_of(t, [membership], products=pairs.centred_products(t))
-    for values, want in zip(found[0], bounds_of(t, [membership])[0], strict=True):
-        np.testing.assert_allclose(values, want, atol=1e-5)
+    products = pairs.centred_products(t) if given else None
+    (found,) = bounds_of(t, [membership], products=products)
+    bits, per_class, low, high = by_definition(t[5:], y[5:], leave_one_out.NOISE)
+    assert found.labels == pytest.approx(bits, abs=1e-3)
+    np.testing.assert_allclose(found.per_class, np.maximum(per_class, 0), atol=1e-3)
+    assert found.input == pytest.approx(low, abs=1e-4)
+    assert found.input_at_most == pytest.approx(high, abs=1e-4)
