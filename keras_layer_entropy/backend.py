@@ -97,6 +97,12 @@ def is_traced(tensor):
     return isinstance(tensor, keras.KerasTensor) or graph_of(tensor) is not None
 
 
+def on_processor():
+    """Whether tensors lie in the memory of the processor, where NumPy has them without a copy."""
+    # TensorFlow and JAX say a device as text, or as an object that has one.
+    return "cpu" in str(ops.convert_to_tensor(0.0).device).lower()
+
+
 def compiled(function):
     """A function of a tensor and a number, compiled by XLA for each number; as it is on PyTorch."""
     if name() == "tensorflow":
@@ -108,6 +114,29 @@ def compiled(function):
 
         return jax.jit(function, static_argnums=1)
     return function
+
+
+def traced(function):
+    """A function of tensors as a graph on TensorFlow, made when it is called; else as it is.
+
+    Where it does things that no graph does it goes on as it is, too.
+    """
+    if name() != "tensorflow":
+        return function
+    import tensorflow as tf
+
+    graph = tf.function(function, autograph=False)
+
+    def made(*args):
+        nonlocal graph
+        if graph is not function:
+            try:
+                return graph(*args)
+            except Exception:  # noqa: BLE001 - what is wrong otherwise, the function says itself
+                graph = function
+        return function(*args)
+
+    return made
 
 
 def without_gradients():

@@ -182,7 +182,9 @@ def _new_page():
 def _dry_run(options, model_path, page):
     console, model = command_line.console(), _compiled(command_line.opened(model_path))
     parts, quality = _parts(console, model, options)
-    found, profile = look_ahead(model, *_searched(parts, options), options, quality)
+    found, profile = look_ahead(
+        model, *_searched(parts, options), options, quality, baseline=page is not None
+    )
     _print_plan(console, found)
     target = options.target or {}
     if batch_sizes(target):

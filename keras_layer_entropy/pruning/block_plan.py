@@ -169,11 +169,13 @@ def _predicted(
     one: Any,
 ) -> dict[Block, Prediction]:
     """Each block, with what it saves -> what it costs to lose it."""
-    flops = count_flops(model, one).per_call
+    flops, graph = count_flops(model, one).per_call, flat_graph(model)
     ends = {block.made: block for block in blocks.values()}
+    layers = {block.made: _fresh(graph, block, stand_in) for block in blocks.values()}
     wanted = {block.given for block in blocks.values()}
-    inputs = _as_many_as_fit(flat_graph(model).shapes, wanted, inputs)
-    outputs, walk = Outputs(model, inputs), Walk(model, inputs)
+    most = min(_fitting(graph.shapes, wanted), _enough(graph.shapes, blocks, layers))
+    inputs = [_first(batches, most) for batches in inputs]
+    outputs, walk = Outputs(model, inputs, {*wanted, *ends}), Walk(model, inputs)
     held: dict[int, list] = {number: walk.value(number) for number in range(len(inputs))}
     found: dict[Block, Prediction] = {}
     for call in walk.graph.calls:
@@ -182,11 +184,8 @@ def _predicted(
         block = ends.get(call.outputs[0])
         if block is None:
             continue
-        layer = make_stand_in(walk.graph, block, stand_in)
-        instead, words = outputs.value(block.given), "nothing"
+        layer, instead, words = layers[block.made], outputs.value(block.given), "nothing"
         if layer is not None:
-            layer.build(walk.graph.shapes[block.given])
-            make_identity(layer)
             given = list(patches.enough(layer, held[block.given]))
             StandIn(layer, layer.name, given, walk.value(block.made)).fit()
             instead, words = np.asarray(ops.convert_to_numpy(layer(instead))), _words(layer)
@@ -198,18 +197,38 @@ def _predicted(
     return found
 
 
-def _as_many_as_fit(shapes: dict, wanted: set[int], inputs: list) -> list:
-    """The inputs of the first samples for which some tensors take no more than `_MOST` bytes.
+def _fresh(graph: Graph, block: Block, stand_in: str | int | None) -> Any:
+    """A stand-in that passes on what it takes; None where there is none."""
+    layer = make_stand_in(graph, block, stand_in)
+    if layer is not None:
+        layer.build(graph.shapes[block.given])
+        make_identity(layer)
+    return layer
+
+
+def _fitting(shapes: dict, wanted: set[int]) -> int:
+    """The number of samples for which some tensors take no more than `_MOST` bytes.
 
     Of large maps few samples are enough: each gives as many rows as it has places.
     """
     numbers = sum(math.prod(size or 1 for size in shapes[x][1:]) for x in wanted)
-    most = max(SAMPLES, _MOST // max(1, 4 * numbers))
-    cut = []
-    for batches in inputs:
-        starts = itertools.accumulate((len(batch) for batch in batches), initial=0)
-        cut.append([b for b, start in zip(batches, starts, strict=False) if start < most])
-    return cut
+    return _MOST // max(1, 4 * numbers)
+
+
+def _enough(shapes: dict, blocks: dict[str, Block], layers: dict[int, Any]) -> float:
+    """The number of samples that every stand-in can be fitted to, as `patches.enough` has it."""
+    pairs = [(layers[x.made], shapes[x.given]) for x in blocks.values() if layers[x.made]]
+    if any(None in shape[1:] for _, shape in pairs):
+        return math.inf  # only the data tell
+    empty = ((layer, np.empty((0, *shape[1:]))) for layer, shape in pairs)
+    return max((patches.samples_enough(layer, x) for layer, x in empty), default=0)
+
+
+def _first(batches: list, samples: float) -> list:
+    """The first batches that hold so many samples, and those that the outputs are told by."""
+    starts = itertools.accumulate((len(batch) for batch in batches), initial=0)
+    most = max(SAMPLES, samples)
+    return [batch for batch, start in zip(batches, starts, strict=False) if start < most]
 
 
 def _words(layer: Any) -> str:

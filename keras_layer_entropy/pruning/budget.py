@@ -1,6 +1,7 @@
 """What a network costs while units go one by one, and what each of them saves."""
 
 import collections
+import copy
 import math
 
 import numpy as np
@@ -91,6 +92,14 @@ class Budget:
             kept = self._kept[axis]
             self._value[self._term[axis]] *= (kept - count) / kept
             self._kept[axis] = kept - count
+
+    def left_without(self, units):
+        """What `left` would be, were some more units gone."""
+        other = copy.copy(self)
+        other._value, other._kept = self._value.copy(), self._kept.copy()
+        for unit in units:
+            other.take(unit)
+        return other.left
 
     def _sums(self):
         return np.bincount(self._key, self._value, minlength=len(KEYS))

@@ -20,6 +20,7 @@ from keras_layer_entropy.pruning.parts import Part, Prediction
 from keras_layer_entropy.pruning.refit import WIDEST, as_inputs, linear_fits
 from keras_layer_entropy.pruning.surgery import take_out
 from keras_layer_entropy.pruning.walking import inputs_of
+from keras_layer_entropy.recording.graph import flat_graph
 from keras_layer_entropy.recording.passes import Source
 
 
@@ -168,7 +169,10 @@ def output_change(situation: Situation, parts: Sequence[LayerPart]) -> dict[Laye
     fits = _direct_fits(situation, parts)
     source = Source(as_inputs(situation.student, situation.train_data), situation.batch_size, 1)
     inputs = inputs_of(situation.student, source)
-    outputs, found = Outputs(situation.student, inputs), {}
+    graph = flat_graph(situation.student)
+    given = {graph.calls_of(part.path)[0].inputs[0] for part in parts}
+    made = {call.outputs[0] for _, path in fits for call in graph.calls_of(path)}
+    outputs, found = Outputs(situation.student, inputs, given | made), {}
     for part in parts:
         own = {consumer: fit for (path, consumer), fit in fits.items() if path == part.path}
         if own:

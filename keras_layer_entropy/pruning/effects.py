@@ -1,10 +1,10 @@
 """How much of what a layer gives shows in what the network gives."""
 
 import numpy as np
-from keras import ops
 
-from keras_layer_entropy.pruning.walking import Walk, array_of, mask_of, masked
-from keras_layer_entropy.recording.graph import flat_graph, run
+from keras_layer_entropy.pruning.stretches import Stretches
+from keras_layer_entropy.pruning.walking import Walk, array_of
+from keras_layer_entropy.recording.graph import flat_graph
 
 SAMPLES = 64
 _SIZE = 0.1  # of what is added, beside the spread of what a layer gives
@@ -38,14 +38,15 @@ def effects(model, inputs, paths):
     >>> {path: round(effect, 2) for path, effect in found.items()}  # all is linear
     {'a': 1.0, 'b': 1.0}
     """
-    outputs, found = Outputs(model, inputs), {}
-    for call in outputs.graph.calls:
-        if call.path in paths and call.outputs[0] not in outputs.graph.outputs:
-            number = call.outputs[0]
+    calls = [call for call in flat_graph(model).calls if call.path in paths]
+    outputs, found = Outputs(model, inputs, {call.outputs[0] for call in calls}), {}
+    for call in calls:
+        number = call.outputs[0]
+        if number in outputs.graph.outputs:
+            found[call.path] = 1.0
+        else:
             change = outputs.change({number: _disturbed(outputs.value(number))}) / _SIZE
             found[call.path] = max(found.get(call.path, 0.0), change)
-        elif call.path in paths:
-            found[call.path] = 1.0
     return found
 
 
@@ -54,14 +55,13 @@ class Outputs:
 
     Args:
         model, inputs: as for `effects`.
+        inside: numbers of the tensors that are looked at or replaced.
     """
 
-    def __init__(self, model, inputs):
+    def __init__(self, model, inputs, inside):
         self.graph = flat_graph(model)
-        first = (ops.convert_to_tensor(batches[0][:SAMPLES]) for batches in inputs)
-        self._values = {number: (tensor, None) for number, tensor in enumerate(first)}
-        for call in self.graph.calls:
-            self._values.update(_made(call, self._values))
+        self._stretches = Stretches(self.graph, inside)
+        self._values = self._stretches.values([batches[0][:SAMPLES] for batches in inputs])
         self._wanted = [_scores(self._values[number]) for number in self.graph.outputs]
         _check_finite(model, self._wanted)
 
@@ -75,15 +75,7 @@ class Outputs:
         Args:
             instead: number of a tensor inside the model -> what it is in place of what it was.
         """
-        given = {
-            number: (ops.convert_to_tensor(array), self._values[number][1])
-            for number, array in instead.items()
-        }
-        changed = dict(given)
-        for call in self.graph.calls:
-            if not changed.keys().isdisjoint(call.inputs):
-                made = _made(call, {**self._values, **changed})
-                changed.update((x, pair) for x, pair in made.items() if x not in given)
+        changed = self._stretches.changed(self._values, instead)
         given = [_scores(changed.get(n, self._values[n])) for n in self.graph.outputs]
         sizes = [_distance(a, b) for a, b in zip(given, self._wanted, strict=True)]
         return float(np.mean(sizes))
@@ -118,14 +110,6 @@ def _outputs(model, inputs):
     for call in walk.graph.calls:
         walk.make(call)
     return [walk.value(number) for number in walk.graph.outputs]
-
-
-def _made(call, values):
-    """Number -> (tensor, mask or None) of what a call gives."""
-    given = run(call, [masked(*values[number]) for number in call.inputs])
-    # PyTorch would hold all that a tensor comes of.
-    pairs = [(ops.stop_gradient(ops.convert_to_tensor(x)), mask_of(x)) for x in given]
-    return dict(zip(call.outputs, pairs, strict=True))
 
 
 def _disturbed(x):

@@ -4,9 +4,11 @@ import copy
 import itertools
 import math
 
+import keras
 import numpy as np
 from keras import layers, ops
 
+from keras_layer_entropy.backend import on_processor
 from keras_layer_entropy.pruning import linear
 from keras_layer_entropy.recording.graph import run
 
@@ -14,8 +16,8 @@ _CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
 _TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
 _SEPARABLE = (layers.SeparableConv1D, layers.SeparableConv2D)
 _PLACES = (*_CONVOLUTIONS, *_TRANSPOSED, *_SEPARABLE)  # layers that look at places
-_MOST = 2**25  # numbers that rows hold at a time
-_CHEAP = 2e9  # products that may be in float64; of more, float32 is enough
+_MOST = 2**20  # numbers that rows hold at a time: more leave a processor's cache
+_CHEAP = 1024  # columns, products of which are in float64; of more, float32 is enough
 _LEAST, _ROWS = 256, 50  # samples, and rows for each feature, that are enough to choose by
 
 
@@ -57,7 +59,7 @@ def taken(call, values):
         twin = copy.copy(call.operation)
         vars(twin)["_output_dense"] = lambda heads: heads
         x = run(call, values, twin)[0]
-    return x if isinstance(x, np.ndarray) else np.asarray(ops.convert_to_numpy(x))
+    return _array(x)
 
 
 def features_of(layer):
@@ -125,35 +127,20 @@ def groups_of(layer):
     return layer.groups if type(layer) in _CONVOLUTIONS else 1
 
 
-def rows(layer, x, group=0):
-    """What the kernel is multiplied with, for one batch: a tensor `[rows, features]`.
+def rows(layer, x, group=0, more=0):
+    """What the kernel is multiplied with, for one batch: an array `[rows, features + more]`.
 
     Of a transposed convolution these are, for each place that it makes, what reaches it through
-    each of the taps; of a separable one what its depthwise kernel gives.
+    each of the taps; of a separable one what its depthwise kernel gives. The last columns, `more`
+    of them, are left to be filled.
     """
-    x = ops.cast(x, layer.variable_dtype)
-    if type(layer) not in _PLACES:
-        return ops.reshape(x, (-1, features_of(layer)))
-    if layer.data_format == "channels_first":
-        x = ops.moveaxis(x, 1, -1)
-    if type(layer) in _SEPARABLE:
-        found = ops.depthwise_conv(
-            x, ops.convert_to_tensor(layer.depthwise_kernel), strides=tuple(layer.strides),
-            padding=layer.padding, data_format="channels_last", dilation_rate=layer.dilation_rate,
-        )  # fmt: skip
-    elif type(layer) in _TRANSPOSED:
-        features, taps = features_of(layer), tuple(layer.kernel.shape[:-2])
-        channels = layer.kernel.shape[-1]
-        picks = np.eye(features).reshape(*taps, channels, features)
-        found = ops.conv_transpose(
-            x, ops.cast(np.swapaxes(picks, -1, -2), x.dtype), strides=list(layer.strides),
-            padding=layer.padding, output_padding=layer.output_padding,
-            data_format="channels_last", dilation_rate=layer.dilation_rate,
-        )  # fmt: skip
-    else:
-        channels = layer.kernel.shape[-2]
-        found = _patches(layer, x[..., group * channels : (group + 1) * channels])
-    return ops.reshape(found, (-1, features_of(layer)))
+    x = _array(x)
+    if channels_first(layer):
+        x = np.moveaxis(x, 1, -1)
+    if type(layer) in _CONVOLUTIONS:
+        return _patches(layer, x, group, more)
+    found = _reached(layer, x) if type(layer) in _PLACES else x.reshape(-1, features_of(layer))
+    return _with_room(layer, found, more)
 
 
 def before_activation(layer, x, group=0):
@@ -193,40 +180,57 @@ def at_a_time(layer, x):
 def enough(layer, batches):
     """Yields the first of what a layer takes, batches that say enough of it to choose by.
 
-    These are all, or as many as give 50 rows for each feature, of 256 samples at least: where each
-    sample has many places, more of them make a choice dear and hardly better.
+    Where each sample has many places, more of them make a choice dear and hardly better.
     """
-    samples = found = 0
+    samples = 0
     for x in batches:
-        if samples >= _LEAST and found >= _ROWS * features_of(layer):
+        if samples and samples >= samples_enough(layer, x):
             return
-        samples, found = samples + len(x), found + len(x) * rows_of(layer, x)
+        samples += len(x)
         yield x
+
+
+def samples_enough(layer, x):
+    """How many samples say enough to choose by: 256, or as many as give 50 rows for each feature.
+
+    Args:
+        layer: a built layer of those that `rows` takes.
+        x: what it takes, or what has that shape.
+    """
+    places = rows_of(layer, x) or 1
+    return max(_LEAST, math.ceil(_ROWS * features_of(layer) / places))
 
 
 def gram(parts, ones):
     """Sum of products of rows, float64 `[columns, columns]`.
 
-    The means of the first part are taken off before, in whatever precision the rows have, and come
-    back in float64: products of large means would leave nothing of small deviations.
+    The means of the first part are taken off before, and come back at the end: products of large
+    means would leave nothing of small deviations.
 
     Args:
-        parts: generator of tensors `[rows, columns]`.
+        parts: generator of arrays `[rows, columns]`.
         ones: the column that is 1 everywhere.
     """
     total, shift = 0.0, None
     for part in parts:
         if shift is None:
-            others = ops.cast(np.arange(part.shape[1]) != ones, part.dtype)
-            shift = ops.mean(part, axis=0) * others
-        part = part - shift
-        if part.shape[0] * part.shape[1] ** 2 < _CHEAP:  # where the backend has it
-            part = ops.cast(part, "float64")
-        product = ops.matmul(ops.transpose(part), part)
-        total = total + np.asarray(ops.convert_to_numpy(product), np.float64)
+            shift = np.mean(part, axis=0, dtype=np.float64)
+            shift[ones] = 0.0
+        total = total + _products(part, shift)
     back = np.eye(len(total))
-    back[ones] += np.asarray(ops.convert_to_numpy(shift), np.float64)
+    back[ones] += shift
     return back.T @ total @ back
+
+
+def _products(part, shift):
+    """The sum of products of rows less a shift."""
+    if part.shape[1] <= _CHEAP:
+        part = np.subtract(part, shift, dtype=np.float64)
+        return part.T @ part  # BLAS knows that this is symmetric
+    part = part - shift.astype(part.dtype)
+    if on_processor():
+        return part.T @ part
+    return _array(ops.matmul(part.T, part))
 
 
 def channels_first(layer):
@@ -242,6 +246,15 @@ def feature_axes(layer, rank):
     return tuple(range(rank - last, rank))
 
 
+def _array(x):
+    return x if isinstance(x, np.ndarray) else np.asarray(ops.convert_to_numpy(x))
+
+
+def _dtype(layer):
+    """Of rows: the layer's own, float32 at least."""
+    return np.dtype(keras.backend.result_type(layer.variable_dtype, "float32"))
+
+
 def _matrix(layer):
     kernel = ops.convert_to_tensor(kernel_of(layer))
     if type(layer) in _TRANSPOSED:
@@ -249,22 +262,52 @@ def _matrix(layer):
     return ops.reshape(kernel, (features_of(layer), -1))
 
 
-def _patches(layer, x):
-    x = ops.pad(x, [(0, 0), *_padding(layer, x.shape[1:-1]), (0, 0)])
+def _with_room(layer, rows, more):
+    """Rows, and room for more columns."""
+    found = np.empty((len(rows), rows.shape[1] + more), _dtype(layer))
+    found[:, : rows.shape[1]] = rows
+    return found
+
+
+def _reached(layer, x):
+    """Rows of a separable or transposed convolution."""
+    x = ops.cast(x, layer.variable_dtype)
+    if type(layer) in _SEPARABLE:
+        found = ops.depthwise_conv(
+            x, ops.convert_to_tensor(layer.depthwise_kernel), strides=tuple(layer.strides),
+            padding=layer.padding, data_format="channels_last", dilation_rate=layer.dilation_rate,
+        )  # fmt: skip
+    else:
+        features, taps = features_of(layer), tuple(layer.kernel.shape[:-2])
+        picks = np.eye(features).reshape(*taps, layer.kernel.shape[-1], features)
+        found = ops.conv_transpose(
+            x, ops.cast(np.swapaxes(picks, -1, -2), x.dtype), strides=list(layer.strides),
+            padding=layer.padding, output_padding=layer.output_padding,
+            data_format="channels_last", dilation_rate=layer.dilation_rate,
+        )  # fmt: skip
+    return _array(found).reshape(-1, features_of(layer))
+
+
+def _patches(layer, x, group, more):
+    """What lies under the taps of a convolution at each place, and room for more columns."""
+    channels, sizes = layer.kernel.shape[-2], x.shape[1:-1]
+    x = x[..., group * channels : (group + 1) * channels]
+    x = np.pad(x, [(0, 0), *_padding(layer, sizes), (0, 0)])
     places = [
         (size - (k - 1) * d - 1) // s + 1
         for size, k, d, s in zip(
             x.shape[1:-1], layer.kernel_size, layer.dilation_rate, layer.strides, strict=True
         )
     ]
-    parts = []
-    for tap in itertools.product(*map(range, layer.kernel_size)):
+    found = np.empty((len(x), *places, features_of(layer) + more), _dtype(layer))
+    for number, tap in enumerate(itertools.product(*map(range, layer.kernel_size))):
         index = [
             slice(t * d, t * d + (n - 1) * s + 1, s)
             for t, d, n, s in zip(tap, layer.dilation_rate, places, layer.strides, strict=True)
         ]
-        parts.append(x[(slice(None), *index)])
-    return ops.stack(parts, axis=-2)
+        own = slice(number * channels, (number + 1) * channels)
+        found[..., own] = x[(slice(None), *index)]
+    return found.reshape(-1, found.shape[-1])
 
 
 def _padding(layer, sizes):

@@ -2,8 +2,9 @@
 
 import contextlib
 import dataclasses
+import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -43,7 +44,8 @@ class Quality:
         relative: whether `drop` is a share of the original's.
         metrics: what a model has to be compiled with to tell it, arguments of `compile`.
         reference: the `Fidelity` to the original, where it is that.
-        differences: as for `paired.standard_error`; None of what is no mean over samples.
+        differences: a function that gives those of `paired.standard_error`, None of what is no mean
+            over samples; a search asks for them, a plan does not.
 
     Example:
 
@@ -58,7 +60,7 @@ class Quality:
     relative: bool = False
     metrics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     reference: Fidelity | None = None
-    differences: Differences | None = None
+    differences: Callable[[], Differences | None] = lambda: None
 
     @property
     def words(self) -> str:
@@ -129,9 +131,10 @@ class Quality:
         """
         if self.reference is not None:
             return self.reference.standard_error(model, data, batch_size, steps)
-        if self.differences is None:
+        differences = self.differences()
+        if differences is None:
             return None
-        return standard_error(model, original, self.differences, data, batch_size, steps)
+        return standard_error(model, original, differences, data, batch_size, steps)
 
     def of(self, model: keras.Model, data: Data, batch_size: int = 256) -> float:
         """The value of any compiled model, which is not changed."""
@@ -211,14 +214,14 @@ def _chosen(model: keras.Model, source: Any, options: PruningOptions) -> Quality
     if name in (None, "accuracy"):
         try:
             metrics = accuracy_metrics(model, *source)
-            pairs = accuracy_differences(model, batch, metrics)
-            return Quality(metrics=metrics, differences=pairs)
+            pairs = functools.partial(accuracy_differences, model, batch, metrics)
+            return Quality(metrics=metrics, differences=functools.cache(pairs))
         except NoAccuracyError:
             if name is not None:
                 raise
     if name in (None, "loss"):
-        pairs = loss_differences(model, batch)
-        return Quality("loss", higher=False, drop=_SHARE, relative=True, differences=pairs)
+        lost = functools.cache(functools.partial(loss_differences, model, batch))
+        return Quality("loss", higher=False, drop=_SHARE, relative=True, differences=lost)
     found = compiled_metrics(model, *source)
     if name not in found:
         raise ValueError(

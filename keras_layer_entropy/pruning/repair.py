@@ -18,7 +18,7 @@ from keras_layer_entropy.measures.gram import (
 from keras_layer_entropy.pruning import patches
 from keras_layer_entropy.pruning.linear import ATTENTION
 from keras_layer_entropy.pruning.reconstruction import RIDGE, Taker, least_missed
-from keras_layer_entropy.pruning.walking import Walk
+from keras_layer_entropy.pruning.walking import Walk, array_of
 from keras_layer_entropy.recording.graph import Call, shared_paths, turns
 
 WIDEST = 8192  # features, or samples where there are more features
@@ -335,17 +335,17 @@ class _Target:
         return float(shares @ [fit.residual for fit in fits]), chosen
 
     def _rows(self, group):
-        """Tensors `[rows, features + 1 + units]` of a group: what it takes, 1, what it is to be."""
+        """Arrays `[rows, features + 1 + units]` of a group: what it takes, 1, what it is to be."""
         size = math.prod(patches.units_of(self._layer)) // patches.groups_of(self._layer)
         own = slice(group * size, (group + 1) * size)
         for index, x in enumerate(self._given):
             step = self._at_a_time(index)
             for start in range(0, len(x), step):
                 some = slice(start, start + step)
-                target = self._targets(index, some, own)
-                features = patches.rows(self._layer, x[some], group)
-                features = ops.cast(features, target.dtype)
-                yield ops.concatenate([features, ops.ones_like(target[:, :1]), target], axis=-1)
+                rows = patches.rows(self._layer, x[some], group, more=1 + size)
+                rows[:, -size - 1] = 1.0
+                rows[:, -size:] = array_of(self._targets(index, some, own))
+                yield rows
 
     def _at_a_time(self, index):
         return patches.at_a_time(self._teacher, self._wanted[index])
@@ -384,15 +384,14 @@ class StandIn(_Target):
         outputs = self._outputs[index][some]
         if patches.channels_first(self._layer):
             outputs = np.moveaxis(outputs, 1, -1)
-        outputs = ops.cast(outputs, self._layer.variable_dtype)
-        return ops.reshape(outputs, (-1, outputs.shape[-1]))[:, own]
+        return outputs.reshape(-1, outputs.shape[-1])[:, own]
 
 
 class _Sums:
     """The regression of a layer from sums of products.
 
     Args:
-        parts: generator of tensors `[rows, features + 1 + units]`.
+        parts: generator of arrays `[rows, features + 1 + units]`.
         features: how many of them there are.
         intercept: whether there is a bias.
         before: the kernel as it was, `[features, units]`; where there are more features than
@@ -427,7 +426,7 @@ class _Samples:
     """The same from the samples themselves, where these are fewer than features."""
 
     def __init__(self, parts, features, intercept, before):
-        rows = np.concatenate([ops.convert_to_numpy(part) for part in parts])
+        rows = np.concatenate(list(parts))
         self._x, self._z = rows[:, :features], rows[:, features + 1 :]
         self._intercept, self._before, self.count = intercept, before, len(rows)
         self.spread = np.sum((self._z - self._z.mean(0) if intercept else self._z) ** 2)

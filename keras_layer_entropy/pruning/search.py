@@ -186,17 +186,19 @@ def look_ahead(
     validation_data: Data,
     options: PruningOptions | None = None,
     quality: Quality | None = None,
+    baseline: bool = False,
 ) -> tuple[Plan, EntropyProfile]:
-    """`plan`, and the `EntropyProfile` of the model on the validation data, with its twin.
+    """`plan`, and the `EntropyProfile` of the model on the validation data.
 
-    Args, errors: as for `plan`; and quality, what `choose_quality` gave for these, if it is known.
+    Args, errors: as for `plan`; and quality, what `choose_quality` gave for these, if it is known;
+    baseline, whether the profile has its untrained twin, of which no plan needs anything.
     """
     options = options or PruningOptions()
     if options.target and counted(options.target) == options.target:
         options = dataclasses.replace(options, step_share=1.0)
     with many_models():
-        search = _Search(model, train_data, validation_data, options, None, quality)
-        return search.plan(), search.before
+        start = _Start(model, train_data, validation_data, options, quality, baseline)
+        return start.plan(), start.before
 
 
 def _options(options: PruningOptions | None, settings: Mapping[str, Any]) -> PruningOptions:
@@ -222,8 +224,12 @@ def score(
         return evaluate(copy, data, batch_size)
 
 
-class _Search:
-    """The state of a search: the model as it stands, and what was tried."""
+class _Start:
+    """What a search begins with: a model and data that fit together, before anything goes.
+
+    Args:
+        model, train_data, validation_data, options, quality, baseline: as for `look_ahead`.
+    """
 
     def __init__(
         self,
@@ -231,8 +237,8 @@ class _Search:
         train_data: Data,
         validation_data: Data,
         options: PruningOptions,
-        resume: tuple[keras.Model, Sequence[PruningStep]] | None,
         quality: Quality | None = None,
+        baseline: bool = True,
     ) -> None:
         self._original, self._options = model, options
         self._train_data = train_data if callable(train_data) else lambda _: train_data
@@ -250,31 +256,137 @@ class _Search:
         self._distilled = self._distillation()
         self._analyzed = _analyzed(model, options)
         self._num_classes = self._classes()
-        self.before = self._analyzed_first()
+        self.before = self._analyzed_first(baseline)
         one_class = len(self.before.classes) > 1 and int((self.before.count > 0).sum()) < 2
         if one_class and self._quality.name == "accuracy":
             raise ValueError(
                 "The validation data hold one class only: accuracy says nothing about them."
             )
+        self.model = self._teacher = model
+        self._steps: list[PruningStep] = []
+        self._profile = self.before
+        self._costs = (self._cost(model),) * 2
+        self._limit = math.nan  # nothing is measured yet
+
+    def plan(self) -> Plan:
+        """All that could go, with what it costs and saves."""
+        keras.utils.set_random_seed(self._seed)
+        return timed(whole_plan(self._standing()), self.model, self._sample)
+
+    def _standing(self) -> Standing:
+        return Standing(
+            original=self._original,
+            model=self.model,
+            teacher=self._teacher,
+            profile=self._profile,
+            costs=self._costs,
+            steps=tuple(self._steps),
+            options=self._options,
+            train_data=lambda: self._train_data(self._seed),
+            validation_data=self._validation,
+            sample=self._sample,
+            seed=self._seed,
+            quality=self._quality,
+            limit=self._limit,
+        )
+
+    def _cost(self, model: keras.Model) -> Cost:
+        return cost_of(model, self._sample)
+
+    @property
+    def _seed(self) -> int:
+        """The seed of the step that comes next."""
+        return self._options.seed + len(self._steps)
+
+    def _analyze(self, model: keras.Model, baseline: bool = False) -> EntropyProfile:
+        left, _ = choose(model, keras.Layer)
+        return analyze_model(
+            model,
+            self._validation,
+            layers=self._analyzed and [path for path in self._analyzed if path in left],
+            measures=MEASURES,
+            num_classes=self._num_classes,
+            batch_size=self._options.batch_size,
+            steps=self._options.validation_steps,
+            baseline=baseline,
+            seed=self._options.seed,
+            verbose=0,
+        )
+
+    def _analyzed_first(self, baseline: bool) -> EntropyProfile:
+        """Of the original; where labels are of some layers' positions alone, of all as one class.
+
+        Criteria by entropy then go by these, too; to all others entropies are only shown.
+        """
+        try:
+            return self._analyze(self._original, baseline)
+        except OtherPositionsError as error:
+            if self._options.num_classes is not None:
+                raise
+            warnings.warn(
+                "Entropies are those of all samples together, and not of each class: "
+                f"{str(error).partition(': choose')[0]}.",
+                stacklevel=5,
+            )
+            self._num_classes = 1
+            return self._analyze(self._original, baseline)
+
+    def _distillation(self) -> Callable[[keras.Model], keras.Model] | None:
+        """What makes of a model one that trains it for what the original gives; None for labels."""
+        options = self._options
+        data = self._train_data(options.seed)
+        x, y, _ = Source(data, options.batch_size, options.steps_per_epoch).first()
+        for criterion, name, labelled in (
+            ("loss_gap", "validation", self._labelled),
+            ("mutual_information", "training", y is not None),
+        ):
+            if options.criterion == criterion and not labelled:
+                raise ValueError(f"criterion={criterion!r} needs labels of the {name} data.")
+        if not options.epochs or (y is not None and not options.distill):
+            return None
+        return (self._quality.reference or Fidelity.of(self._original, x)).distilled
+
+    def _classes(self) -> ClassChoice:
+        """Whose labels tell the classes apart: all samples are one where a model has none."""
+        if self._options.num_classes is not None or self._quality.name == "accuracy":
+            return self._options.num_classes
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what it would decide by
+                accuracy_metrics(self._original, *self._evaluated)
+        except ValueError:
+            return 1
+        return None
+
+
+class _Search(_Start):
+    """The state of a search: the model as it stands, and what was tried."""
+
+    def __init__(
+        self,
+        model: keras.Model,
+        train_data: Data,
+        validation_data: Data,
+        options: PruningOptions,
+        resume: tuple[keras.Model, Sequence[PruningStep]] | None,
+    ) -> None:
+        super().__init__(model, train_data, validation_data, options)
         start, steps = (model, ()) if resume is None else resume
         self._first = self._working_copy(model)
         self.model = self._first if resume is None else self._working_copy(start)
         # Targets of regressions come from what was trained, never from what was only refitted.
         self._teacher = self.model if options.epochs else self._first
         self._steps = list(steps)
-        self._profile = self.before if resume is None else self._analyze(self.model)
-        self._base = self._scored(self._first)
-        self._now = self._base if resume is None else self._scored(self.model)
+        if resume is not None:
+            self._profile = self._analyze(self.model)
+        base = self._scored(self._first)
+        self._now = base if resume is None else self._scored(self.model)
+        self._limit = self._quality.limit(base)  # the worst that is accepted
         self._costs = self._cost(self._first), self._cost(self.model)
         for step in self._steps:
             if step.accepted:
                 self._costs = _with_latency(self._costs, step)
         self._moves: Moves | None = None
-
-    def plan(self) -> Plan:
-        """All that could go, with what it costs and saves."""
-        keras.utils.set_random_seed(self._seed)
-        return timed(whole_plan(self._standing()), self.model, self._sample)
 
     def moves(self) -> Moves:
         """What can be done next."""
@@ -344,26 +456,6 @@ class _Search:
             target_met=None if target is None else is_met(target, *self._costs),
         )
 
-    def _standing(self) -> Standing:
-        return Standing(
-            original=self._original,
-            model=self.model,
-            teacher=self._teacher,
-            profile=self._profile,
-            costs=self._costs,
-            steps=tuple(self._steps),
-            options=self._options,
-            train_data=lambda: self._train_data(self._seed),
-            validation_data=self._validation,
-            sample=self._sample,
-            seed=self._seed,
-            quality=self._quality,
-            limit=self._limit,
-        )
-
-    def _cost(self, model: keras.Model) -> Cost:
-        return cost_of(model, self._sample)
-
     def _latency(self, model: keras.Model) -> dict[int, tuple[float, float]]:
         """Batch size -> milliseconds of the original and of a model, where the target says any."""
         sizes = batch_sizes(self._options.target or {})
@@ -371,49 +463,6 @@ class _Search:
             return {}
         first, now = compare_costs([self._first, model], self._sample, sizes, _ROUNDS)
         return {size: (first.latency[size], now.latency[size]) for size in sizes}
-
-    @property
-    def _limit(self) -> float:
-        """The worst quality that is accepted."""
-        return self._quality.limit(self._base)
-
-    @property
-    def _seed(self) -> int:
-        """The seed of the step that comes next."""
-        return self._options.seed + len(self._steps)
-
-    def _analyze(self, model: keras.Model, baseline: bool = False) -> EntropyProfile:
-        left, _ = choose(model, keras.Layer)
-        return analyze_model(
-            model,
-            self._validation,
-            layers=self._analyzed and [path for path in self._analyzed if path in left],
-            measures=MEASURES,
-            num_classes=self._num_classes,
-            batch_size=self._options.batch_size,
-            steps=self._options.validation_steps,
-            baseline=baseline,
-            seed=self._options.seed,
-            verbose=0,
-        )
-
-    def _analyzed_first(self) -> EntropyProfile:
-        """Of the original; where labels are of some layers' positions alone, of all as one class.
-
-        Criteria by entropy then go by these, too; to all others entropies are only shown.
-        """
-        try:
-            return self._analyze(self._original, baseline=True)
-        except OtherPositionsError as error:
-            if self._options.num_classes is not None:
-                raise
-            warnings.warn(
-                "Entropies are those of all samples together, and not of each class: "
-                f"{str(error).partition(': choose')[0]}.",
-                stacklevel=5,
-            )
-            self._num_classes = 1
-            return self._analyze(self._original, baseline=True)
 
     def _working_copy(self, model: keras.Model) -> keras.Model:
         copy, _ = without(model, None)
@@ -470,33 +519,6 @@ class _Search:
         )
         best.on_train_end()  # a callback may have put back weights of its own choice
         return quality.measure(model, *self._evaluated)
-
-    def _distillation(self) -> Callable[[keras.Model], keras.Model] | None:
-        """What makes of a model one that trains it for what the original gives; None for labels."""
-        options = self._options
-        data = self._train_data(options.seed)
-        x, y, _ = Source(data, options.batch_size, options.steps_per_epoch).first()
-        for criterion, name, labelled in (
-            ("loss_gap", "validation", self._labelled),
-            ("mutual_information", "training", y is not None),
-        ):
-            if options.criterion == criterion and not labelled:
-                raise ValueError(f"criterion={criterion!r} needs labels of the {name} data.")
-        if not options.epochs or (y is not None and not options.distill):
-            return None
-        return (self._quality.reference or Fidelity.of(self._original, x)).distilled
-
-    def _classes(self) -> ClassChoice:
-        """Whose labels tell the classes apart: all samples are one where a model has none."""
-        if self._options.num_classes is not None or self._quality.name == "accuracy":
-            return self._options.num_classes
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # what it would decide by
-                accuracy_metrics(self._original, *self._evaluated)
-        except ValueError:
-            return 1
-        return None
 
 
 def _with_latency(costs: tuple[Cost, Cost], step: PruningStep) -> tuple[Cost, Cost]:

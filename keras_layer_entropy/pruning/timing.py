@@ -68,17 +68,20 @@ def time_calls(model: keras.Model, x: Any) -> tuple[float, ...]:
     """
     walk, times = Walk(model, batch_of(model, x, BATCH)), []
     for call in walk.graph.calls:
-        times.append(min(_milliseconds(walk, call) for _ in range(2)))
-        walk.make(call)
+        given = [_on_device(value) for value in next(walk.batches(call))]
+        (first, _), (second, made) = (_milliseconds(call, given) for _ in range(2))
+        times.append(min(first, second))
+        walk.put(call, [made])
     return tuple(times)
 
 
-def _milliseconds(walk: Walk, call: Call) -> float:
-    given = [_on_device(value) for value in next(walk.batches(call))]
+def _milliseconds(call: Call, given: list) -> tuple[float, list]:
+    """How long a call takes, and what it gives."""
     start = time.perf_counter()
-    for tensor in run(call, given):
+    made = run(call, given)
+    for tensor in made:
         ops.convert_to_numpy(ops.reshape(tensor, (-1,))[:1])  # it may only have been asked for
-    return 1000 * (time.perf_counter() - start)
+    return 1000 * (time.perf_counter() - start), made
 
 
 def _on_device(value: Any) -> Any:
@@ -154,6 +157,7 @@ class _Split:
         self._calls = flat_graph(model).calls
         self._blocks = find_blocks(model)[0] if "block" in kinds else {}
         self._channels: Any = find_channels(model) if "unit" in kinds else None
+        self._budgets: dict[tuple[float, ...], Budget] = {}  # of what each call has
 
     def left(self, parts: Sequence[Part], amounts: Sequence[float]) -> float:
         """What is left of an amount that each call has, once some parts are gone."""
@@ -169,8 +173,8 @@ class _Split:
         rest = [0.0 if i in gone else amount for i, amount in enumerate(amounts)]
         if not units or not sum(rest):
             return sum(rest)
-        # A budget counts whole operations: times are too few for it.
-        budget = Budget(self._channels, [_FINE * amount / whole for amount in rest], {})
-        for unit in units:
-            budget.take(unit)
-        return sum(rest) * budget.left["flops"]
+        if (budget := self._budgets.get(tuple(rest))) is None:
+            # A budget counts whole operations: times are too few for it.
+            budget = Budget(self._channels, [_FINE * amount / whole for amount in rest], {})
+            self._budgets[tuple(rest)] = budget
+        return sum(rest) * budget.left_without(units)["flops"]

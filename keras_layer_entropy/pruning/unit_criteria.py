@@ -10,7 +10,7 @@ from keras import ops
 
 from keras_layer_entropy.analysis.analyzer import analyze_units
 from keras_layer_entropy.analysis.unit_profile import UnitProfile
-from keras_layer_entropy.backend import Data, Tensor
+from keras_layer_entropy.backend import Data
 from keras_layer_entropy.measures.entropy import binary_entropy
 from keras_layer_entropy.pruning import patches
 from keras_layer_entropy.pruning.channels import Channels
@@ -140,12 +140,13 @@ def takers_of(situation: UnitSituation) -> dict[str, Taker]:
     return found
 
 
-def _with_ones(layer: keras.layers.Layer, batches: Iterator[np.ndarray]) -> Iterator[Tensor]:
+def _with_ones(layer: keras.layers.Layer, batches: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
     for x in batches:
         step = patches.at_a_time(layer, x)
         for start in range(0, len(x), step):
-            rows = patches.rows(layer, x[start : start + step])
-            yield ops.concatenate([rows, ops.ones_like(rows[:, :1])], axis=-1)
+            rows = patches.rows(layer, x[start : start + step], more=1)
+            rows[:, -1] = 1.0
+            yield rows
 
 
 def magnitude(situation: UnitSituation) -> dict[int, float]:

@@ -15,7 +15,7 @@ from keras_layer_entropy.pruning.budget import Budget
 from keras_layer_entropy.pruning.channels import Channels, find_channels
 from keras_layer_entropy.pruning.cost import Cost, check_target, cost_of, is_met, shares
 from keras_layer_entropy.pruning.effects import effects
-from keras_layer_entropy.pruning.flops import Flops, count_flops
+from keras_layer_entropy.pruning.flops import count_flops
 from keras_layer_entropy.pruning.parts import Part, Plan, Prediction
 from keras_layer_entropy.pruning.reconstruction import Taker, cheapest
 from keras_layer_entropy.pruning.rewrite import thinned
@@ -121,7 +121,8 @@ def choose_units(
     changed = {path for group in thinner for path in group.makers}
     for path in (path for group in groups for path in group.makers):
         reasons.setdefault(path, "other units cost less for what they save")
-    parts = [_part(group, gone, situation, criterion, before, flops, weights) for group in thinner]
+    whole = Budget(channels, flops.per_call, {})
+    parts = [_part(group, gone, situation, criterion, before, whole, weights) for group in thinner]
     return Plan(
         parts=tuple(part for part, _ in parts),
         predictions=tuple(said for _, said in parts),
@@ -245,20 +246,17 @@ def _until_met(
 
 def _part(
     group: Group, gone: dict[int, float], situation: UnitSituation, criterion: str, before: Cost,
-    flops: Flops, weights: dict[str, float],
+    whole: Budget, weights: dict[str, float],
 ) -> tuple[Part, Prediction]:  # fmt: skip
     """What goes of a group, and what is said of it."""
     channels = situation.channels
     path, *others = group.makers
     indices = np.flatnonzero(np.isin(channels.roots(path), [u for u in group.units if u in gone]))
-    alone = Budget(channels, flops.per_call, {})
-    for unit in group.units:
-        if unit in gone:
-            alone.take(unit)
+    left = whole.left_without(unit for unit in group.units if unit in gone)
     saves = Cost(
         dense_layers=0,
-        parameters=round(before.parameters * (1 - alone.left["parameters"])),
-        flops=round(before.flops * (1 - alone.left["flops"])),
+        parameters=round(before.parameters * (1 - left["parameters"])),
+        flops=round(before.flops * (1 - left["flops"])),
         latency={},
     )
     consumers = [

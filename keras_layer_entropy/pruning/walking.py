@@ -50,14 +50,18 @@ class Walk:
 
     def make(self, call):
         """Makes a call."""
+        self.put(call, (run(call, values) for values in self.batches(call)))
+
+    def put(self, call, made):
+        """Goes on with what a call gives, of each batch a list."""
         for number in call.outputs:
             self._values[number] = []
-        for values in self.batches(call):
-            for number, part in zip(call.outputs, run(call, values), strict=True):
+        for parts in made:
+            for number, part in zip(call.outputs, parts, strict=True):
                 self._values[number].append(self._held(number, array_of(part)))
                 mask = mask_of(part)
                 if mask is not None:
-                    self._masks.setdefault(number, []).append(mask)
+                    self._masks.setdefault(number, []).append(array_of(mask))
         self.forget(call)
 
     def _held(self, number, array):
@@ -141,9 +145,8 @@ def array_of(tensor):
 
 
 def mask_of(tensor):
-    """The mask of what a call gave, an array or None; a later call that takes it may forget it."""
-    mask = get_keras_mask(tensor)
-    return None if mask is None else array_of(mask)
+    """The mask of what a call gave, or None; a later call that takes it may forget it."""
+    return get_keras_mask(tensor)
 
 
 def masked(value, mask):
