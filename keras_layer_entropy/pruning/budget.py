@@ -32,6 +32,8 @@ class Budget:
     >>> units = channels.roots("a")
     >>> (58 * budget.savings(units[:2])).round(6).tolist()
     [7.0, 7.0]
+    >>> {key: round(share, 3) for key, share in budget.left_without(units[:4]).items()}
+    {'flops': 0.5, 'parameters': 0.517}
     >>> for unit in units[:4]: budget.take(unit)
     >>> budget.met, {key: round(share, 3) for key, share in budget.left.items()}
     (False, {'flops': 0.5, 'parameters': 0.517})

@@ -34,9 +34,9 @@ class Stretches:
     >>> values = stretches.values([np.ones((1, 1))])
     >>> {number: float(tensor[0, 0]) for number, (tensor, _) in values.items()}
     {0: 1.0, 1: 2.0, 3: 30.0}
-    >>> (changed,) = stretches.changed(values, {1: np.zeros((1, 1))}).items()
-    >>> changed[0], float(changed[1][0][0, 0])
-    (3, 0.0)
+    >>> changed = stretches.changed(values, {1: np.full((1, 1), 3.0)})
+    >>> {number: float(tensor[0, 0]) for number, (tensor, _) in changed.items()}
+    {1: 3.0, 3: 45.0}
     """
 
     def __init__(self, graph, cuts):
@@ -62,15 +62,14 @@ class Stretches:
         Args:
             inputs: of the model, arrays or tensors.
         """
-        return self.changed({}, dict(enumerate(inputs)), itself=True)
+        return self.changed({}, dict(enumerate(inputs)))
 
-    def changed(self, values, instead, itself=False):
-        """What changes where some tensors are others: number -> (tensor, its mask or None).
+    def changed(self, values, instead):
+        """What changes with some tensors, these among it: number -> (tensor, its mask or None).
 
         Args:
             values: what `values` gave.
             instead: number of a tensor of `cuts` -> what it is; its mask stays.
-            itself: whether what is replaced is among what changes.
         """
         found = {
             number: (ops.convert_to_tensor(x), values.get(number, (None, None))[1])
@@ -81,7 +80,7 @@ class Stretches:
                 known = (found.get(number) or values[number] for number in stretch.inputs)
                 made = zip(stretch.outputs, stretch(list(known)), strict=True)
                 found.update((number, pair) for number, pair in made if number not in instead)
-        return found if itself else {x: pair for x, pair in found.items() if x not in instead}
+        return found
 
 
 class _Stretch:

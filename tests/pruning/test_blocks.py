@@ -458,8 +458,11 @@ def test_the_branch_that_says_nothing_goes_first():
     assert smaller.count_params() == plan.costs[1].parameters
 
 
-def test_what_a_block_costs_is_the_change_of_the_outputs_without_it():
-    model = network(feed_forward, WORDS)
+@pytest.mark.parametrize("last", [False, True], ids=["inside", "the outputs"])
+def test_what_a_block_costs_is_the_change_of_the_outputs_without_it(last):
+    model = network(feed_forward, WORDS, blocks=1 if last else 2)
+    if last:
+        model = keras.Model(model.inputs, model.get_layer("sum_0").output)
     plan = choose_blocks(model, WORDS, stand_in=None)
     with pytest.warns(UserWarning, match="nothing is refitted"):
         cut = remove_blocks(model, "sum_0")

@@ -810,9 +810,11 @@ def test_normalisations_without_weights(kind, random):
     assert found < least_squares(rows, target) + 1e-3
 
 
-def test_large_means_leave_small_deviations(random, monkeypatch):
+@pytest.mark.parametrize("on_processor", [True, False])
+def test_large_means_leave_small_deviations(on_processor, random, monkeypatch):
     """Products of means of 300 would leave nothing of deviations of 1 in float32."""
-    monkeypatch.setattr(patches, "_CHEAP", 0)  # as of many rows
+    monkeypatch.setattr(patches, "_CHEAP", 0)  # as of many features
+    monkeypatch.setattr(patches, "on_processor", lambda: on_processor)  # else by Keras
     inputs = keras.Input((32, 32, 16))
     shift = keras.initializers.Constant(300.0)
     x = layers.Conv2D(64, 1, activation="relu", name="a", bias_initializer=shift)(inputs)
