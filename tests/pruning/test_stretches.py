@@ -66,8 +66,8 @@ def test_only_what_changes_is_made_again(monkeypatch):
     )
     both = layers.Dense(2, name="last")(layers.Add(name="both")([one, other]))
     graph = flat_graph(keras.Model(inputs, both))
-    (number,) = graph.calls_of("one")[0].outputs
-    found = Stretches(graph, {number})
+    number, beside = (graph.calls_of(path)[0].outputs[0] for path in ("one", "other"))
+    found = Stretches(graph, {number, beside})
     values = found.values([np.ones((2, 6))])
     run = stretches.run
     monkeypatch.setattr(stretches, "run", lambda call, x: made.append(call.path) or run(call, x))
