@@ -35,7 +35,7 @@ from keras_layer_entropy.files import recover
 from keras_layer_entropy.measures.entropy import ActivationEntropy
 from keras_layer_entropy.measures.measure import listed
 from keras_layer_entropy.model_files import FILE_SUFFIXES, model_format, weights_of
-from keras_layer_entropy.pruning import CRITERIA, PruningOptions, prune_model, rank_units
+from keras_layer_entropy.pruning import CRITERIA, PruningOptions, rank_units
 from keras_layer_entropy.pruning.checkpoint import Checkpoint, data_fingerprint, fingerprint
 from keras_layer_entropy.pruning.cost import (
     KEYS,
@@ -47,7 +47,7 @@ from keras_layer_entropy.pruning.cost import (
 from keras_layer_entropy.pruning.options import MODES
 from keras_layer_entropy.pruning.outcome import Output, compared
 from keras_layer_entropy.pruning.qualities import choose_quality
-from keras_layer_entropy.pruning.search import look_ahead
+from keras_layer_entropy.pruning.search import look_ahead, run_search
 from keras_layer_entropy.pruning.simplify import simplify_model
 from keras_layer_entropy.pruning.timing import least_left
 from keras_layer_entropy.pruning.unit_criteria import GREEDY, UNIT_CRITERIA
@@ -270,8 +270,8 @@ def _prune(options, model_path, output):
             checkpoint.save(current, steps)
             progress.finish_step(step)
 
-        result = prune_model(
-            model, *_searched(parts, options), options, on_step=on_step, resume=resume,
+        result = run_search(
+            model, *_searched(parts, options), options, quality, on_step=on_step, resume=resume,
             callbacks=[progress],
         )  # fmt: skip
     for path, reason in result.reasons.items():

@@ -152,12 +152,34 @@ def prune_model(
     >>> result.removed, [layer.name for layer in result.model.layers]
     (('b',), ['a', 'out'])
     """
+    return run_search(
+        model, train_data, validation_data, _options(options, settings), on_step=on_step,
+        resume=resume, callbacks=callbacks,
+    )  # fmt: skip
+
+
+def run_search(
+    model: keras.Model,
+    train_data: Data,
+    validation_data: Data,
+    options: PruningOptions,
+    quality: Quality | None = None,
+    *,
+    on_step: Callable[[keras.Model, PruningStep], object] | None = None,
+    resume: tuple[keras.Model, Sequence[PruningStep]] | None = None,
+    callbacks: Iterable[keras.callbacks.Callback] = (),
+) -> PruningResult:
+    """`prune_model`, where the quality may be known.
+
+    Args, errors: as for `prune_model`; and quality, what `choose_quality` gave for these, if it is
+    known.
+    """
     with many_models():
-        search = _Search(model, train_data, validation_data, _options(options, settings), resume)
-        while (step := search.step(callbacks)) is not None:
+        state = _Search(model, train_data, validation_data, options, quality, resume)
+        while (step := state.step(callbacks)) is not None:
             if on_step is not None:
-                on_step(search.model, step)
-        return search.result()
+                on_step(state.model, step)
+        return state.result()
 
 
 def plan(
@@ -368,9 +390,10 @@ class _Search(_Start):
         train_data: Data,
         validation_data: Data,
         options: PruningOptions,
+        quality: Quality | None,
         resume: tuple[keras.Model, Sequence[PruningStep]] | None,
     ) -> None:
-        super().__init__(model, train_data, validation_data, options)
+        super().__init__(model, train_data, validation_data, options, quality)
         start, steps = (model, ()) if resume is None else resume
         self._first = self._working_copy(model)
         self.model = self._first if resume is None else self._working_copy(start)
