@@ -3,6 +3,7 @@
     python benchmarks/blocks.py --only=resnet --model=ResNet56.json
     python benchmarks/blocks.py --only=train --model=ResNet56.json
     python benchmarks/blocks.py --only=criteria --model=ResNet56.json --way="3x3, refit"
+    python benchmarks/blocks.py --only=plan --model=ResNet56.json
     python benchmarks/blocks.py --only=transformer
 
 `resnet` takes residual branches beside an identity out of a network for CIFAR-10 that lies on disk,
@@ -16,6 +17,9 @@ for a few epochs, on the labels and on what the network itself says of the same 
 `criteria` takes 3, 6 and 9 of the same branches out as several criteria order them, in one way,
 and prints what of the first 2,000 test images is right.
 
+`plan` times a plan of all blocks, layers and units from 2,500 images, beside passes of `predict`
+over these, in pairs.
+
 `transformer` trains an image classifier of 6 transformer blocks, layers with a code of their own,
 on MNIST, a network for each seed, takes 1, 2 and 3 of them out, and trains networks of that depth
 from scratch for as many epochs beside them.
@@ -24,6 +28,7 @@ from scratch for as many epochs beside them.
 with a stand-in, too.
 """
 
+import time
 import warnings
 
 import cifar10
@@ -33,11 +38,14 @@ from absl import app, flags, logging
 
 from keras_layer_entropy import choose_blocks, load_model, remove_blocks
 from keras_layer_entropy.datasets import DatasetSpec, load_parts
+from keras_layer_entropy.pruning import plan
 from keras_layer_entropy.pruning.block_parts import find_blocks
 from keras_layer_entropy.pruning.units import calibration_source
 from keras_layer_entropy.pruning.walking import Walk, inputs_of
 
-_ONLY = flags.DEFINE_list("only", ["transformer"], "Some of resnet, train, criteria, transformer.")
+_ONLY = flags.DEFINE_list(
+    "only", ["transformer"], "Some of resnet, train, criteria, plan, transformer."
+)
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Networks, or calibration subsets.", lower_bound=1)
 _MODEL = flags.DEFINE_string("model", None, "The network of all but `transformer`.")
 _WAY = flags.DEFINE_enum("way", "refit", ["refit", "1x1, refit", "3x3, refit"], "Of `criteria`.")
@@ -109,6 +117,29 @@ def train():
         (smaller,) = shrunk(model, [count], some, "3x3, refit", names)
         print(f"\nResNet, CIFAR-10, {count} of {len(names)} blocks")
         cifar10.retrain(model, smaller, (x, y), test, _EPOCHS.value)
+
+
+def plans():
+    """Prints how long a plan takes, and how many passes of `predict` take as long."""
+    x, y, *_ = cifar10.arrays()
+    x, y, model = (x - x.mean(axis=0))[:2500], y[:2500], load_model(_MODEL.value)
+    model.compile(loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+    model.predict(x[:500], batch_size=256, verbose=0)  # not what only the first call takes
+    print("\n| a plan | wall | processor |\n|---|---|---|")
+    times, ratios = [], []
+    for _ in range(_SEEDS.value):
+        spent = []
+        for do in (
+            lambda: plan(model, (x[:2000], y[:2000]), (x[2000:], y[2000:])),
+            lambda: model.predict(x, batch_size=256, verbose=0),
+        ):
+            start = np.array([time.perf_counter(), time.process_time()])
+            do()
+            spent.append(np.array([time.perf_counter(), time.process_time()]) - start)
+        times.append(spent[0])
+        ratios.append(spent[0] / spent[1])
+    print(f"| seconds | {' | '.join(map(spread, np.transpose(times)))} |")
+    print(f"| passes of `predict` | {' | '.join(map(spread, np.transpose(ratios)))} |", flush=True)
 
 
 def unlike(model, x, names):
@@ -249,7 +280,8 @@ def main(argv):
     del argv
     logging.set_verbosity(logging.ERROR)
     warnings.filterwarnings("ignore", "Without calibration_data=")
-    for name, study in (("resnet", resnet), ("train", train), ("criteria", criteria)):
+    studies = {"resnet": resnet, "train": train, "criteria": criteria, "plan": plans}
+    for name, study in studies.items():
         if name in _ONLY.value:
             if _MODEL.value is None:
                 raise app.UsageError(f"--only={name} needs --model, a network for CIFAR-10.")

@@ -42,7 +42,7 @@ from absl import app, flags, logging
 
 from keras_layer_entropy import choose_units, load_model, remove_units, simplify_model
 from keras_layer_entropy.datasets import DatasetSpec, load_parts
-from keras_layer_entropy.pruning import effects, patches, walking
+from keras_layer_entropy.pruning import patches, stretches, walking
 from keras_layer_entropy.pruning.channels import find_channels
 from keras_layer_entropy.pruning.flops import count_flops
 from keras_layer_entropy.pruning.unit_criteria import (
@@ -272,14 +272,15 @@ def passes():
             samples["calls"] += len(values)
             return function(layer, values, *rest)
 
-        def summed(function, layer, values, *rest, samples=samples, layers=layers):
+        def summed(function, layer, values, *rest, samples=samples, layers=layers, **options):
             samples["rows"] += len(values)
             layers.add(layer)
-            return function(layer, values, *rest)
+            return function(layer, values, *rest, **options)
 
         with (
             mock.patch.object(walking, "run", functools.partial(called, walking.run)),
-            mock.patch.object(effects, "run", functools.partial(called, effects.run)),
+            mock.patch.object(stretches, "run", functools.partial(called, stretches.run)),
+            mock.patch.object(stretches, "_OFTEN", 0),  # what is traced is called once
             mock.patch.object(
                 patches, "before_activation", functools.partial(computed, patches.before_activation)
             ),
