@@ -5,7 +5,8 @@
 
 For each seed a network is trained on the digits and pruned. Prints how many of its hidden layers
 went, what share of the operations is left, test accuracy before and after, steps and seconds; the
-test data choose nothing. `--distill` and `--retraining` change the training after each removal.
+test data choose nothing. `--distill` and `--retraining` change the training after each removal,
+`--max_drop` what may be lost on the validation data.
 """
 
 import time
@@ -24,6 +25,9 @@ _UNITS = flags.DEFINE_integer("units", 128, "Units of each.", lower_bound=1)
 _EPOCHS = flags.DEFINE_integer("epochs", 12, "Epochs of training at first.", lower_bound=1)
 _RETRAINING = flags.DEFINE_integer(
     "retraining", PruningOptions().epochs, "Epochs after each removal.", lower_bound=0
+)
+_MAX_DROP = flags.DEFINE_float(
+    "max_drop", None, "Accuracy that may be lost; the default's if None."
 )
 _DISTILL = flags.DEFINE_boolean("distill", False, "Train for what the original gives.")
 
@@ -60,8 +64,9 @@ def main(argv):
     for seed in range(_SEEDS.value):
         model, started = trained(train, seed), time.perf_counter()
         result = prune_model(
-            model, train, validation, epochs=_RETRAINING.value, distill=_DISTILL.value
-        )
+            model, train, validation, epochs=_RETRAINING.value, distill=_DISTILL.value,
+            max_drop=_MAX_DROP.value,
+        )  # fmt: skip
         seconds = time.perf_counter() - started
         left = shares(*(cost_of(each, test[0][:1]) for each in (model, result.model)))
         before, after = (accuracy(each, test) for each in (model, result.model))
