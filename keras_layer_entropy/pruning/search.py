@@ -292,6 +292,8 @@ class _Start:
 
     def plan(self) -> Plan:
         """All that could go, with what it costs and saves."""
+        if self._quality.name != "accuracy":  # which has looked at all labels already
+            self._scored(self._working_copy(self.model))
         keras.utils.set_random_seed(self._seed)
         return timed(whole_plan(self._standing()), self.model, self._sample)
 
@@ -352,6 +354,29 @@ class _Start:
             )
             self._num_classes = 1
             return self._analyze(self._original, baseline)
+
+    def _working_copy(self, model: keras.Model) -> keras.Model:
+        copy, _ = without(model, None)
+        if self._options.learning_rate is not None:
+            set_learning_rate(copy, self._options.learning_rate)
+        return copy
+
+    def _scored(self, model: keras.Model) -> float:
+        """The quality of a model that is to be gone on from."""
+        quality = self._quality
+        with quality.compiled(model):
+            if quality.reference is not None:
+                found = {quality.words: quality.measure(model, *self._evaluated)}
+            else:
+                logs = logs_of(model, *self._evaluated)
+                found = {"loss": float(logs["loss"]), quality.words: quality.read(logs, model)}
+        for name, value in found.items():
+            if math.isnan(value):
+                raise ValueError(
+                    f"The {name} of {model.name!r} is NaN on the validation data: look for labels "
+                    "that are no class of its, for inputs that are not finite, and at its weights."
+                )
+        return found[quality.words]
 
     def _distillation(self) -> Callable[[keras.Model], keras.Model] | None:
         """What makes of a model one that trains it for what the original gives; None for labels."""
@@ -486,29 +511,6 @@ class _Search(_Start):
             return {}
         first, now = compare_costs([self._first, model], self._sample, sizes, _ROUNDS)
         return {size: (first.latency[size], now.latency[size]) for size in sizes}
-
-    def _working_copy(self, model: keras.Model) -> keras.Model:
-        copy, _ = without(model, None)
-        if self._options.learning_rate is not None:
-            set_learning_rate(copy, self._options.learning_rate)
-        return copy
-
-    def _scored(self, model: keras.Model) -> float:
-        """The quality of a model that is to be gone on from."""
-        quality = self._quality
-        with quality.compiled(model):
-            if quality.reference is not None:
-                found = {quality.words: quality.measure(model, *self._evaluated)}
-            else:
-                logs = logs_of(model, *self._evaluated)
-                found = {"loss": float(logs["loss"]), quality.words: quality.read(logs, model)}
-        for name, value in found.items():
-            if math.isnan(value):
-                raise ValueError(
-                    f"The {name} of {model.name!r} is NaN on the validation data: look for labels "
-                    "that are no class of its, for inputs that are not finite, and at its weights."
-                )
-        return found[quality.words]
 
     def _retrain(
         self, model: keras.Model, removed: float, callbacks: Iterable[keras.callbacks.Callback]

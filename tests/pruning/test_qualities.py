@@ -9,7 +9,7 @@ import pytest
 from keras import layers, ops
 
 from keras_layer_entropy import prune_model
-from keras_layer_entropy.pruning import PruningOptions, Quality, choose_quality
+from keras_layer_entropy.pruning import PruningOptions, Quality, choose_quality, plan
 from keras_layer_entropy.pruning.fidelity import LOGITS, NUMBERS, PROBABILITIES, Fidelity
 
 SAMPLES, WIDTH = 96, 6
@@ -456,6 +456,14 @@ def unlossy():
 def test_errors(make, data, options, words):
     with pytest.raises(ValueError, match=words):
         chosen(make(), data, **options)
+
+
+@pytest.mark.parametrize("look", [plan, prune_model])
+def test_targets_that_make_the_quality_nan_are_found_at_the_start(look):
+    bad = TARGETS.copy()
+    bad[5] = np.nan
+    with pytest.raises(ValueError, match="The loss of .* is NaN on the validation data"):
+        look(network(2), (X, TARGETS), (X, bad), **QUICK)
 
 
 def test_it_says_what_it_holds_on_to():
