@@ -114,7 +114,8 @@ def test_the_model_alone_is_enough(saved, tmp_path):
     # and it can be pruned and analysed again, with nothing said about its data
     code, out, err = call("prune", "--model", output, "--dry_run", "--criterion=linearity")
     assert code == 0, err
-    assert ("1. h" in out) == (len(model.layers) > 1)
+    for layer in model.layers[:-1]:  # one with few units left is cheaper than none
+        assert f". {layer.name} " in out or f"{layer.name} stays: " in out
     assert "out stays: it is an output layer" in out
     assert "Dry run: nothing was written." in out
     assert sorted(os.listdir(tmp_path)) == ["saved_model", "saved_model_pruned"]
