@@ -46,7 +46,9 @@ from keras_layer_entropy.pruning.walking import Walk, inputs_of
 _ONLY = flags.DEFINE_list(
     "only", ["transformer"], "Some of resnet, train, criteria, plan, transformer."
 )
-_SEEDS = flags.DEFINE_integer("seeds", 3, "Networks, or calibration subsets.", lower_bound=1)
+_SEEDS = flags.DEFINE_integer(
+    "seeds", 3, "Networks, calibration subsets, or rounds.", lower_bound=1
+)
 _MODEL = flags.DEFINE_string("model", None, "The network of all but `transformer`.")
 _WAY = flags.DEFINE_enum("way", "refit", ["refit", "1x1, refit", "3x3, refit"], "Of `criteria`.")
 _EPOCHS = flags.DEFINE_integer("epochs", 4, "Epochs of training.", lower_bound=1)

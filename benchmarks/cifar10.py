@@ -75,11 +75,11 @@ def distillation(temperature=4.0, weight=0.9):
     return loss
 
 
-def retrain(model, smaller, train, test, epochs, peak=PEAK):
+def retrain(model, smaller, train, test, epochs):
     """Trains what is left of a model on labels and on what the model itself says of each image.
 
     Prints how good both are, and the smaller one after each epoch. Decay of weights is that of the
-    network's own regularizers; the learning rate rises to a peak and falls again.
+    network's own regularizers.
     """
     (x, y), (xt, yt) = train, test
     mean = x.mean(axis=0)
@@ -95,7 +95,7 @@ def retrain(model, smaller, train, test, epochs, peak=PEAK):
     tell("the network itself", model)
     tell("right after the removal", smaller)
     rate = keras.optimizers.schedules.CosineDecay(
-        peak / 15, epochs * len(batches) - 100, warmup_target=peak, warmup_steps=100
+        2e-5, epochs * len(batches) - 100, warmup_target=PEAK, warmup_steps=100
     )
     smaller.compile(keras.optimizers.Adam(rate), distillation())
     ends = keras.callbacks.LambdaCallback(

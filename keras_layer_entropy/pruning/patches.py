@@ -184,7 +184,7 @@ def enough(layer, batches):
     """
     samples = 0
     for x in batches:
-        if samples and samples >= samples_enough(layer, x):
+        if samples >= samples_enough(layer, x):
             return
         samples += len(x)
         yield x

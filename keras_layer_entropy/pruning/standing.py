@@ -84,7 +84,7 @@ class Standing:
     """What a search has come to.
 
     Attributes:
-        original: a working copy of the model that it began with.
+        original: the model that it began with.
         model: the model as it is now.
         teacher: the model that was trained last: targets of regressions come from it.
         profile: `EntropyProfile` of the model.

@@ -20,9 +20,6 @@ class Stretches:
         graph: `Graph` of a model.
         cuts: numbers of the tensors that are asked for or replaced.
 
-    Attributes:
-        graph: that.
-
     Example:
 
     >>> import keras
@@ -40,7 +37,6 @@ class Stretches:
     """
 
     def __init__(self, graph, cuts):
-        self.graph = graph
         place, members = {}, []  # number of a tensor -> the stretch that makes it
         for call in graph.calls:
             before = {place[number] for number in call.inputs if number in place}
